@@ -79,7 +79,7 @@ class Sessions:
 
     def differences(self, inputs: Tensor, expected: dict[str, Tensor], threads: int) -> tuple[int, int]:
         """Return the numbers of differing and of all integers."""
-        got = self.by_threads[threads].trace(inputs.numpy())
+        got = self.by_threads[threads].trace({"image": inputs.numpy()})
         counts = [(int((got[name] != expected[name].numpy()).sum()), got[name].size) for name in self.names]
         return sum(count[0] for count in counts), sum(count[1] for count in counts)
 
@@ -116,7 +116,7 @@ def measure(model: QuantizedModel, bits: int, train: ImageSet, test: ImageSet, l
         pairs = [(int((expected[name] != codes).sum()), codes.numel()) for name, codes in evaluated.items()]
         add("trained", (sum(p[0] for p in pairs), sum(p[1] for p in pairs)))
         right["trained"].append((logits.argmax(1) == labels).numpy())
-        right["onnxruntime"].append(sessions.plain.run(inputs.numpy()).argmax(1) == labels.numpy())
+        right["onnxruntime"].append(sessions.plain.run({"image": inputs.numpy()})["logits"].argmax(1) == labels.numpy())
         if index * 32 < SINGLE_IMAGES:
             add("2 threads", sessions.differences(inputs, expected, 2))
             for i in range(len(labels)):

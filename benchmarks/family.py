@@ -20,7 +20,7 @@ import torch
 from measuring import machine, machine_line, markdown_table, write_results
 from training_grid import CYCLES, EPOCHS, MAX_BITS, MIN_BITS, MODEL, trained_run
 
-from cpt_deploy.bundle import OnnxRuntimeModel
+from cpt_deploy.bundle import ImageProcessor, OnnxRuntimeModel
 from cpt_deploy.data import ImageSet, eval_loader, load_images
 from cpt_deploy.export import write_onnx
 from cpt_deploy.integer import freeze
@@ -47,15 +47,15 @@ def accuracy_at(run: TrainedRun, allocation: BitAllocation, train_images: ImageS
     weights, activations = allocation
     calibrate(
         run.model,
-        calibration_inputs(run.recipe, run.preprocessing, train_images),
+        calibration_inputs(run.recipe, run.expect_processor(ImageProcessor).preprocessing, train_images),
         weight_bits=weights,
         activation_bits=activations,
     )
     graph = freeze(run.model, weight_bits=weights, activation_bits=activations)
     served = OnnxRuntimeModel(write_onnx(graph))
     correct = 0
-    for inputs, labels in eval_loader(test_images, run.preprocessing, 250):
-        correct += int((served.run(inputs.numpy()).argmax(axis=1) == labels.numpy()).sum())
+    for inputs, labels in eval_loader(test_images, run.expect_processor(ImageProcessor).preprocessing, 250):
+        correct += int((served.run({"image": inputs.numpy()})["logits"].argmax(axis=1) == labels.numpy()).sum())
     return correct / len(test_images)
 
 

@@ -50,8 +50,8 @@ def row(name: str, report: dict[str, Any]) -> list[str]:
     """Return a run as a row of the table."""
     return [
         {"cpt-5-8": "CPT 5-8/8", "static-8": "static 8/8"}[name],
-        f"{report['valid']['perplexity']:.2f}",
-        f"{report['test']['perplexity']:.2f}",
+        f"{report['valid']['metrics']['perplexity']:.2f}",
+        f"{report['test']['metrics']['perplexity']:.2f}",
         f"{report['cost']['gbitops']:,.0f}",
         f"{report['cost']['saving']:.1%}",
     ]

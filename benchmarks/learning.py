@@ -49,7 +49,7 @@ def finished(folder: Path, processor: str) -> Runs:
             report = RunReport.read(path)
             metric = TASKS[dataset].metric
             found.setdefault(dataset, {}).setdefault(kind, {})[seed] = {
-                metric: report.test.top1 if metric == "accuracy" else report.test.perplexity,
+                metric: report.test.metrics[metric],
                 "gbitops": report.cost["gbitops"],
                 "cpu_seconds": cpu_seconds(path.parent),
                 "processor": processor,

@@ -139,7 +139,7 @@ def found(planned: Planned, directory: Path) -> dict[str, Any] | None:
     report = directory / "report.json"
     if report.is_file():
         content = json.loads(report.read_text())
-        result |= {"accuracy": content["test"]["top1"], "gbitops": content["cost"]["gbitops"]}
+        result |= {"accuracy": content["test"]["metrics"]["accuracy"], "gbitops": content["cost"]["gbitops"]}
         result["training_seconds"] = content["seconds"]["training"]
     return {**result, "curve": curve}
 

@@ -28,7 +28,7 @@ import numpy.typing as npt
 import onnxruntime
 from measuring import interleaved, machine, machine_line, markdown_table, median_ratio, write_results
 
-from cpt_deploy.bundle import Bundle, OnnxRuntimeModel
+from cpt_deploy.bundle import Bundle, ImageProcessor, OnnxRuntimeModel
 from cpt_deploy.data import load_images
 from cpt_deploy.validation import read_cpu, wilson_interval
 
@@ -61,8 +61,13 @@ class Engine:
 
 def onnxruntime_engine(bundle: Bundle) -> Engine:
     """Load a bundle as the server does."""
-    model = OnnxRuntimeModel(bundle.onnx_path)
-    return Engine(REFERENCE, onnxruntime.__version__, model.run, lambda x: lambda: model.run(x))
+    model = OnnxRuntimeModel(bundle.onnx_path, bundle.signature)
+    return Engine(
+        REFERENCE,
+        onnxruntime.__version__,
+        lambda x: model.run({"image": x})["logits"],
+        lambda x: lambda: model.run({"image": x}),
+    )
 
 
 def openvino_engine(model: Path) -> Engine | None:
@@ -103,7 +108,7 @@ def openvino_without_vnni(bundle: Bundle, inputs: list[Inputs]) -> Logits:
 
 def changed_without_vnni(bundle: Bundle, engine: Engine, inputs: list[Inputs]) -> dict[str, Any]:
     """Compare OpenVINO's integers of logits with those without VNNI instructions."""
-    scale = bundle.golden.logit_scale
+    scale = bundle.golden.scales["logits"]
     with_vnni = np.rint(np.concatenate([engine.run(batch) for batch in inputs]) / scale)
     without = np.rint(openvino_without_vnni(bundle, inputs) / scale)
     return {
@@ -172,9 +177,10 @@ def batches(bundle: Bundle, data: str, limit: int | None) -> Iterator[tuple[Inpu
     images = load_images(data, split="test", root=None)
     count = len(images) if limit is None else min(limit, len(images))
     chosen = np.arange(count) * len(images) // count
+    preprocessing = bundle.expect_processor(ImageProcessor).preprocessing
     for start in range(0, count, 64):
         part = chosen[start : start + 64]
-        yield np.stack([bundle.preprocessing.apply(images.image(int(i))) for i in part]), images.labels[part]
+        yield np.stack([preprocessing.apply(images.image(int(i))) for i in part]), images.labels[part]
 
 
 def agreement(bundle: Bundle, engines: list[Engine], data: str, limit: int | None) -> dict[str, dict[str, Any]]:
@@ -183,7 +189,7 @@ def agreement(bundle: Bundle, engines: list[Engine], data: str, limit: int | Non
     counts = {engine.name: {"correct": 0, "other_labels": 0, "differing": 0, "worst": 0} for engine in engines}
     samples = codes_total = 0
     for inputs, labels in batches(bundle, data, limit):
-        codes = {e.name: np.rint(e.run(inputs) / golden.logit_scale).astype(np.int64) for e in engines}
+        codes = {e.name: np.rint(e.run(inputs) / golden.scales["logits"]).astype(np.int64) for e in engines}
         reference = codes[REFERENCE]
         samples, codes_total = samples + len(labels), codes_total + reference.size
         for name, found in codes.items():
@@ -208,7 +214,8 @@ def agreement(bundle: Bundle, engines: list[Engine], data: str, limit: int | Non
 
 def latency(bundle: Bundle, engines: list[Engine], batch: int, rounds: int) -> dict[str, dict[str, float]]:
     """Time one batch in all engines in turn; ratios are relative to onnxruntime."""
-    inputs = np.resize(bundle.golden.inputs, (batch, *bundle.golden.inputs.shape[1:])).astype(np.float32)
+    golden = bundle.golden.inputs["image"]
+    inputs = np.resize(golden, (batch, *golden.shape[1:])).astype(np.float32)
     times = interleaved({engine.name: engine.timed(inputs) for engine in engines}, rounds=rounds)
     return {
         name: {"milliseconds": 1e3 * statistics.median(values), "ratio": median_ratio(values, times[REFERENCE])}

@@ -21,7 +21,7 @@ from measuring import machine, machine_line, markdown_table, write_results
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cpt_deploy.bundle import OnnxRuntimeModel
+from cpt_deploy.bundle import ImageProcessor, OnnxRuntimeModel, TextProcessor
 from cpt_deploy.data import ImageSet, eval_loader, load_images
 from cpt_deploy.data.text import evaluation_chunks, load_corpus, training_chunk, training_rows
 from cpt_deploy.export import write_onnx
@@ -36,10 +36,8 @@ from cpt_deploy.quantization import (
 )
 from cpt_deploy.recipe import load_recipe
 from cpt_deploy.training import (
-    TrainedLanguageModel,
     TrainedRun,
     calibration_inputs,
-    load_language_model,
     load_run,
     train,
 )
@@ -95,7 +93,7 @@ def images_result(run: TrainedRun, name: str) -> dict[str, Any]:
     recipe = run.recipe.model_copy(
         update={"train": run.recipe.train.model_copy(update={"calibration_batches": 2 * CALIBRATION_BATCHES})}
     )
-    batches = list(calibration_inputs(recipe, run.preprocessing))
+    batches = list(calibration_inputs(recipe, run.expect_processor(ImageProcessor).preprocessing))
     half = max(len(batches) // 2, 1)
     test = load_images(recipe.data.name, split="test", root=None)
     right: dict[str, NDArray[np.bool_]] = {}
@@ -117,8 +115,8 @@ def answers(model: QuantizedModel, run: TrainedRun, test: ImageSet) -> NDArray[n
     """Return which test images onnxruntime classifies correctly with a model's integers."""
     served = OnnxRuntimeModel(write_onnx(freeze(model)))
     found = [
-        served.run(inputs.numpy()).argmax(axis=1) == labels.numpy()
-        for inputs, labels in eval_loader(test, run.preprocessing, 250)
+        served.run({"image": inputs.numpy()})["logits"].argmax(axis=1) == labels.numpy()
+        for inputs, labels in eval_loader(test, run.expect_processor(ImageProcessor).preprocessing, 250)
     ]
     return np.concatenate(found)
 
@@ -137,11 +135,12 @@ def paired(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> dict[str, Any
     }
 
 
-def text_result(run: TrainedLanguageModel, name: str) -> dict[str, Any]:
+def text_result(run: TrainedRun, name: str) -> dict[str, Any]:
     """Measure one language model in all forms, by its losses on the beginning of the test text."""
     corpus = load_corpus(run.recipe.data.name, None)
-    ids = run.tokenizer.encode(corpus.text("test"))[:TEXT_TOKENS]
-    rows = training_rows(run.tokenizer.encode(corpus.text("train")), run.recipe.train.batch_size)
+    tokenizer = run.expect_processor(TextProcessor).tokenizer
+    ids = tokenizer.encode(corpus.text("test"))[:TEXT_TOKENS]
+    rows = training_rows(tokenizer.encode(corpus.text("train")), run.recipe.train.batch_size)
     models, losses = forms(run.model), {}
     for form, model in models.items():
         first = CALIBRATION_BATCHES if form == "native again" else 0
@@ -174,7 +173,7 @@ def calibrate_text(model: QuantizedLanguageModel, chunks: Iterator[Any]) -> None
 
 
 @torch.no_grad()
-def text_losses(model: QuantizedLanguageModel, run: TrainedLanguageModel, ids: Any) -> NDArray[np.float64]:
+def text_losses(model: QuantizedLanguageModel, run: TrainedRun, ids: Any) -> NDArray[np.float64]:
     """Return the loss of each token at max_bits, at which fake quantization has the integers of the export."""
     text, found, state = run.recipe.data.text, [], None
     with model.at_max_bits():
@@ -228,9 +227,7 @@ def main() -> None:
         if arguments.only is None or name in arguments.only:
             directory = trained(name, preset, settings, arguments.runs)
             results.append(
-                text_result(load_language_model(directory), name)
-                if name in TEXTS
-                else images_result(load_run(directory), name)
+                text_result(load_run(directory), name) if name in TEXTS else images_result(load_run(directory), name)
             )
             print(results[-1], file=sys.stderr, flush=True)
     lost, won = (sum(r["portable"][key] for r in results if "accuracy" in r) for key in ("lost", "won"))

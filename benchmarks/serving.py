@@ -32,7 +32,7 @@ from server_processes import RunningServer, only_awake, running, set_niceness
 from serving_systems import PEERS, Rows, System
 from serving_table import serving_table
 
-from cpt_deploy.bundle import Bundle, Preprocessing
+from cpt_deploy.bundle import Bundle, ImageProcessor, Preprocessing
 from cpt_deploy.bundle.runtime.sessions import may_saturate
 from cpt_deploy.export import ModelIdentity, export_bundle
 from cpt_deploy.models import build_model
@@ -107,8 +107,8 @@ def make_bundle(case: Case, folder: Path) -> Bundle:
     model.eval()
     name = case.network.rpartition("/")[2]
     preprocessing = Preprocessing(3, case.shape[1:], mean=(0.5,) * 3, std=(0.25,) * 3)
-    labels = [f"class {i}" for i in range(case.classes)]
-    identity = ModelIdentity(name, case.network, labels, preprocessing)
+    labels = tuple(f"class {i}" for i in range(case.classes))
+    identity = ModelIdentity(name, case.network, "image-classification", ImageProcessor(preprocessing, labels))
     return export_bundle(model, folder / name, identity, images(4, case.shape))
 
 

@@ -22,9 +22,9 @@ from measuring import interleaved, machine, machine_line, markdown_table, write_
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from cpt_deploy.bundle.language import LanguageModel
+from cpt_deploy.bundle import OnnxRuntimeModel, next_states
 from cpt_deploy.bundle.runtime.sessions import open_session, session_options
-from cpt_deploy.export.language.kinds import language_manifest, write_language_onnx
+from cpt_deploy.export.language.kinds import language_signature, write_language_onnx
 from cpt_deploy.integer.language import IntegerLanguageModel, IntegerTransformer, freeze_language_model
 from cpt_deploy.models.language import TransformerLanguageModel
 from cpt_deploy.quantization import QuantizationConfig, calibrating, prepare_language_model
@@ -99,15 +99,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     rounds = parser.parse_args().rounds
     model = frozen_model()
-    content, manifest = write_language_onnx(model), language_manifest(model)
+    content, signature = write_language_onnx(model), language_signature(model)
     floats = with_float_products(content, model)
     files = {FLOATS: floats, DYNAMIC: dynamic(floats), OURS: content}
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (1, SHAPE["context"]))
-    _, long = LanguageModel(content, manifest).run(tokens)
+    long = next_states(signature, OnnxRuntimeModel(content, signature).run({"input_ids": tokens}))
     measured: list[dict[str, Any]] = []
     for case, (past, length) in CASES.items():
         state = {name: np.ascontiguousarray(value[:, :, :past]) for name, value in long.items()}
-        feed = {"tokens": tokens[:, past : past + length], **state}
+        feed = {"input_ids": tokens[:, past : past + length], **state}
         sessions = {name: _session(data, plain=name == DYNAMIC) for name, data in files.items()}
         logits = {name: session.run(["logits"], feed)[0] for name, session in sessions.items()}
         times = interleaved({name: partial(s.run, None, feed) for name, s in sessions.items()}, rounds=rounds)

@@ -26,8 +26,10 @@ from load_generation import PreparedRequest
 from measuring import machine, machine_line, markdown_table, write_results
 from server_processes import RunningServer, ServerCommand, only_awake, running, set_niceness
 
+from cpt_deploy.bundle import TextProcessor
 from cpt_deploy.bundle.processors.tokenization import WordTokenizer
-from cpt_deploy.export.language.bundle_export import LanguageIdentity, export_language_bundle
+from cpt_deploy.export import ModelIdentity
+from cpt_deploy.export.language.bundle_export import export_language_bundle
 from cpt_deploy.models.language import build_language_model
 from cpt_deploy.quantization import QuantizationConfig, calibrating, prepare_language_model
 
@@ -49,7 +51,7 @@ def write_bundle(name: str, folder: Path) -> Path:
     with torch.no_grad(), calibrating(model):
         model(torch.randint(0, VOCABULARY, (2, 64)))
     tokenizer = WordTokenizer(["<eos>", "<unk>", *(f"w{number}" for number in range(VOCABULARY - 2))])
-    identity = LanguageIdentity(name, name, tokenizer)
+    identity = ModelIdentity(name, name, "text-generation", TextProcessor(tokenizer))
     return export_language_bundle(model.eval(), folder / name, identity, np.arange(100)).path
 
 

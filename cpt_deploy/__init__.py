@@ -9,10 +9,14 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Bundle": "cpt_deploy.bundle",
+    "ImageProcessor": "cpt_deploy.bundle",
+    "Preprocessing": "cpt_deploy.bundle",
+    "TensorProcessor": "cpt_deploy.bundle",
+    "TextProcessor": "cpt_deploy.bundle",
     "CyclicPrecision": "cpt_deploy.quantization",
     "IntegerExecutor": "cpt_deploy.integer",
     "QuantizationConfig": "cpt_deploy.quantization",
-    "export_bundle": "cpt_deploy.export",
+    "export_bundle": "cpt_deploy.export.prepared_model",
     "export_onnx": "cpt_deploy.export",
     "freeze": "cpt_deploy.integer",
     "prepare": "cpt_deploy.preparation",
@@ -22,8 +26,12 @@ _PUBLIC = {
 __all__ = [
     "Bundle",
     "CyclicPrecision",
+    "ImageProcessor",
     "IntegerExecutor",
+    "Preprocessing",
     "QuantizationConfig",
+    "TensorProcessor",
+    "TextProcessor",
     "__version__",
     "calibrate",
     "export_bundle",

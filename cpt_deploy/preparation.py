@@ -1,6 +1,6 @@
 """`prepare` with a trial deployment: the untrained network is frozen, exported and run before any training."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from cpt_deploy import quantization
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel
 from cpt_deploy.quantization.calibration.calibrate import calibrating
-from cpt_deploy.quantization.graph.signature import DynamicShapes, ExampleInputs
+from cpt_deploy.quantization.graph.signature import DynamicShapes, ExampleInputs, States
 from cpt_deploy.signature import Signature
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def prepare(
     config: QuantizationConfig,
     *,
     dynamic_shapes: DynamicShapes = None,
+    states: States = None,
 ) -> QuantizedModel:
     """Convert a float model to one that trains with cyclic precision and can be deployed.
 
@@ -48,16 +49,20 @@ def prepare(
             dictionary of tensors by the names of the arguments. float32 or int64 (token ids), the batch first.
         config: Bounds and fixed or scheduled precision.
         dynamic_shapes: Free dimensions beside the batch, as in `torch.export`: `{2: Dim("height")}` for one tensor, a
-            tuple or dictionary of these for several; `8 * Dim("height")` where sizes have to be multiples.
+            tuple or dictionary of these for several; `8 * Dim("height")` where sizes have to be multiples. A size that
+            only states have may be 0: `Dim("past", min=0)`.
+        states: Pairs (input, output) of names: the output of a call is the input of the next.
 
     Returns:
         The CPT model, at max_bits.
 
     Raises:
-        UsageError: If the example inputs are not such tensors, or `dynamic_shapes` do not fit them.
+        UsageError: If the example inputs are not such tensors, or `dynamic_shapes` or `states` do not fit them.
         ConversionError: If the model cannot be captured, frozen, written or run; names the operation and the module.
     """
-    return quantization.prepare(model, example_inputs, config, dynamic_shapes=dynamic_shapes, trial=try_out)
+    return quantization.prepare(
+        model, example_inputs, config, dynamic_shapes=dynamic_shapes, states=states, trial=try_out
+    )
 
 
 def try_out(model: QuantizedModel) -> None:
@@ -99,8 +104,8 @@ def _provisional_ranges(model: QuantizedModel, device: torch.device) -> Iterator
     """Give every activation quantizer a range in the context; yield the random batches that the ranges come from."""
     generator = torch.Generator().manual_seed(0)
     batches = [
-        {name: x.to(device) for name, x in _random_inputs(model.signature, number, generator).items()}
-        for number in range(2 if model.signature.free else 1)
+        {name: x.to(device) for name, x in _random_inputs(model.signature, sizes, generator).items()}
+        for sizes in model.signature.trials()
     ]
     quantizers = [quantizer for _, quantizer in model.quantizers()]
     try:
@@ -119,9 +124,9 @@ def _provisional_ranges(model: QuantizedModel, device: torch.device) -> Iterator
             quantizer.reset()
 
 
-def _random_inputs(signature: Signature, number: int, generator: torch.Generator) -> dict[str, Tensor]:
+def _random_inputs(signature: Signature, sizes: Mapping[str, int], generator: torch.Generator) -> dict[str, Tensor]:
     inputs = {}
-    for tensor, shape in zip(signature.inputs, signature.input_shapes(number), strict=True):
+    for tensor, shape in zip(signature.inputs, signature.input_shapes(sizes), strict=True):
         dtype = getattr(torch, tensor.dtype)
         if dtype.is_floating_point:
             inputs[tensor.name] = torch.randn(_SAMPLES, *shape, generator=generator)
@@ -138,9 +143,10 @@ def _compare(graph: "IntegerGraph", file: bytes, inputs: list[dict[str, Tensor]]
     """
     from cpt_deploy.bundle.runtime.sessions import open_session
     from cpt_deploy.integer import IntegerExecutor
+    from cpt_deploy.onnx_graph.outputs import add_outputs
 
     executor, entries = IntegerExecutor(graph), graph.entries
-    session = open_session(_with_outputs(file, entries, graph) if entries else file, threads=1)
+    session = open_session(add_outputs(file, _kinds(entries, graph)) if entries else file, threads=1)
     for batch in (*inputs, {name: x[:1] for name, x in inputs[0].items()}):
         named = [output.name for output in session.get_outputs()]
         made = session.run(named, {name: x.numpy() for name, x in batch.items()})
@@ -172,12 +178,8 @@ def _are_close(results: Tensor, expected: Tensor) -> bool:
     return not both.any() or float((results - expected)[both].abs().max()) <= _TOLERANCE * largest
 
 
-def _with_outputs(file: bytes, names: Sequence[str], graph: "IntegerGraph") -> bytes:
-    import onnx
+def _kinds(names: Sequence[str], graph: "IntegerGraph") -> dict[str, int]:
+    """Return the ONNX element types of quantized tensors."""
+    from onnx import TensorProto
 
-    model = onnx.load_model_from_string(file)
-    for name in names:
-        kind = onnx.TensorProto.INT8 if graph.tensors[name].signed else onnx.TensorProto.UINT8
-        model.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
-    serialized: bytes = model.SerializeToString()
-    return serialized
+    return {name: TensorProto.INT8 if graph.tensors[name].signed else TensorProto.UINT8 for name in names}

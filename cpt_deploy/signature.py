@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 BATCH = "N"
@@ -11,10 +11,13 @@ BATCH = "N"
 INPUT_NAME, TOKENS_NAME, OUTPUT_NAME = "image", "input_ids", "logits"
 """Default names of a single input (of real values, of integers) and of a single output."""
 
-Size = int | str
-"""Size of one dimension: a number; or, if it is free, its name or `factor*name+offset`."""
+AFTER = "_after"
+"""Suffix of a state's name as an output: the state after a call."""
 
-_FREE = re.compile(r"(?:(?P<factor>\d+)\*)?(?P<name>[A-Za-z_]\w*)(?P<offset>[+-]\d+)?")
+Size = int | str
+"""Size of one dimension: a number; or, if it is free, its name, or a sum such as `2*height-1` or `past+length`."""
+
+_TERM = re.compile(r"(?P<sign>[+-]?)(?:(?:(?P<factor>\d+)\*)?(?P<name>[A-Za-z_]\w*)|(?P<number>\d+))(?=[+-]|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +27,8 @@ class TensorSpec:
     Attributes:
         name: Unique among inputs and outputs; also its name in the ONNX file.
         dtype: NumPy's name of the dtype: "float32", "int64", ...
-        shape: Sizes without the batch dimension. A size of an output gets a new name if it depends on free sizes in
-            another way than `factor*name+offset`.
+        shape: Sizes without the batch dimension. A size of an output gets a new name if it is no sum of multiples of
+            free sizes and a number.
         batch: The first dimension, as in an ONNX file that was read: its name if it is free, a number if it is fixed,
             None if the tensor has no dimensions.
     """
@@ -47,8 +50,9 @@ class FreeSize:
 
     Attributes:
         example: The size in the example that the model was captured with.
-        least: The minimum size.
-        most: The maximum size; None if there is none.
+        least: The minimum size; 0 only where it is a size of states alone, which begin empty.
+        most: The maximum size; None if there is none. With states the sum of all free sizes has this maximum, too: the
+            past and the present tokens together fill a context.
     """
 
     example: int
@@ -77,6 +81,17 @@ class Signature:
         """The names of all inputs and outputs."""
         return tuple(tensor.name for tensor in (*self.inputs, *self.outputs))
 
+    @property
+    def context(self) -> int | None:
+        """The maximum of the sum of all free sizes of a network with states; None if there is none."""
+        bounds = [free.most for free in self.free.values() if free.most is not None] if self.states else []
+        return min(bounds, default=None)
+
+    def most(self, name: str) -> int | None:
+        """Return the maximum size of a free dimension at which all may be at their maximum: its share of a context."""
+        free, context = self.free[name], self.context
+        return free.most if context is None else max(context // len(self.free), free.least)
+
     def sizes(self, number: int = 0) -> dict[str, int]:
         """Return sizes of the free dimensions: those of the example for 0, and others for each larger number.
 
@@ -84,14 +99,26 @@ class Signature:
         remains visible after strides.
         """
         return {
-            name: _other_size(free, number, place) if number else free.example
+            name: _other_size(replace(free, most=self.most(name)), number, place) if number else free.example
             for place, (name, free) in enumerate(self.free.items())
         }
 
-    def input_shapes(self, number: int = 0) -> tuple[tuple[int, ...], ...]:
-        """Return the shape of each input without the batch dimension, with the free sizes of `sizes(number)`."""
-        sizes = self.sizes(number)
-        return tuple(tuple(size_at(size, sizes) for size in tensor.shape) for tensor in self.inputs)
+    def trials(self) -> list[dict[str, int]]:
+        """Return free sizes at which two forms of a network are compared.
+
+        The sizes of the example come first, then others; with states also the first call, in which all sizes are at
+        their minimum, and one of those after it, in which only the states have other sizes.
+        """
+        if not self.free:
+            return [{}]
+        least = {name: free.least for name, free in self.free.items()}
+        grown = {name: size for name, size in self.sizes(1).items() if not least[name]}
+        return [self.sizes(), self.sizes(1), *([least, least | grown] if self.states else [])]
+
+    def input_shapes(self, sizes: Mapping[str, int] | None = None) -> tuple[tuple[int, ...], ...]:
+        """Return the shape of each input without the batch dimension; by default with the sizes of the example."""
+        free = self.sizes() if sizes is None else sizes
+        return tuple(tuple(size_at(size, free) for size in tensor.shape) for tensor in self.inputs)
 
 
 def size_at(size: Size, free: Mapping[str, int]) -> int:
@@ -100,32 +127,58 @@ def size_at(size: Size, free: Mapping[str, int]) -> int:
     Raises:
         KeyError: If it does not follow from these.
     """
-    if isinstance(size, int):
-        return size
-    match = _FREE.fullmatch(size)
-    if match is None:
-        raise KeyError(size)
-    return int(match["factor"] or 1) * free[match["name"]] + int(match["offset"] or 0)
+    factors, offset = factors_of(size)
+    return offset + sum(factor * free[name] for name, factor in factors.items())
 
 
-def size_of(name: str, factor: int, offset: int) -> str:
-    """Return a free size in the notation of a signature: "height", "8*height", "2*length-1"."""
-    return (f"{factor}*" if factor != 1 else "") + name + (f"{offset:+d}" if offset else "")
+def size_of(factors: Mapping[str, int], offset: int) -> str:
+    """Return a free size in the notation of a signature: "height", "8*height", "2*length-1", "past+length"."""
+    terms = [(f"{factor}*" if factor != 1 else "") + name for name, factor in factors.items()]
+    return "+".join(terms) + (f"{offset:+d}" if offset else "")
 
 
 def free_name(size: Size) -> str | None:
-    """Return the name of the free dimension that determines a size; None for a number, or if there is none."""
-    match = None if isinstance(size, int) else _FREE.fullmatch(size)
-    return None if match is None else match["name"]
+    """Return the name of the free dimension that alone determines a size; None for numbers and other sizes."""
+    try:
+        factors, _ = factors_of(size)
+    except KeyError:
+        return None
+    return next(iter(factors)) if len(factors) == 1 else None
+
+
+def factors_of(size: Size) -> tuple[dict[str, int], int]:
+    """Return the factor of each free dimension in a size, and the number that is added.
+
+    Raises:
+        KeyError: If the size is no such sum.
+    """
+    if isinstance(size, int):
+        return {}, size
+    factors: dict[str, int] = {}
+    offset = place = 0
+    while place < len(size) or not size:
+        match = _TERM.match(size, place)
+        if match is None or (place and not match["sign"]):
+            raise KeyError(size)
+        sign = -1 if match["sign"] == "-" else 1
+        if match["name"]:
+            factors[match["name"]] = factors.get(match["name"], 0) + sign * int(match["factor"] or 1)
+        else:
+            offset += sign * int(match["number"])
+        place = match.end()
+    return factors, offset
 
 
 def _other_size(free: FreeSize, number: int, place: int) -> int:
-    most, step = free.most or sys.maxsize, number - 1 + place
-    far = [(number + 1) * free.example + place, most - step, free.least + step]
-    for size in (*far, free.example + 1 + step, free.example - 1 - step):
-        if free.least <= size <= most and size != free.example:
-            return size
-    return free.example
+    most, step = sys.maxsize if free.most is None else free.most, number - 1 + place
+    far = [(number + 1) * max(free.example, 2) + place, most - step, free.least + step]
+    possible = [
+        size
+        for size in (*far, free.example + 1 + step, free.example - 1 - step)
+        if free.least <= size <= most and size != free.example
+    ]
+    # `torch.export` makes constants of sizes below 2
+    return next((size for size in possible if size >= 2), next(iter(possible), free.example))
 
 
 def to_json(signature: Signature) -> dict[str, Any]:

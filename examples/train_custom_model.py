@@ -12,10 +12,17 @@ import sys
 import torch
 from torch import nn
 
-from cpt_deploy import CyclicPrecision, QuantizationConfig, calibrate, export_bundle, prepare
-from cpt_deploy.bundle import OnnxRuntimeModel, Preprocessing, top_k
+from cpt_deploy import (
+    CyclicPrecision,
+    ImageProcessor,
+    Preprocessing,
+    QuantizationConfig,
+    calibrate,
+    export_bundle,
+    prepare,
+)
+from cpt_deploy.bundle import OnnxRuntimeModel
 from cpt_deploy.data import eval_loader, load_images, train_loader
-from cpt_deploy.export import ModelIdentity
 
 EPOCHS, BATCH_SIZE = 8, 64
 
@@ -68,20 +75,22 @@ def main(destination: str) -> float:
     calibrate(model, train_loader(train, preprocessing, (), batch_size=64, seed=0, epoch=EPOCHS))
     model.eval()
 
-    identity = ModelIdentity(
+    processor = ImageProcessor(preprocessing, test.classes)
+    sample, _ = next(iter(eval_loader(test, preprocessing, 8)))
+    bundle = export_bundle(
+        model,
+        destination,
+        sample,
+        task="image-classification",
+        processor=processor,
         name="custom-digits",
-        architecture="custom",
-        labels=test.classes,
-        preprocessing=preprocessing,
         facts={"dataset": "digits"},
     )
-    sample, _ = next(iter(eval_loader(test, preprocessing, 8)))
-    bundle = export_bundle(model, destination, identity, sample)
 
-    runtime = OnnxRuntimeModel(bundle.onnx_path)
+    runtime = OnnxRuntimeModel(bundle.onnx_path, bundle.signature)
     correct = 0
     for images, labels in eval_loader(test, preprocessing, 100):
-        best = top_k(runtime.run(images.numpy()), bundle.labels, 1)
+        best = processor.answers(runtime.run({"image": images.numpy()}), 1)
         correct += sum(row[0].index == label for row, label in zip(best, labels.tolist(), strict=True))
     accuracy = correct / len(test)
     print(f"{bundle.path}: {accuracy:.2%} in onnxruntime, {bundle.onnx_path.stat().st_size:,} bytes")

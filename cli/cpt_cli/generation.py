@@ -25,49 +25,41 @@ def local_text(path: Path, prompt: str, options: TextOptions, *, threads: int | 
     """Generate with a bundle in this process.
 
     Raises:
-        BundleError: If the bundle is missing, damaged, or not a language model.
-        UsageError: If the prompt is longer than the model's context.
+        BundleError: If the bundle is missing or damaged.
+        UsageError: If its model does not continue texts, or the prompt is longer than its context.
     """
-    import numpy as np
+    import asyncio
 
-    from cpt_deploy.bundle.language import END, LanguageBundle, LanguageModel
-    from cpt_serving.inference.sampling import Sampler, SamplingOptions, log_softmax
-    from cpt_serving.inference.stopping import StopMatcher
+    from cpt_deploy.bundle import Bundle
+    from cpt_serving.adapters import adapter_of
+    from cpt_serving.inference.engine import Engine
+    from cpt_serving.inference.generation import GenerationRequest, text_events
+    from cpt_serving.inference.memory import MemoryBudget
+    from cpt_serving.inference.model import TextModel
+    from cpt_serving.inference.observers import ModelObserver
+    from cpt_serving.inference.sampling import SamplingOptions
+    from cpt_serving.inference.threads import Threads
+    from cpt_serving.settings import local_settings
 
-    bundle = LanguageBundle.open(path)
-    model = LanguageModel(bundle.onnx_path, bundle.manifest, threads=threads)
-    tokens = bundle.text.encode(prompt) or list(bundle.text.start)
-    context, limit = bundle.manifest.context, options.max_tokens
-    if context is not None:
-        if len(tokens) > context:
-            raise UsageError(
-                f"Expected a prompt of at most {context} tokens, the model's context, but got {len(tokens)}"
-            )
-        limit = min(limit, context - len(tokens) + 1)
-    sampler = Sampler(SamplingOptions(options.temperature, options.top_k, options.top_p, options.seed))
-    stop, decode = StopMatcher(options.stop), bundle.text.decoder(tokens)
-    logits, state = model.run(np.array([tokens], np.int64))
-    started = time.monotonic()
-    for count in range(1, limit + 1):
-        token = sampler.draw(log_softmax(logits[0, -1]))
-        text = stop.add(decode(token))
-        if not stop.stopped and count < limit:
-            yield {"text": text}
-            logits, state = model.run(np.array([[token]], np.int64), state)
-            continue
-        if not stop.stopped:
-            text += stop.add(decode(END)) + stop.rest()
-        seconds = time.monotonic() - started
-        yield {
-            "model": bundle.name,
-            "version": bundle.version,
-            "text": text,
-            "finish_reason": "stop" if stop.stopped else "length",
-            "seed": options.seed,
-            "usage": {"prompt_tokens": len(tokens), "generated_tokens": count},
-            "timings": {"tokens_per_s": round((count - 1) / seconds, 1) if count > 1 and seconds > 0 else None},
-        }
-        return
+    settings = local_settings(path, threads)
+    bundle = Bundle.open(path)
+    model = adapter_of(bundle, settings, MemoryBudget(settings.decode_bytes))
+    if not isinstance(model, TextModel):
+        raise UsageError(f"Expected a model that continues texts in {path}, but its task is {bundle.task}")
+    request = GenerationRequest(
+        prompt=model.tokens_of(prompt) or list(model.text.start),
+        max_tokens=options.max_tokens,
+        sampling=SamplingOptions(options.temperature, options.top_k, options.top_p, options.seed),
+        stops=options.stop,
+        arrived=time.monotonic(),
+    )
+    compute = Threads(1, "compute")
+    engine: Engine[TextModel] = Engine(model, settings, compute, compute, ModelObserver())
+    engine.load_now()
+    with asyncio.Runner() as runner:
+        events = text_events(engine, request)
+        while (event := runner.run(anext(events, None))) is not None:
+            yield event
 
 
 def remote_text(url: str, prompt: str, options: TextOptions, headers: dict[str, str]) -> Iterator[dict[str, Any]]:

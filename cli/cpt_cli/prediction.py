@@ -1,23 +1,85 @@
-"""Classifying image files on a server, with the same results as `cpt_deploy.workflows.image_classifier`."""
+"""Predicting with a bundle in this process, or on a server; both take the same requests and give the same answers."""
 
-from collections.abc import Iterator
+import csv
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
 
 from cpt_cli.output import out
-from cpt_deploy.errors import ImageError
+from cpt_deploy.errors import DataError, ImageError, UsageError
 
-if TYPE_CHECKING:
-    from cpt_deploy.bundle import Prediction
-    from cpt_deploy.workflows import Classifier
+Body = Mapping[str, Any]
+"""JSON of a request to `/predict`: rows by column in `inputs`, or one after the other in `instances`."""
+
+_ROWS_AT_ONCE = 32
+
+
+class Predictor(NamedTuple):
+    """Two functions that predict.
+
+    Args:
+        image: Returns the most probable classes of an image file, best first; raises `ImageError` if it is no image.
+        rows: Returns the prediction for each row; raises `UsageError` for rows that the model does not take.
+    """
+
+    image: Callable[[Path], Any]
+    rows: Callable[[Body], list[Any]]
+
+
+def local_predictor(path: Path, *, top_k: int, threads: int | None) -> Predictor:
+    """Return functions that predict as a server of the bundle does.
+
+    Raises:
+        BundleError: If the bundle is missing or damaged.
+    """
+    import orjson
+
+    from cpt_deploy.bundle import Bundle
+    from cpt_serving.adapters import adapter_of
+    from cpt_serving.inference.memory import MemoryBudget
+    from cpt_serving.inference.threads import Work
+    from cpt_serving.settings import local_settings
+    from cpt_serving.web.errors import RequestError, as_request_error
+    from cpt_serving.web.uploads import EncodedImage
+
+    settings = local_settings(path, threads)
+    adapter = adapter_of(Bundle.open(path), settings, MemoryBudget(settings.decode_bytes))
+    adapter.load()
+
+    def predict(content: list[EncodedImage] | bytes) -> list[Any]:
+        (outcome,) = adapter.run([adapter.receive(content).read(Work())])
+        if isinstance(outcome, Exception):
+            raise outcome
+        return list(adapter.predictions(outcome, top_k))
+
+    def image(path: Path) -> Any:
+        try:
+            return predict([EncodedImage(str(path), _content(path))])[0]
+        except RequestError as error:
+            refused = UsageError if error.status == 415 else ImageError
+            raise refused(f"{path}: {error.message}") from error
+
+    def rows(body: Body) -> list[Any]:
+        try:
+            predictions = predict(orjson.dumps(body))
+        except (RequestError, UsageError) as error:
+            raise UsageError(as_request_error(error).message) from error
+        if isinstance(predictions[0], list):
+            return predictions
+        plain: list[Any] = orjson.loads(orjson.dumps(predictions, option=orjson.OPT_SERIALIZE_NUMPY))
+        return plain
+
+    return Predictor(image, rows)
 
 
 @contextmanager
-def remote_classifier(
+def remote_predictor(
     url: str, bundle: Path | None, *, top_k: int, headers: dict[str, str] | None = None
-) -> Iterator["Classifier"]:
-    """Return a function that classifies on a server.
+) -> Iterator[Predictor]:
+    """Return functions that predict on a server.
 
     Args:
         url: Address of the server.
@@ -28,25 +90,107 @@ def remote_classifier(
     Raises:
         BundleError: If the bundle is missing or damaged.
         UsageError: If the address is invalid.
-        DataError: While classifying, if the server cannot be reached.
+        DataError: While predicting, if the server cannot be reached.
     """
     from cpt_deploy.bundle import Bundle
-    from cpt_deploy.workflows.prediction import naming, read_image
-    from cpt_serving.client import PredictClient
+    from cpt_serving.client import Answer, PredictClient
 
     expected = None if bundle is None else Bundle.open(bundle).name
     with PredictClient(url, headers=headers) as client:
 
-        def classify(path: Path) -> "list[Prediction]":
+        def of_model(answer: Answer) -> list[Any]:
             nonlocal expected
-            content = read_image(path)
-            try:
-                answer = client.predict([content], top_k=top_k)
-            except ImageError as error:
-                raise naming(path, error) from error
             if expected not in {None, answer.model}:
                 out.warning(f"the server answers with model {answer.model}, not with {expected}")
                 expected = None
-            return answer.predictions[0]
+            return answer.predictions
 
-        yield classify
+        def image(path: Path) -> Any:
+            content = _content(path)
+            try:
+                return of_model(client.predict([content], top_k=top_k))[0]
+            except ImageError as error:
+                raise type(error)(f"{path}: {error.message}", hint=error.hint) from error
+
+        yield Predictor(image, lambda body: of_model(client.predict_rows(body, top_k=top_k)))
+
+
+def predict_rows(predictor: Predictor, body: Body) -> list[Any]:
+    """Return the prediction for each row of a body, in requests of a few rows each."""
+    ((key, given),) = body.items()
+    columns = given if isinstance(given, Mapping) else {"": given}
+    predictions: list[Any] = []
+    for start in range(0, max(map(len, columns.values()), default=0), _ROWS_AT_ONCE):
+        part = {name: rows[start : start + _ROWS_AT_ONCE] for name, rows in columns.items()}
+        predictions += predictor.rows({key: part if isinstance(given, Mapping) else part[""]})
+    return predictions
+
+
+def read_rows(path: Path) -> Body:
+    """Return the rows of a file as a request: arrays of a .npz by name, a .json, or the lines of a .csv.
+
+    JSON is a request to `/predict`, a list of rows, or an object with the rows of each input. The first line of a CSV
+    file holds the names of inputs or features, unless it is numbers.
+
+    Raises:
+        DataError: If the file cannot be read.
+        UsageError: If it is of another type.
+    """
+    readers = {".npz": _read_npz, ".json": _read_json, ".csv": _read_csv}
+    if path.suffix not in readers:
+        raise UsageError(f"Expected a file {', '.join(readers)}, but got {path}")
+    try:
+        body = readers[path.suffix](path)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"Expected rows in {path}, but got: {getattr(error, 'strerror', None) or error}") from error
+    given = next(iter(body.values()))
+    columns = given.values() if isinstance(given, dict) else [given]
+    if not columns or not all(isinstance(rows, list) and rows for rows in columns):
+        raise DataError(f"Expected lists of rows in {path}, but got others, or none")
+    return body
+
+
+def _read_npz(path: Path) -> Body:
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as arrays:
+        return {"inputs": {name: np.atleast_1d(array).tolist() for name, array in arrays.items()}}
+
+
+def _read_json(path: Path) -> Body:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(content, dict) and len(content) == 1 and content.keys() <= {"inputs", "instances"}:
+        return content
+    return {"instances" if isinstance(content, list) else "inputs": content}
+
+
+def _read_csv(path: Path) -> Body:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        lines = [line for line in csv.reader(file) if line]
+    if not lines:
+        raise ValueError("an empty file")
+    named = not all(map(_is_number, lines[0]))
+    rows = [[_number(cell) for cell in line] for line in lines[named:]]
+    return {"instances": [dict(zip(lines[0], row, strict=True)) for row in rows] if named else rows}
+
+
+def _number(cell: str) -> int | float:
+    try:
+        return int(cell)
+    except ValueError:
+        return float(cell)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"Expected a readable image file at {path}, but got: {error.strerror or error}") from error

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cpt_deploy.bundle import ImageProcessor
 from cpt_deploy.data import FittedImages, recipe_images
 from cpt_deploy.data.images import Split
 from cpt_deploy.errors import UsageError
@@ -80,15 +81,16 @@ def load_minimum(
 def _images_of(run: TrainedRun, split: Split, count: int, seed: int) -> tuple[Tensor, Tensor]:
     settings = run.recipe.data
     source = recipe_images(settings.model_copy(update={"limit": None}), split)
-    if tuple(source.classes) != run.classes:
+    processor = run.expect_processor(ImageProcessor)
+    if tuple(source.classes) != processor.labels:
         raise UsageError(
-            f"Expected {settings.name} with the {len(run.classes)} classes that {run.path} was trained on, "
+            f"Expected {settings.name} with the {len(processor.labels)} classes that {run.path} was trained on, "
             f"but it has {len(source.classes)} that differ"
         )
     order = np.random.default_rng(seed).permutation(len(source))
     chosen = np.sort(order[:count])
-    pixels = FittedImages(source, run.preprocessing).pick(chosen)
-    return torch.from_numpy(run.preprocessing.normalize(pixels)), torch.from_numpy(source.labels[chosen])
+    pixels = FittedImages(source, processor.preprocessing).pick(chosen)
+    return torch.from_numpy(processor.preprocessing.normalize(pixels)), torch.from_numpy(source.labels[chosen])
 
 
 @torch.no_grad()

@@ -6,20 +6,12 @@ from typing import Any
 
 import yaml
 
-from cpt_deploy.bundle.processors.preprocessing import Preprocessing
+from cpt_deploy.bundle.processors.processor import CardText
+from cpt_deploy.signature import BATCH, Signature, TensorSpec
 
-_USE = """\
-## Use
-
-```sh
-cpt predict . image.png      # here
-cpt serve .                  # over HTTP
-sha256sum --check SHA256SUMS
-```
-
-`model.onnx` runs in any ONNX runtime. `preprocessor_config.json` describes how an image becomes its input,
-`quantization.json` has the quantization parameters of each tensor, and `golden.safetensors` has inputs with the outputs
-that a runtime has to reproduce. """
+_FILES = """\
+`model.onnx` runs in any ONNX runtime. `quantization.json` has the quantization parameters of each tensor, and
+`golden.safetensors` has inputs with the outputs that a runtime has to reproduce."""
 
 _PORTABLE = """\
 onnxruntime does so on every processor, in its fastest kernels and with any session options.
@@ -50,7 +42,7 @@ class EvaluationResult:
         split: Split of the data set.
         metric: Name of the metric, as the Hub spells it.
         samples: Number of samples it was measured on, if known.
-        interval: Lower and max_bits of its 95 % confidence interval, if known.
+        interval: Bounds of its 95 % confidence interval, if known.
     """
 
     value: float
@@ -97,41 +89,51 @@ class CardFields:
 
 def render_card(
     name: str,
+    task: str,
     fields: CardFields,
     *,
     facts: Mapping[str, object],
-    labels: Sequence[str],
-    preprocessing: Preprocessing,
+    signature: Signature,
+    text: CardText,
     results: Sequence[EvaluationResult],
 ) -> str:
     """Return the model card as Markdown.
 
     Args:
         name: Name of the model.
+        task: Its task, as the Hub spells it.
         fields: The author's part of the card.
         facts: Short facts in the order of the table, e.g. bits.
-        labels: Names of the classes.
-        preprocessing: How an image becomes the model's input.
+        signature: The model's inputs, outputs and states.
+        text: The processor's part of the card.
         results: Measured figures; they become the model index.
     """
-    front = front_matter(name, fields, results)
-    shown = ", ".join(labels[:20]) + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")
-    channels, height, width = preprocessing.input_shape
+    states = {name for pair in signature.states for name in pair}
+    tensors = [("input", tensor) for tensor in signature.inputs if tensor.name not in states]
+    tensors += [("state", tensor) for tensor in signature.inputs if tensor.name in states]
+    tensors += [("output", tensor) for tensor in signature.outputs if tensor.name not in states]
+    rows = {**text.rows, **{key.replace("_", " "): value for key, value in facts.items()}}
     parts = [
-        f"---\n{front}---\n\n# {name}\n",
-        fields.description or f"An image classifier with {len(labels)} classes, {origin(fields)}",
+        f"---\n{_front_matter(name, task, fields, results)}---\n\n# {name}\n",
+        fields.description or f"{text.kind}, {_origin(fields)}",
         "",
         "| | |\n|---|---|",
-        f"| input | `image`, float32 (N, {channels}, {height}, {width}), normalised with mean "
-        f"{list(preprocessing.mean)} and standard deviation {list(preprocessing.std)} |",
-        f"| output | `logits`, float32 (N, {len(labels)}) |",
-        f"| classes | {cell(shown)} |",
-        *(f"| {cell(key.replace('_', ' '))} | {cell(value)} |" for key, value in facts.items()),
+        *(f"| {kind} | {_described(tensor)} |" for kind, tensor in tensors),
+        *(f"| {_cell(key)} | {_cell(value)} |" for key, value in rows.items()),
         "",
-        *results_section(results),
-        _USE + _session_options(facts),
+        *_results_section(results),
+        "## Use\n",
+        "```sh",
+        *text.use,
+        "sha256sum --check SHA256SUMS",
+        "```\n",
+        " ".join(part for part in (text.about, _FILES, _session_options(facts)) if part),
     ]
     return "\n".join(parts)
+
+
+def _described(tensor: TensorSpec) -> str:
+    return f"`{tensor.name}`, {tensor.dtype} ({', '.join(map(str, (BATCH, *tensor.shape)))})"
 
 
 def _session_options(facts: Mapping[str, object]) -> str:
@@ -141,7 +143,7 @@ def _session_options(facts: Mapping[str, object]) -> str:
     return _PORTABLE if facts.get("portable") else _NATIVE
 
 
-def origin(fields: CardFields) -> str:
+def _origin(fields: CardFields) -> str:
     """Return how a model was trained and quantized, as the end of a sentence."""
     kind = "a network whose layers run on integers" if fields.float_parts else "an integer network"
     rest = " The operations in float between the layers are listed below." if fields.float_parts else ""
@@ -156,17 +158,8 @@ def origin(fields: CardFields) -> str:
     )
 
 
-def front_matter(
-    name: str, fields: CardFields, results: Sequence[EvaluationResult], *, task: str = "image-classification"
-) -> str:
-    """Return the YAML at the top of a GPU.
-
-    Args:
-        name: Name of the model.
-        fields: The author's part of the card.
-        results: Measured figures; they become the model index.
-        task: Task of the model, as the Hub spells it.
-    """
+def _front_matter(name: str, task: str, fields: CardFields, results: Sequence[EvaluationResult]) -> str:
+    """Return the YAML at the top of a model card."""
     front: dict[str, Any] = {}
     if fields.license:
         front["license"] = fields.license
@@ -191,18 +184,18 @@ def _index_entry(result: EvaluationResult, task: str) -> dict[str, Any]:
     }
 
 
-def results_section(results: Sequence[EvaluationResult]) -> list[str]:
+def _results_section(results: Sequence[EvaluationResult]) -> list[str]:
     """Return the lines of the table of measured figures; an empty list if there are none."""
     if not results:
         return []
     rows = [
-        f"| {cell(result.title)} | {cell(result.dataset)}, {cell(result.split)}"
+        f"| {_cell(result.title)} | {_cell(result.dataset)}, {_cell(result.split)}"
         f"{f', {result.samples} samples' if result.samples else ''} | {result.text} |"
         for result in results
     ]
     return ["## Results\n", "| measured | on | value |\n|---|---|---|", *rows, ""]
 
 
-def cell(value: object) -> str:
+def _cell(value: object) -> str:
     """Return a value as text that is safe inside a table cell."""
     return " ".join(str(value).split()).replace("|", "\\|")

@@ -1,11 +1,12 @@
 """The golden sample: a few inputs with the integer executor's outputs for them at export.
 
-For a network that is integer from end to end, the outputs are integers, which must be the same everywhere. If parts of
-it are computed in float, whose last digits differ between processors, the outputs are logits with a tolerance.
+Outputs that are quantized must be the same everywhere. Those that are computed in float, whose last digits differ
+between processors, have a tolerance.
 """
 
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,154 +14,113 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from cpt_deploy.errors import BundleError
+from cpt_deploy.signature import OUTPUT_NAME
 
-_CODE_TYPES = (np.dtype(np.uint8), np.dtype(np.int8))
+Arrays = Mapping[str, npt.NDArray[Any]]
+"""Arrays by the names of a model's inputs or outputs."""
 
-
-@dataclass(frozen=True, eq=False)
-class GoldenSample:
-    """Inputs and the quantized logits that every runtime must reproduce.
-
-    Args:
-        inputs: Normalised inputs, float32 (N, C, H, W).
-        logit_codes: The executor's quantized logits, uint8 or int8 (N, K).
-        logit_scale: Scale of the quantized logits.
-        logit_zero_point: Zero point of the quantized logits.
-
-    Raises:
-        ValueError: If dtypes, shapes or quantization parameters are invalid.
-    """
-
-    inputs: npt.NDArray[np.float32]
-    logit_codes: npt.NDArray[np.uint8] | npt.NDArray[np.int8]
-    logit_scale: float
-    logit_zero_point: int
-
-    def __post_init__(self) -> None:
-        inputs, codes = self.inputs, self.logit_codes
-        _check_inputs(inputs)
-        if codes.dtype not in _CODE_TYPES or codes.ndim != 2 or len(codes) != len(inputs) or codes.size == 0:
-            raise ValueError(
-                f"Expected golden logits to be uint8 or int8 ({len(inputs)}, K), but got {codes.dtype} {codes.shape}"
-            )
-        most = 0 if codes.dtype == np.int8 else 255  # signed values are centred on 0
-        if not (np.isfinite(self.logit_scale) and self.logit_scale > 0 and 0 <= self.logit_zero_point <= most):
-            raise ValueError(
-                f"Expected a positive scale and a zero point in 0..{most}, but got {self.logit_scale} "
-                f"and {self.logit_zero_point}"
-            )
-
-    @cached_property
-    def logits(self) -> npt.NDArray[np.float32]:
-        """The logits, dequantized as by ONNX DequantizeLinear, float32 (N, K).
-
-        That map is strictly monotone, so equal float32 logits mean equal integers.
-        """
-        centred = self.logit_codes.astype(np.int32) - self.logit_zero_point
-        return centred.astype(np.float32) * np.float32(self.logit_scale)
-
-    def to_bytes(self) -> bytes:
-        """Return the sample as a safetensors file."""
-        return save(
-            {
-                "inputs": np.ascontiguousarray(self.inputs),
-                "logit_codes": np.ascontiguousarray(self.logit_codes),
-                "logit_scale": np.array([self.logit_scale], np.float32),
-                "logit_zero_point": np.array([self.logit_zero_point], np.uint8),
-            }
-        )
+_INPUT, _OUTPUT, _SCALE, _TOLERANCE = "inputs.", "outputs.", "scale.", "tolerance."
+_MOST_STEPS = 255
 
 
 @dataclass(frozen=True, eq=False)
-class GoldenLogits:
-    """Inputs and the logits of a network with operations in float.
+class Golden:
+    """Inputs and the outputs that every runtime has to reproduce.
+
+    A quantized output is stored as the real values that a runtime returns: dequantizing is strictly monotone, so equal
+    float32 values mean equal integers.
 
     Args:
-        inputs: Normalised inputs, float32 (N, C, H, W).
-        logits: The executor's logits, float32 (N, K).
-        tolerance: Maximum difference of a logit.
+        inputs: Inputs by name, (N, ...); states that are missing are the initial ones.
+        outputs: The executor's outputs by name, (N, ...).
+        scales: Scales of those outputs that are quantized, by name.
+        tolerances: Maximum differences of those outputs that are computed in float, by name. Outputs with neither (such
+            as integers) have to be equal.
 
     Raises:
-        ValueError: If dtypes or shapes are invalid, or a number is not finite.
+        ValueError: If there are no inputs, outputs or rows, their numbers of rows differ, a number is not finite, or
+            scales and tolerances are not of outputs.
     """
 
-    inputs: npt.NDArray[np.float32]
-    logits: npt.NDArray[np.float32]
-    tolerance: float
+    inputs: Arrays
+    outputs: Arrays
+    scales: Mapping[str, float] = field(default_factory=dict)
+    tolerances: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_inputs(self.inputs)
-        logits = self.logits
-        if logits.dtype != np.float32 or logits.ndim != 2 or len(logits) != len(self.inputs) or logits.size == 0:
+        arrays = {**self.inputs, **self.outputs}
+        rows = {array.shape[:1] for array in arrays.values()}
+        if not self.inputs or not self.outputs or len(rows) != 1 or not all(array.size for array in arrays.values()):
+            shapes = {name: array.shape for name, array in arrays.items()}
+            raise ValueError(f"Expected golden inputs and outputs of equally many rows, but got the shapes {shapes}")
+        unfit = [name for name, values in arrays.items() if values.dtype.kind not in "fiub" or not _is_finite(values)]
+        if unfit:
+            raise ValueError(f"Expected golden tensors of finite numbers, but {', '.join(unfit)} has others")
+        known = {**self.scales, **self.tolerances}
+        if not known.keys() <= self.outputs.keys() or self.scales.keys() & self.tolerances.keys():
             raise ValueError(
-                f"Expected golden logits to be float32 ({len(self.inputs)}, K), but got {logits.dtype} {logits.shape}"
+                f"Expected a scale or a tolerance of the outputs {', '.join(self.outputs)}, but got {', '.join(known)}"
             )
-        if not (np.isfinite(logits).all() and np.isfinite(self.tolerance) and self.tolerance >= 0):
-            raise ValueError("Expected finite golden logits and a tolerance of at least 0, but got others")
+        for name, number in known.items():
+            if not (np.isfinite(number) and (number > 0 or (number == 0 and name in self.tolerances))):
+                raise ValueError(f"Expected a finite, positive scale or tolerance of {name}, but got {number}")
+
+    @property
+    def tolerance(self) -> float | None:
+        """The largest tolerance; `None` if all outputs have to be equal."""
+        return max(self.tolerances.values(), default=None)
 
     def to_bytes(self) -> bytes:
         """Return the sample as a safetensors file."""
-        return save(
-            {
-                "inputs": np.ascontiguousarray(self.inputs),
-                "logits": np.ascontiguousarray(self.logits),
-                "tolerance": np.array([self.tolerance], np.float64),
-            }
-        )
-
-
-Golden = GoldenSample | GoldenLogits
-"""The outputs that every runtime has to reproduce: integers, or logits up to a tolerance."""
+        tensors = {f"{_INPUT}{name}": np.ascontiguousarray(array) for name, array in self.inputs.items()}
+        tensors |= {f"{_OUTPUT}{name}": np.ascontiguousarray(array) for name, array in self.outputs.items()}
+        tensors |= {f"{_SCALE}{name}": np.array([scale], np.float32) for name, scale in self.scales.items()}
+        tensors |= {f"{_TOLERANCE}{name}": np.array([most], np.float64) for name, most in self.tolerances.items()}
+        return save(tensors)
 
 
 def read_golden(data: bytes) -> Golden:
-    """Read a golden sample of either kind from the bytes of `to_bytes`.
+    """Read a golden sample from the bytes of `Golden.to_bytes`.
 
     Raises:
         BundleError: If the bytes are not a golden sample.
     """
     try:
         tensors = load(data)
-        if "tolerance" in tensors:
-            return GoldenLogits(tensors["inputs"], tensors["logits"], float(tensors["tolerance"][0]))
-        return GoldenSample(
-            inputs=tensors["inputs"],
-            logit_codes=tensors["logit_codes"],
-            logit_scale=float(tensors["logit_scale"][0]),
-            logit_zero_point=int(tensors["logit_zero_point"][0]),
+        inputs, outputs, scales, tolerances = (
+            {name.removeprefix(kind): array for name, array in tensors.items() if name.startswith(kind)}
+            for kind in (_INPUT, _OUTPUT, _SCALE, _TOLERANCE)
         )
+        numbers = ({name: float(array[0]) for name, array in each.items()} for each in (scales, tolerances))
+        return Golden(inputs, outputs, *numbers)
     except (SafetensorError, KeyError, IndexError, ValueError, TypeError) as error:
         raise BundleError(f"Expected golden.safetensors to hold a golden sample, but got: {error}") from error
 
 
-def _check_inputs(inputs: npt.NDArray[np.float32]) -> None:
-    if inputs.dtype != np.float32 or inputs.ndim != 4:
-        raise ValueError(f"Expected golden inputs to be float32 (N, C, H, W), but got {inputs.dtype} {inputs.shape}")
-
-
 @dataclass(frozen=True)
 class GoldenCheck:
-    """The comparison of a runtime's logits with those of a golden sample.
+    """The comparison of a runtime's outputs with those of a golden sample.
 
     Args:
-        values: Number of logits compared.
-        mismatches: Number of logits whose integer differs, or that differ by more than the tolerance.
-        worst_codes: The largest difference, in quantized values; 0 if there is a tolerance instead.
-        same_labels: Whether each sample's top class is the same.
-        worst_logit: The largest difference of a logit; infinite if one is not finite.
-        tolerance: Maximum difference of a logit; `None` if the integers have to be the same.
+        values: Number of values compared.
+        mismatches: Number of values that are not equal, or differ by more than their tolerance.
+        worst_codes: The largest difference of quantized outputs, in quantized values.
+        same_labels: Whether the largest of the logits is the same in each row; without logits, whether the sample is
+            reproduced.
+        worst: The largest difference of a real value; infinite if one is not finite.
+        tolerance: The largest tolerance of an output; `None` if all have to be equal.
     """
 
     values: int
     mismatches: int
     worst_codes: int
     same_labels: bool
-    worst_logit: float = 0.0
+    worst: float = 0.0
     tolerance: float | None = None
 
     @property
     def reproduced(self) -> bool:
-        """Whether every integer is the same, or every logit within the tolerance."""
+        """Whether every value is equal or within its tolerance."""
         return self.mismatches == 0
 
     @property
@@ -171,29 +131,37 @@ class GoldenCheck:
 
 def compared_values(tolerance: float | None) -> str:
     """Return the kind of values in a golden sample, for messages."""
-    return "output integers" if tolerance is None else f"logits (±{tolerance:.2g})"
+    return "output integers" if tolerance is None else f"outputs (±{tolerance:.2g})"
 
 
-def compare_golden(golden: Golden, logits: npt.NDArray[np.float32]) -> GoldenCheck:
-    """Compare a runtime's logits for `golden.inputs`, float32 (N, K), with those of the sample.
+def compare_golden(golden: Golden, outputs: Arrays) -> GoldenCheck:
+    """Compare a runtime's outputs for `golden.inputs` with those of the sample; other outputs are ignored.
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If an output is missing or its shape differs.
     """
-    if logits.shape != golden.logits.shape:
-        raise ValueError(f"Expected logits of shape {golden.logits.shape}, but got {logits.shape}")
-    differences = np.nan_to_num(np.abs(logits.astype(np.float64) - golden.logits), nan=np.inf)
-    same_labels = bool((logits.argmax(axis=1) == golden.logits.argmax(axis=1)).all())
-    worst = float(differences.max())
-    if isinstance(golden, GoldenLogits):
-        mismatches = int(np.count_nonzero(differences > golden.tolerance))
-        return GoldenCheck(logits.size, mismatches, 0, same_labels, worst, golden.tolerance)
-    # NaN and infinity count as differing by the whole range of quantized values.
-    codes = np.rint(np.minimum(differences / np.float64(np.float32(golden.logit_scale)), 255))
-    return GoldenCheck(
-        values=logits.size,
-        mismatches=int(np.count_nonzero(logits != golden.logits)),
-        worst_codes=int(codes.max()),
-        same_labels=same_labels,
-        worst_logit=worst,
-    )
+    values = mismatches = steps = 0
+    worst = 0.0
+    for name, expected in golden.outputs.items():
+        got = outputs.get(name)
+        if got is None or got.shape != expected.shape:
+            raise ValueError(
+                f"Expected the output {name} of shape {expected.shape}, but got {'none' if got is None else got.shape}"
+            )
+        differences = np.nan_to_num(np.abs(got.astype(np.float64) - expected), nan=np.inf)
+        values += expected.size
+        mismatches += int(np.count_nonzero(differences > golden.tolerances.get(name, 0)))
+        worst = max(worst, float(differences.max()))
+        if name in golden.scales:
+            # NaN and infinity count as differing by the whole range of quantized values.
+            scaled = differences.max() / np.float64(np.float32(golden.scales[name]))
+            steps = max(steps, int(np.rint(np.minimum(scaled, _MOST_STEPS))))
+    same = mismatches == 0
+    if OUTPUT_NAME in golden.outputs:
+        best, found = golden.outputs[OUTPUT_NAME].argmax(axis=-1), outputs[OUTPUT_NAME].argmax(axis=-1)
+        same = bool((best == found).all())
+    return GoldenCheck(values, mismatches, steps, same, worst, golden.tolerance)
+
+
+def _is_finite(values: npt.NDArray[Any]) -> bool:
+    return values.dtype.kind != "f" or bool(np.isfinite(values).all())

@@ -1,9 +1,6 @@
 """The layout of a bundle: the version of its format and the names of its files."""
 
-FORMAT_VERSION = 2
-
-LANGUAGE_KIND = "language-model"
-"""The value of "kind" under "cpt" in config.json of a language model; classifiers have no "kind"."""
+FORMAT_VERSION = 3
 
 FLOAT_PARTS = "float_parts"
 """The entry of quantization.json on operators in float between the layers; absent if there are none."""
@@ -27,35 +24,11 @@ SUMS_FILE = "SHA256SUMS"
 PENDING_SUMS_FILE = "SHA256SUMS.pending"
 """Exists next to SHA256SUMS only while a bundle is being updated."""
 
-INPUTS = "inputs"
-"""The key under "cpt" in config.json of the preprocessing at the time of export."""
-
 ANNOUNCED = "onnxruntime"
 """The entry of quantization.json on the operators that onnxruntime computed in float at the time of export."""
 
 EVIDENCE_FILES = frozenset({VALIDATION_FILE, VALIDATION_PAGE, CARD_FILE})
 """The files that `cpt validate` writes; every other file in SHA256SUMS can change an answer."""
 
-REQUIRED_FILES = (
-    ONNX_FILE,
-    TENSORS_FILE,
-    CONFIG_FILE,
-    PREPROCESSOR_FILE,
-    LABELS_FILE,
-    QUANTIZATION_FILE,
-    GOLDEN_FILE,
-    CARD_FILE,
-)
-LANGUAGE_FILES = (ONNX_FILE, TENSORS_FILE, CONFIG_FILE, QUANTIZATION_FILE, GOLDEN_FILE, TOKENIZER_FILE, CARD_FILE)
-"""The files of a language model's bundle."""
-OPTIONAL_FILES = (
-    TOKENIZER_FILE,
-    TORCHSCRIPT_FILE,
-    PT2_FILE,
-    VALIDATION_FILE,
-    VALIDATION_PAGE,
-    RECIPE_FILE,
-    SIGNATURE_FILE,
-    SUMS_FILE,
-    PENDING_SUMS_FILE,
-)
+REQUIRED_FILES = (ONNX_FILE, TENSORS_FILE, CONFIG_FILE, QUANTIZATION_FILE, GOLDEN_FILE, CARD_FILE)
+"""The files of every bundle; those of a processor depend on the task."""

@@ -1,7 +1,6 @@
 """Write a bundle, or add a validation report to one, atomically."""
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,18 +13,20 @@ import numpy.typing as npt
 from safetensors.numpy import save
 
 from cpt_deploy.bundle import layout
-from cpt_deploy.bundle.bundle import Bundle
+from cpt_deploy.bundle.bundle import Bundle, check_parts
 from cpt_deploy.bundle.card import CardFields, EvaluationResult, render_card
 from cpt_deploy.bundle.formats import FORMATS
+from cpt_deploy.bundle.formatting import json_bytes
 from cpt_deploy.bundle.golden import Golden
 from cpt_deploy.bundle.integrity.checksums import checksum_lines, read_checksums
 from cpt_deploy.bundle.integrity.directories import replace_directory, replace_files
-from cpt_deploy.bundle.processors.descriptions import described_ends, described_preprocessing
-from cpt_deploy.bundle.processors.preprocessing import Preprocessing
+from cpt_deploy.bundle.processors.processor import Processor, check_processor
 from cpt_deploy.errors import BundleError
+from cpt_deploy.signature import Signature, to_json
 
-_NUMBERS = re.compile(r"\[\n\s+((?:[-+.\deE]+,\n\s+)*[-+.\deE]+)\n\s*\]")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_UNSHOWN = frozenset({"format_version", "name", "task", "processor"})
+"""Entries of config.json's section "cpt" that the table of the model card does not repeat."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,13 +35,14 @@ class BundleContents:
 
     Args:
         name: Name of the model: letters, digits, ".", "_" and "-", since it is part of URLs.
-        onnx: The serialized model.onnx; its input is "image", its output "logits".
+        task: Its task, e.g. "image-classification".
+        signature: Inputs, outputs and states of model.onnx.
+        processor: Converts requests to inputs and outputs to answers.
+        onnx: The serialized model.onnx.
         tensors: Integer weights, biases and scales by name, for model.safetensors.
         graph: The integer graph as JSON types, stored in quantization.json under "graph".
         quantization: The quantization parameters of each tensor, as JSON types.
-        labels: Names of the classes, one line each.
-        preprocessing: How an image becomes the model's input.
-        golden: Inputs with the integer executor's output integers, or its logits if parts are computed in float.
+        golden: Inputs with the integer executor's outputs.
         architecture: Name of the architecture, as timm or this project knows it.
         version: Version of the model, as clients address it.
         facts: Further facts as JSON types (bits, data set, digest of the trained weights, ...); they go into the
@@ -52,12 +54,13 @@ class BundleContents:
     """
 
     name: str
+    task: str
+    signature: Signature
+    processor: Processor
     onnx: bytes
     tensors: Mapping[str, npt.NDArray[Any]]
     graph: Mapping[str, Any]
     quantization: Mapping[str, Any]
-    labels: Sequence[str]
-    preprocessing: Preprocessing
     golden: Golden
     architecture: str
     version: str = "1"
@@ -78,8 +81,8 @@ def write_bundle(destination: str | Path, *, contents: BundleContents) -> Bundle
         contents: The contents of the bundle.
 
     Raises:
-        BundleError: If a name or the labels are invalid, the destination exists and is not a bundle, or it cannot be
-            written (a full disk); nothing is left behind then.
+        BundleError: If a name is invalid, signature, processor and golden sample do not fit each other, the destination
+            exists and is not a bundle, or it cannot be written (a full disk); nothing is left behind then.
         ValueError: If facts or quantization have keys that the bundle writes itself.
     """
     directory = Path(destination)
@@ -88,20 +91,25 @@ def write_bundle(destination: str | Path, *, contents: BundleContents) -> Bundle
     config = _config(contents)
     parts: dict[str, bytes] = {
         layout.ONNX_FILE: contents.onnx,
-        layout.TENSORS_FILE: tensor_bytes(contents.tensors),
+        layout.TENSORS_FILE: save(
+            {name: np.asarray(tensor, order="C") for name, tensor in contents.tensors.items()}, {"format": "pt"}
+        ),
         layout.CONFIG_FILE: json_bytes(config),
-        layout.PREPROCESSOR_FILE: json_bytes(described_preprocessing(contents.preprocessing)),
-        layout.LABELS_FILE: "".join(f"{label}\n" for label in contents.labels).encode(),
         layout.QUANTIZATION_FILE: json_bytes({**contents.quantization, "graph": contents.graph}),
         layout.GOLDEN_FILE: contents.golden.to_bytes(),
         layout.CARD_FILE: _card(
-            config, contents.labels, contents.preprocessing, contents.results, onnx_bytes=len(contents.onnx)
+            config, contents.signature, contents.processor, contents.results, onnx_bytes=len(contents.onnx)
         ).encode(),
     }
     parts |= {FORMATS[name].file: content for name, content in contents.formats.items()}
     if contents.recipe is not None:
         parts[layout.RECIPE_FILE] = contents.recipe.encode()
-    write_parts(directory, parts)
+    files = contents.processor.files()
+    if parts.keys() & files.keys():
+        raise ValueError(f"Expected a processor's files besides {', '.join(parts)}, but got {', '.join(files)}")
+    parts |= files
+    with _writing(directory):
+        replace_directory(directory, {**parts, layout.SUMS_FILE: checksum_lines(_digests_of(parts)).encode()})
     return Bundle.open(directory)
 
 
@@ -109,6 +117,8 @@ def update_validation(
     bundle: Bundle, report: Mapping[str, Any], results: Sequence[EvaluationResult] = (), *, page: str | None = None
 ) -> Bundle:
     """Store a validation report in a bundle and update its model card and checksums, atomically.
+
+    A signature is removed, since it does not cover the new report.
 
     Args:
         bundle: The bundle; the object itself is not changed.
@@ -123,78 +133,47 @@ def update_validation(
     Raises:
         BundleError: If the bundle cannot be written; it is unchanged then.
     """
-    card = None
-    if results:
-        card = _card(
-            bundle.config, bundle.labels, bundle.preprocessing, results, onnx_bytes=bundle.onnx_path.stat().st_size
-        )
-    store_validation(bundle.path, report, card=card, page=page)
-    return Bundle.open(bundle.path)
-
-
-def store_validation(
-    directory: Path, report: Mapping[str, Any], *, card: str | None = None, page: str | None = None
-) -> None:
-    """Write a validation report, model card and page into the directory of a bundle of any kind, atomically.
-
-    A signature is removed, since it does not cover the new report.
-
-    Args:
-        directory: The bundle.
-        report: The report as JSON types.
-        card: The new model card; None keeps the present one.
-        page: The report as HTML; if None, the page of an earlier report is removed.
-
-    Raises:
-        BundleError: If the bundle cannot be written; it is unchanged then.
-    """
+    directory = bundle.path
     changed = {layout.VALIDATION_FILE: json_bytes(report)}
-    if card is not None:
-        changed[layout.CARD_FILE] = card.encode()
+    if results:
+        size = bundle.onnx_path.stat().st_size
+        changed[layout.CARD_FILE] = _card(
+            bundle.config, bundle.signature, bundle.processor, results, onnx_bytes=size
+        ).encode()
     if page is not None:
         changed[layout.VALIDATION_PAGE] = page.encode()
-    digests = read_checksums(directory) | digests_of(changed)
+    digests = read_checksums(directory) | _digests_of(changed)
     if page is None:
         digests.pop(layout.VALIDATION_PAGE, None)
     left = {layout.SIGNATURE_FILE, *([layout.VALIDATION_PAGE] if page is None else [])}
     sums = checksum_lines(digests).encode()
-    with writing(directory):
+    with _writing(directory):
         # With both lists of checksums in place, the bundle can be opened even if this is interrupted.
         replace_files(directory, {layout.PENDING_SUMS_FILE: sums, **changed})
         (directory / layout.PENDING_SUMS_FILE).replace(directory / layout.SUMS_FILE)
         for name in left:
             (directory / name).unlink(missing_ok=True)
+    return Bundle.open(directory)
 
 
 def _check_contents(contents: BundleContents) -> None:
-    check_names(contents.name, contents.version)
-    labels = list(contents.labels)
-    if any(not label or label.splitlines() != [label] for label in labels) or len(set(labels)) != len(labels):
-        raise BundleError(f"Expected labels to be different, non-empty single lines, but got {labels[:10]}")
-    if len(labels) != contents.golden.logits.shape[1]:
-        raise BundleError(
-            f"Expected a label for each of the {contents.golden.logits.shape[1]} logits, but got {len(labels)}"
-        )
-    if contents.golden.inputs.shape[1:] != contents.preprocessing.input_shape:
-        raise BundleError(
-            f"Expected golden inputs of shape (N, {', '.join(map(str, contents.preprocessing.input_shape))}), "
-            f"but got {contents.golden.inputs.shape}"
-        )
-    taken = {"format_version", "name", "version", "card", layout.INPUTS} & set(contents.facts)
-    if taken or "graph" in contents.quantization:
-        raise ValueError(
-            f"Expected facts and quantization without keys of the bundle's own, but got {taken or 'graph'}"
-        )
-
-
-def check_names(name: str, version: str) -> None:
-    """Raise a `BundleError` unless a model's name and version can be part of URLs."""
-    for kind, value in (("name", name), ("version", version)):
+    for kind, value in (("name", contents.name), ("version", contents.version)):
         if not _NAME.fullmatch(value):
             raise BundleError(
                 f"Expected a bundle's {kind} of letters, digits, '.', '_' and '-' (at most 128), but got {value!r}",
                 hint="it is part of the server's URLs",
             )
+    check_processor(contents.task, type(contents.processor).__name__)
+    try:
+        check_parts(contents.signature, contents.processor, contents.golden)
+    except ValueError as error:
+        raise BundleError(str(error)) from error
+    own = {"format_version", "name", "version", "task", "signature", "processor", "card", *contents.processor.facts()}
+    taken = own & set(contents.facts)
+    if taken or "graph" in contents.quantization:
+        raise ValueError(
+            f"Expected facts and quantization without keys of the bundle's own, but got {taken or 'graph'}"
+        )
 
 
 def check_replaceable(directory: Path) -> None:
@@ -204,27 +183,31 @@ def check_replaceable(directory: Path) -> None:
     if not directory.is_dir():
         raise BundleError(f"Expected a directory for the bundle, but {directory} is a file", hint="choose another name")
     found = {entry.name for entry in directory.iterdir()}
-    foreign = sorted(found - {*layout.REQUIRED_FILES, *layout.OPTIONAL_FILES})
-    if not foreign and (not found or layout.SUMS_FILE in found):
-        return
-    raise BundleError(
-        f"Expected {directory} to be free or a bundle, but it holds {', '.join(foreign[:3] or sorted(found)[:3])}",
-        hint="choose another name, or move them",
-    )
+    own: set[str] = set()
+    if layout.SUMS_FILE in found:
+        own = {*read_checksums(directory), layout.SUMS_FILE, layout.PENDING_SUMS_FILE, layout.SIGNATURE_FILE}
+    foreign = sorted(found - own)
+    if foreign:
+        raise BundleError(
+            f"Expected {directory} to be free or a bundle, but it holds {', '.join(foreign[:3])}",
+            hint="choose another name, or move them",
+        )
 
 
 def _config(contents: BundleContents) -> dict[str, Any]:
-    """Return config.json: the keys of timm, the label maps of transformers and the project's own section."""
-    labels = contents.labels
+    """Return config.json: the processor's keys for other readers, and the project's own section."""
     card = {key: value for key, value in asdict(contents.card).items() if value}
     return {
         "architecture": contents.architecture,
-        **described_ends(labels, contents.preprocessing),
+        **contents.processor.config(),
         "cpt": {
             "format_version": layout.FORMAT_VERSION,
             "name": contents.name,
             "version": contents.version,
-            layout.INPUTS: contents.preprocessing.to_dict(),
+            "task": contents.task,
+            "signature": to_json(contents.signature),
+            "processor": type(contents.processor).__name__,
+            **contents.processor.facts(),
             **contents.facts,
             "card": card,
         },
@@ -233,53 +216,36 @@ def _config(contents: BundleContents) -> dict[str, Any]:
 
 def _card(
     config: Mapping[str, Any],
-    labels: Sequence[str],
-    preprocessing: Preprocessing,
+    signature: Signature,
+    processor: Processor,
     results: Sequence[EvaluationResult],
     *,
     onnx_bytes: int,
 ) -> str:
-    fields, facts = card_facts(config, onnx_bytes)
+    """Return the model card of a bundle with a config.json."""
+    own = dict(config["cpt"])
+    card = dict(own.pop("card", {}))
+    facts = {"architecture": config["architecture"], "size of model.onnx": f"{onnx_bytes:,} bytes"} | {
+        key: value for key, value in own.items() if isinstance(value, (str, int, float)) and key not in _UNSHOWN
+    }
     return render_card(
-        config["cpt"]["name"], fields, facts=facts, labels=labels, preprocessing=preprocessing, results=results
+        own["name"],
+        own["task"],
+        CardFields(**card | {"tags": tuple(card.get("tags", ()))}),
+        facts=facts,
+        signature=signature,
+        text=processor.card(signature),
+        results=results,
     )
 
 
-def card_facts(config: Mapping[str, Any], onnx_bytes: int) -> tuple[CardFields, dict[str, Any]]:
-    """Return the author's part and the facts of a model card, from config.json of a bundle of any kind."""
-    own = dict(config["cpt"])
-    card = dict(own.pop("card", {}))
-    fields = CardFields(**card | {"tags": tuple(card.get("tags", ()))})
-    facts = {"architecture": config["architecture"], "size of model.onnx": f"{onnx_bytes:,} bytes"} | {
-        key: value
-        for key, value in own.items()
-        if isinstance(value, (str, int, float)) and key not in {"format_version", "kind", "name"}
-    }
-    return fields, facts
-
-
-def tensor_bytes(tensors: Mapping[str, npt.NDArray[Any]]) -> bytes:
-    """Return the content of model.safetensors."""
-    return save({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}, {"format": "pt"})
-
-
-def write_parts(directory: Path, parts: Mapping[str, bytes]) -> None:
-    """Write the files of a bundle of any kind and their checksums, replacing an existing bundle.
-
-    Raises:
-        BundleError: If they cannot be written; nothing is changed then.
-    """
-    with writing(directory):
-        replace_directory(directory, {**parts, layout.SUMS_FILE: checksum_lines(digests_of(parts)).encode()})
-
-
-def digests_of(parts: Mapping[str, bytes]) -> dict[str, str]:
+def _digests_of(parts: Mapping[str, bytes]) -> dict[str, str]:
     """Return the SHA-256 of each file's content, hexadecimal."""
     return {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
 
 
 @contextmanager
-def writing(directory: Path) -> Iterator[None]:
+def _writing(directory: Path) -> Iterator[None]:
     """Convert an `OSError` while writing to a `BundleError`."""
     try:
         yield
@@ -288,11 +254,3 @@ def writing(directory: Path) -> Iterator[None]:
             f"Expected to write the bundle {directory}, but got: {error.strerror or error}",
             hint="nothing was changed; free some space, or choose a writable place",
         ) from error
-
-
-def json_bytes(content: Mapping[str, Any]) -> bytes:
-    """Return JSON that is formatted for people."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    # Put lists of numbers on one line. A string cannot match, since its line breaks are escaped.
-    lines = _NUMBERS.sub(lambda found: f"[{' '.join(found.group(1).split())}]", text)
-    return f"{lines}\n".encode()

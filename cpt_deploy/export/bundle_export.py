@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from cpt_deploy.bundle import Bundle, BundleContents, CardFields, Preprocessing, write_bundle
+from cpt_deploy.bundle import Bundle, BundleContents, CardFields, Processor, write_bundle
 from cpt_deploy.bundle.layout import ANNOUNCED, FLOAT_PARTS
 from cpt_deploy.bundle.runtime.operators import announced_operators
 from cpt_deploy.errors import BundleError
 from cpt_deploy.export.float_facts import describe_floats, float_facts
 from cpt_deploy.export.further_formats import write_formats
-from cpt_deploy.export.golden import golden_sample
+from cpt_deploy.export.golden import golden_sample, named_inputs
 from cpt_deploy.integer.accumulators import can_saturate
+from cpt_deploy.integer.executor import Inputs
 from cpt_deploy.integer.float_costs import float_costs
 from cpt_deploy.integer.graph import IntegerGraph, to_dict
 from cpt_deploy.integer.lowering.freeze import freeze
@@ -27,7 +27,6 @@ from cpt_deploy.onnx_graph.writer import write_onnx
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.state.portability import reduced_layers
 from cpt_deploy.quantization.state.scheduled_model import WeightBits
-from cpt_deploy.signature import INPUT_NAME, OUTPUT_NAME, Signature
 
 SYMMETRIC = "symmetric"
 TRAINED, CALIBRATED = "trained with cyclic precision", "calibrated only"
@@ -41,8 +40,8 @@ class ModelIdentity:
     Args:
         name: Name of the model in the server.
         architecture: Name of the architecture.
-        labels: Class names in the order of the logits.
-        preprocessing: From image to input, as in evaluation.
+        task: The task, e.g. "image-classification".
+        processor: Converts requests to inputs and outputs to answers.
         facts: Further facts for config.json: data set, digest of the trained weights and the like.
         recipe: The recipe of the run, YAML text.
         card: Text of the model card, besides the facts.
@@ -51,8 +50,8 @@ class ModelIdentity:
 
     name: str
     architecture: str
-    labels: Sequence[str]
-    preprocessing: Preprocessing
+    task: str
+    processor: Processor
     facts: Mapping[str, Any] = field(default_factory=dict)
     recipe: str | None = None
     card: CardFields = field(default_factory=CardFields)
@@ -63,7 +62,7 @@ def export_bundle(
     model: QuantizedModel,
     destination: Path | str,
     identity: ModelIdentity,
-    golden_inputs: Tensor,
+    golden_inputs: Inputs,
     *,
     weight_bits: WeightBits = None,
     activation_bits: int | None = None,
@@ -75,9 +74,9 @@ def export_bundle(
     Args:
         model: The model, calibrated at the bits to be exported.
         destination: Directory of the bundle; an existing bundle there is replaced.
-        identity: Name, labels, preprocessing and facts.
-        golden_inputs: A few normalised inputs, float32 (N, C, H, W), whose exact quantized logits (with float parts:
-            real logits with a tolerance) are stored for self-checks.
+        identity: Name, task, processor and facts.
+        golden_inputs: A few inputs (N, ...) by name, or the only one, whose exact quantized outputs (of operations in
+            float: real outputs with a tolerance) are stored for self-checks. States may be left out.
         weight_bits: Bits of the scheduled layers' weights, or of single layers by name; None is max_bits.
         activation_bits: Bits of the scheduled activations; None is max_bits.
         opset: ONNX opset of model.onnx; None is the lowest with the smallest types for the weights (`write_onnx`).
@@ -89,10 +88,14 @@ def export_bundle(
     Raises:
         ConversionError: If the model cannot be frozen, or cannot be written in one of the formats.
         UsageError: If bits or opset are out of range.
-        BundleError: If the labels do not fit the logits, or the bundle cannot be written.
+        BundleError: If the processor does not fit the model, or the bundle cannot be written.
     """
     graph = freeze(model, weight_bits=weight_bits, activation_bits=activation_bits)
-    _check_classifies(graph.signature, len(identity.labels))
+    try:
+        identity.processor.check(graph.signature)
+        golden = named_inputs(graph.signature, golden_inputs)
+    except ValueError as error:
+        raise BundleError(str(error)) from error
     floats = float_costs(graph) if graph.has_float_operations else None
     opset = smallest_opset(graph) if opset is None else opset
     if floats is not None:
@@ -113,6 +116,9 @@ def export_bundle(
     onnx = write_onnx(graph, opset=opset, metadata=_onnx_metadata(identity, all_facts))
     contents = BundleContents(
         name=identity.name,
+        task=identity.task,
+        signature=graph.signature,
+        processor=identity.processor,
         onnx=onnx,
         tensors=arrays,
         graph=description,
@@ -122,34 +128,14 @@ def export_bundle(
             **({} if floats is None else {FLOAT_PARTS: describe_floats(floats, model.conversion.reason)}),
             ANNOUNCED: announced_operators(onnx),
         },
-        labels=identity.labels,
-        preprocessing=identity.preprocessing,
-        golden=golden_sample(graph, golden_inputs, onnx),
+        golden=golden_sample(graph, golden, onnx),
         architecture=identity.architecture,
         facts=all_facts,
         recipe=identity.recipe,
         card=replace(identity.card, calibrated=identity.calibrated, float_parts=floats is not None),
-        formats=write_formats(graph, formats, golden_inputs),
+        formats=write_formats(graph, formats, golden),
     )
     return write_bundle(destination, contents=contents)
-
-
-def _check_classifies(signature: Signature, labels: int) -> None:
-    """Check that a model takes one image and returns one logit for each label.
-
-    Raises:
-        BundleError: If it does not.
-    """
-    if (signature.names, signature.free) != ((INPUT_NAME, OUTPUT_NAME), {}):
-        raise BundleError(
-            f"Expected a classifier of images with one input and one output, but this model's are "
-            f"{', '.join(signature.names)}",
-            hint="prepare(model, torch.zeros(2, 3, 32, 32), config), where the model returns its logits alone",
-        )
-    if signature.outputs[0].shape != (labels,):
-        raise BundleError(
-            f"Expected a label for each of the model's {signature.outputs[0].shape} logits, but got {labels}"
-        )
 
 
 def mean_bits(weight_bits: WeightBits, layers: Mapping[str, tuple[int, int]]) -> int | float:
@@ -211,7 +197,5 @@ def _onnx_metadata(identity: ModelIdentity, facts: Mapping[str, Any]) -> dict[st
         "cpt.name": identity.name,
         "cpt.weight_bits": str(facts["weight_bits"]),
         "cpt.activation_bits": str(facts["activation_bits"]),
-        "task": "classify",
-        "names": str(dict(enumerate(identity.labels))),
-        "Image.NominalPixelRange": "Normalized_0_1",
+        **identity.processor.onnx_metadata(),
     }

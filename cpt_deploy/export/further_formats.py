@@ -1,9 +1,10 @@
 """Write further formats of a model for a bundle, each compared with the integer executor first."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from cpt_deploy.bundle import FORMATS
 from cpt_deploy.errors import ConversionError
@@ -12,19 +13,19 @@ from cpt_deploy.integer.executor import IntegerExecutor
 from cpt_deploy.integer.graph import IntegerGraph
 
 
-def write_formats(graph: IntegerGraph, formats: Sequence[str], inputs: Tensor) -> dict[str, bytes]:
+def write_formats(graph: IntegerGraph, formats: Sequence[str], inputs: Mapping[str, Tensor]) -> dict[str, bytes]:
     """Return the content of a graph's file in each format that PyTorch writes, by the format's name.
 
     Args:
         graph: The frozen network.
         formats: Names of `FORMATS`; those that every bundle has are skipped.
-        inputs: Normalised inputs, float32 (N, C, H, W), for which a file has to compute the executor's logits.
+        inputs: All inputs by name, for which a file has to compute the executor's outputs.
 
     Raises:
-        ConversionError: If the network cannot be written in a format, or its file computes other logits.
+        ConversionError: If the network cannot be written in a format, or its file computes other outputs.
     """
-    inputs = inputs.detach().cpu().to(torch.float32)
-    expected = IntegerExecutor(graph)(inputs)
+    arguments = [inputs[tensor.name] for tensor in graph.signature.inputs]
+    expected = tree_leaves(IntegerExecutor(graph)(*arguments))
     files = {}
     for name in formats:
         if name not in WRITERS:
@@ -38,17 +39,19 @@ def write_formats(graph: IntegerGraph, formats: Sequence[str], inputs: Tensor) -
             )
         try:
             files[name] = WRITERS[name](graph)
-            logits = load_program(name, files[name])(inputs)
+            outputs = tree_leaves(load_program(name, files[name])(*arguments))
         except (RuntimeError, TypeError, ValueError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise ConversionError(
                 f"Expected a model that PyTorch can write as {title}, but got: {reason}",
                 hint=f"leave the format {name} out; {FORMATS['onnx'].file} does not depend on it",
             ) from error
-        if not torch.equal(logits, expected):
+        pairs = list(zip(outputs, expected, strict=True))
+        if not all(torch.equal(got, wanted) for got, wanted in pairs):
+            differing = sum(int((got != wanted).sum()) for got, wanted in pairs)
             raise ConversionError(
-                f"Expected the {title} to give the executor's logits, but {int((logits != expected).sum())} of "
-                f"{expected.numel()} differ",
+                f"Expected the {title} to give the executor's outputs, but {differing} of "
+                f"{sum(wanted.numel() for wanted in expected)} values differ",
                 hint=f"leave the format {name} out; {FORMATS['onnx'].file} does not depend on it",
             )
     return files

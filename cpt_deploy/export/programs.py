@@ -92,7 +92,7 @@ def load_program(kind: str, source: Path | bytes) -> Program:
 
 def _example(graph: IntegerGraph) -> tuple[Tensor, ...]:
     """Return a batch of two zeros, expanded from one number in memory, since a program stores its example."""
-    shapes = graph.signature.input_shapes(1 if graph.signature.free else 0)
+    shapes = graph.signature.input_shapes(graph.signature.sizes(1))
     kinds = (getattr(torch, tensor.dtype) for tensor in graph.signature.inputs)
     return tuple(torch.zeros(1, dtype=kind).expand(2, *shape) for kind, shape in zip(kinds, shapes, strict=True))
 

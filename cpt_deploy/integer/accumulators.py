@@ -19,7 +19,7 @@ def check_accumulators(graph: IntegerGraph) -> None:
     """
     for operation in graph.operations:
         if isinstance(operation, WeightedOperation) and not isinstance(operation, Embed):
-            check_sum(operation.source, worst_sum(operation, graph.tensors[operation.inputs[0]]))
+            check_sum(operation.source, worst_sum(operation, graph.multiplied(operation)))
         elif isinstance(operation, GlobalAverage):
             source = graph.tensors[operation.inputs[0]]
             positions = math.prod(size or 1 for size in source.shape[1:])  # free sizes have no worst case
@@ -41,8 +41,8 @@ def can_saturate(graph: IntegerGraph) -> bool:
     """Return whether sums of two products in any layer can exceed 16 bits, as processors without VNNI add them."""
     return any(
         pair_can_saturate(operation.executed_codes, source.bits)
-        for operation in graph.weighted()
-        if not isinstance(operation, Embed) and not (source := graph.tensors[operation.inputs[0]]).signed
+        for operation in graph.products()
+        if not (source := graph.multiplied(operation)).signed
     )
 
 

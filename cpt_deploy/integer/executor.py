@@ -5,6 +5,7 @@ layer that could exceed it is computed in float64.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from cpt_deploy.integer.graph import (
     Pad,
     Quantize,
     QuantizedTensor,
+    Recurrent,
     Reshape,
     Slice,
     Transpose,
@@ -40,6 +42,7 @@ from cpt_deploy.integer.graph import (
     adds_real_bias,
 )
 from cpt_deploy.integer.onnx_parts import OnnxSessions
+from cpt_deploy.integer.recurrent import RecurrentSteps, Steps
 
 Inputs = Tensor | Mapping[str, Tensor]
 """The inputs of a graph by name, or its only input."""
@@ -69,8 +72,8 @@ class IntegerExecutor(nn.Module):
     def __init__(self, graph: IntegerGraph) -> None:
         super().__init__()
         self.graph = graph
-        products = [operation for operation in graph.weighted() if not isinstance(operation, Embed)]
-        self._layers = nn.ModuleList(_Layer(operation, graph) for operation in products)
+        products = graph.products()
+        self._layers = nn.ModuleList(_executed(operation, graph) for operation in products)
         self._index = {operation.output: i for i, operation in enumerate(products)}
         for i, (key, values) in enumerate(float_constants(graph).items()):
             self.register_buffer(f"_constant_{i}", values)
@@ -92,9 +95,10 @@ class IntegerExecutor(nn.Module):
         names = (tensor.name for tensor in self.graph.signature.outputs)
         return {name: self._real(made, values) for name, made in zip(names, self.graph.outputs, strict=True)}
 
-    def _real(self, name: str, values: Mapping[str, Tensor]) -> Tensor:
-        tensor = self.graph.tensors.get(name)
-        return values[name] if tensor is None else arithmetic.dequantize(values[name], tensor)
+    def _real(self, name: str, values: Mapping[str, Any]) -> Tensor:
+        tensor, value = self.graph.tensors.get(name), values[name]
+        assert isinstance(value, Tensor)
+        return value if tensor is None else arithmetic.dequantize(value, tensor)
 
     def _named(self, inputs: Inputs) -> Mapping[str, Tensor]:
         """Return the inputs by name.
@@ -122,6 +126,7 @@ class IntegerExecutor(nn.Module):
             The quantized values; and the real values of layers whose output is not quantized, and of the outputs.
         """
         products = {o.output for o in self.graph.operations if isinstance(o, FullyConnected | Embed)}
+        products |= {o.product for o in self.graph.operations if isinstance(o, Recurrent)}
         signed = {name for name, tensor in self.graph.tensors.items() if tensor.signed}
         return {
             name: codes.to(torch.int8 if name in signed else torch.uint8) if name in self.graph.tensors else codes
@@ -146,11 +151,13 @@ class IntegerExecutor(nn.Module):
         keep: bool = False,
         given: Mapping[str, Tensor] | None = None,
         own: dict[str, Tensor] | None = None,
-    ) -> dict[str, Tensor]:
-        values = {name: x.detach() for name, x in inputs.items()}
+    ) -> dict[str, Any]:
+        values: dict[str, Any] = {name: x.detach() for name, x in inputs.items()}
         last_use = {name: i for i, operation in enumerate(self.graph.operations) for name in operation.inputs}
         for i, operation in enumerate(self.graph.operations):
-            if given and isinstance(operation, Quantize) and operation.output in given:
+            if isinstance(operation, Recurrent):
+                values.update(self._run_steps(operation, [self._real(n, values) for n in operation.inputs], given, own))
+            elif given and isinstance(operation, Quantize) and operation.output in given:
                 if own is not None:
                     own[operation.output] = self._execute(operation, [values[name] for name in operation.inputs])
                 values[operation.output] = given[operation.output].to(torch.float32)
@@ -160,8 +167,8 @@ class IntegerExecutor(nn.Module):
             else:
                 values[operation.output] = self._execute(operation, [values[name] for name in operation.inputs])
             if not keep:
-                for name in set(operation.inputs):
-                    if last_use[name] == i and name not in self.graph.outputs:
+                for name in {*operation.inputs, *_extras(operation)}:
+                    if last_use.get(name, i) == i and name not in self.graph.outputs:
                         del values[name]
         return values
 
@@ -176,6 +183,20 @@ class IntegerExecutor(nn.Module):
         """Return quantized values in the type that the ONNX file has them in; other tensors as they are."""
         tensor = self.graph.tensors.get(name)
         return x if tensor is None else x.to(torch.int8 if tensor.signed else torch.uint8)
+
+    def _run_steps(
+        self,
+        operation: Recurrent,
+        inputs: list[Tensor],
+        given: Mapping[str, Tensor] | None,
+        own: dict[str, Tensor] | None,
+    ) -> dict[str, Any]:
+        codes = (given or {}).get(operation.hidden)
+        steps: Steps = self._layers[self._index[operation.output]](*inputs, given=codes)
+        if own is not None and codes is not None:
+            own[operation.hidden] = steps.hidden
+        hidden = steps.hidden if codes is None else codes.to(torch.float32)
+        return {operation.output: steps.result, operation.hidden: hidden, operation.product: steps.product}
 
     def _execute(self, operation: Operation, inputs: list[Tensor]) -> Tensor:  # noqa: PLR0911
         if isinstance(operation, Constant | Float | Embed | Quantize):
@@ -222,6 +243,19 @@ class IntegerExecutor(nn.Module):
                 )
                 return codes[values[0]].to(torch.float32) * scales[values[0]].unsqueeze(-1)
         return arithmetic.quantize(values[0], self.graph.tensors[operation.output])
+
+
+def _extras(operation: Operation) -> tuple[str, ...]:
+    """Return the names of results that no operation reads."""
+    return (operation.hidden, operation.product) if isinstance(operation, Recurrent) else ()
+
+
+def _executed(operation: WeightedOperation, graph: IntegerGraph) -> nn.Module:
+    if isinstance(operation, Recurrent):
+        source = graph.multiplied(operation)
+        dtype = torch.float32 if fits_float32(operation, source) else torch.float64
+        return RecurrentSteps(operation, source, dtype)
+    return _Layer(operation, graph)
 
 
 def _moved(operation: Operation, x: Tensor, source: QuantizedTensor, output: QuantizedTensor) -> Tensor:

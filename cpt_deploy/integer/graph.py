@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,6 +107,30 @@ class Convolution(WeightedOperation):
 @dataclass(frozen=True, slots=True)
 class FullyConnected(WeightedOperation):
     """Product of (..., I) with weights (O, I); the result is real if the output is no quantized tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recurrent(WeightedOperation):
+    """The steps of a recurrent layer, see `quantization.modules.recurrent`.
+
+    The inputs are real values: the products of the layer's inputs, (T, N, G·H), and its state, (N, H) each. The result
+    is a tuple: the hidden states of all steps, (T, N, H), and the state after them. The weights multiply the hidden
+    state, which is quantized in each step.
+
+    Attributes:
+        hidden: The quantized hidden state that each step reads, (T, N, H).
+        cell: "lstm" or "gru".
+        reverse: Whether the steps run from the last to the first.
+    """
+
+    hidden: str
+    cell: Literal["lstm", "gru"]
+    reverse: bool
+
+    @property
+    def product(self) -> str:
+        """Name of the products of the hidden states, real values (T, N, G·H)."""
+        return f"{self.hidden}_product"
 
 
 def adds_real_bias(source: QuantizedTensor) -> bool:
@@ -286,7 +310,11 @@ class IntegerGraph:
     def entries(self) -> tuple[str, ...]:
         """The tensors that are quantized from results of float operations: where stretches of integers begin."""
         given = {tensor.name for tensor in self.signature.inputs}
-        return tuple(o.output for o in self.operations if isinstance(o, Quantize) and o.inputs[0] not in given)
+        return tuple(
+            o.hidden if isinstance(o, Recurrent) else o.output
+            for o in self.operations
+            if isinstance(o, Recurrent) or (isinstance(o, Quantize) and o.inputs[0] not in given)
+        )
 
     @property
     def has_float_operations(self) -> bool:
@@ -297,13 +325,23 @@ class IntegerGraph:
         """Return the operations that have weights, in order."""
         return [operation for operation in self.operations if isinstance(operation, WeightedOperation)]
 
+    def products(self) -> list[WeightedOperation]:
+        """Return the operations that multiply activations by weights, in order: all with weights but embeddings."""
+        return [operation for operation in self.weighted() if not isinstance(operation, Embed)]
+
+    def multiplied(self, operation: WeightedOperation) -> QuantizedTensor:
+        """Return the tensor that an operation multiplies by its weights."""
+        return self.tensors[operation.hidden if isinstance(operation, Recurrent) else operation.inputs[0]]
+
 
 def product_units(graph: IntegerGraph) -> dict[str, float]:
     """Return the layers with real results, each with the minimum accumulator scale of its channels."""
     return {
-        operation.output: float(operation.scales.min()) * graph.tensors[operation.inputs[0]].scale
-        for operation in graph.operations
-        if isinstance(operation, FullyConnected) and operation.output not in graph.tensors
+        operation.product if isinstance(operation, Recurrent) else operation.output: (
+            float(operation.scales.min()) * graph.multiplied(operation).scale
+        )
+        for operation in graph.products()
+        if operation.output not in graph.tensors
     }
 
 
@@ -311,7 +349,10 @@ def reached_from(graph: IntegerGraph, entries: Set[str]) -> set[str]:
     """Return the tensors that are computed from some entries by integer operations alone."""
     reached = set(entries)
     for operation in graph.operations:
-        if not isinstance(operation, Float | OnnxPart | Quantize) and reached & set(operation.inputs):
+        if isinstance(operation, Recurrent):
+            if operation.hidden in reached:
+                reached.add(operation.product)
+        elif not isinstance(operation, Float | OnnxPart | Quantize) and reached & set(operation.inputs):
             reached.add(operation.output)
     return reached
 
@@ -328,6 +369,7 @@ def with_names(graph: IntegerGraph, names: Mapping[str, str]) -> IntegerGraph:
             operation,
             inputs=tuple(names.get(name, name) for name in operation.inputs),
             output=names.get(operation.output, operation.output),
+            **({"hidden": names.get(operation.hidden, operation.hidden)} if isinstance(operation, Recurrent) else {}),
         )
         for operation in graph.operations
     )
@@ -340,7 +382,7 @@ OPERATIONS: dict[str, type[Operation]] = {
     kind.__name__: kind
     for kind in (
         Convolution, FullyConnected, Add, Multiply, Concatenate, GlobalAverage, Lookup, MaxPool, Pad, Reshape,
-        Transpose, Slice, Embed, Quantize, Constant, Float, OnnxPart, Movement,
+        Transpose, Slice, Embed, Recurrent, Quantize, Constant, Float, OnnxPart, Movement,
     )
 }  # fmt: skip
 

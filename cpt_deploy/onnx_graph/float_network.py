@@ -44,12 +44,12 @@ def write_float_onnx(model: QuantizedModel, *, opset: int = 18) -> bytes:
         warnings.simplefilter("ignore")  # deprecations inside of the exporter do not concern the user
         program = torch.onnx.export(
             network,
-            zeros_of(model.signature, 2, number=1 if model.signature.free else 0),
+            zeros_of(model.signature, 2, model.signature.sizes(1)),
             dynamo=True,
             opset_version=opset,
             input_names=[tensor.name for tensor in model.signature.inputs],
             output_names=[tensor.name for tensor in model.signature.outputs],
-            dynamic_shapes=dims_of(model.signature),
+            dynamic_shapes=dims_of(model.signature, together=True),
             verbose=False,
         )
         assert program is not None

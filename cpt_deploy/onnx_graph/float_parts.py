@@ -27,6 +27,7 @@ from cpt_deploy.integer.graph import (
     Operation,
     Quantize,
     QuantizedTensor,
+    Recurrent,
     Reshape,
     Slice,
     Transpose,
@@ -53,6 +54,22 @@ def _(inputs: list[Tensor], key: str, keep: int, tail: list[int]) -> Tensor:
     return inputs[0].new_empty([*inputs[0].shape[:keep], *tail], dtype=torch.float32)
 
 
+@torch.library.custom_op("cpt_deploy::stand_in_steps", mutates_args=())
+def _stand_in_steps(inputs: list[Tensor], key: str) -> list[Tensor]:
+    """Represent the steps of a recurrent layer with output `key`."""
+    return _shaped_steps(inputs)
+
+
+@_stand_in_steps.register_fake
+def _(inputs: list[Tensor], key: str) -> list[Tensor]:
+    return _shaped_steps(inputs)
+
+
+def _shaped_steps(inputs: list[Tensor]) -> list[Tensor]:
+    projected, *state = inputs
+    return [projected.new_empty(*projected.shape[:2], state[0].shape[1]), *(torch.empty_like(part) for part in state)]
+
+
 class _Skeleton(nn.Module):
     def __init__(self, graph: IntegerGraph) -> None:
         super().__init__()
@@ -75,6 +92,8 @@ class _Skeleton(nn.Module):
                 return self.get_buffer(self.index[operation.output])
             case Float():
                 return call(operation, inputs)
+            case Recurrent():
+                return torch.ops.cpt_deploy.stand_in_steps(inputs, operation.output)
             case Quantize():
                 keep, tail = inputs[0].dim(), []
             case FullyConnected() if operation.output not in self.graph.tensors:
@@ -117,16 +136,16 @@ def _sizes(operation: Operation, x: Tensor, output: QuantizedTensor) -> list[Any
 
 
 @functools.cache
-def _stand_in_operator() -> Any:
+def _stand_in_operator(name: str, outputs: int) -> Any:
     kind = onnx.defs.OpSchema
     variadic = kind.FormalParameterOption.Variadic
     onnx.defs.register_schema(
         kind(
-            "StandIn",
+            name,
             DOMAIN,
             1,
             inputs=[kind.FormalParameter("inputs", "T", param_option=variadic)],
-            outputs=[kind.FormalParameter("output", "R")],
+            outputs=[kind.FormalParameter(f"output_{i}", "R") for i in range(outputs)],
             type_constraints=[("T", ["tensor(float)", "tensor(int64)"], ""), ("R", ["tensor(float)"], "")],
             attributes=[kind.Attribute("key", kind.AttrType.STRING, "")],
         )
@@ -144,12 +163,16 @@ def write_skeleton(graph: IntegerGraph, opset: int) -> onnx.ModelProto:
     Raises:
         ConversionError: If `torch.onnx` has no form for a float operation.
     """
-    operators = _stand_in_operator()
+    operators, several = _stand_in_operator("StandIn", 1), {3: "StandInLstm", 2: "StandInGru"}
 
     def stand_in(inputs: Any, key: str, keep: int, tail: Any) -> Any:
         return operators.StandIn(*inputs, key=key)
 
-    example, shapes = zeros_of(graph.signature, 2, number=1 if graph.signature.free else 0), dims_of(graph.signature)
+    def stand_in_steps(inputs: Any, key: str) -> Any:
+        name = several[len(inputs)]
+        return getattr(_stand_in_operator(name, len(inputs)), name)(*inputs, key=key)
+
+    example, shapes = zeros_of(graph.signature, 2, graph.signature.sizes(1)), dims_of(graph.signature, together=True)
     level = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
@@ -163,7 +186,10 @@ def write_skeleton(graph: IntegerGraph, opset: int) -> onnx.ModelProto:
                 verbose=False,
                 input_names=[f"{_GIVEN}{i}" for i in range(len(example))],
                 output_names=[f"{_MADE}{i}" for i in range(len(graph.outputs))],
-                custom_translation_table={torch.ops.cpt_deploy.stand_in.default: stand_in},
+                custom_translation_table={
+                    torch.ops.cpt_deploy.stand_in.default: stand_in,
+                    torch.ops.cpt_deploy.stand_in_steps.default: stand_in_steps,
+                },
             )
     except torch.onnx.errors.OnnxExporterError as error:
         cause = str(error.__cause__ or error).strip().partition("\n")[0]

@@ -33,6 +33,7 @@ from cpt_deploy.integer.graph import (
     Pad,
     Quantize,
     QuantizedTensor,
+    Recurrent,
     Reshape,
     Slice,
     Transpose,
@@ -43,6 +44,7 @@ from cpt_deploy.onnx_graph.float_parts import DOMAIN, FLOAT_OPSET, write_skeleto
 from cpt_deploy.onnx_graph.onnx_parts import OnnxParts, read_parts, renamed
 from cpt_deploy.onnx_graph.packing import WRAP_OPSET, packed_tensor, smallest_opset
 from cpt_deploy.onnx_graph.reading.network import read_names
+from cpt_deploy.onnx_graph.recurrent import scan
 from cpt_deploy.onnx_graph.stem import STRIDE, Stem, align_stem
 from cpt_deploy.quantization.numerics.folding import Codes
 from cpt_deploy.signature import TensorSpec
@@ -129,6 +131,11 @@ class _Writer:
         for node in skeleton.node:
             if node.domain == DOMAIN:
                 operation = operations[node.attribute[0].s.decode()]
+                if isinstance(operation, Recurrent):
+                    hidden = self.graph.tensors[operation.hidden]
+                    inputs = [real(name) for name in node.input]
+                    self.nodes.append(scan(operation, hidden, inputs, list(node.output), self.opset))
+                    continue
                 made[node.output[0]] = operation.output
                 self._emit_real(operation, real(node.input[0]))
             else:

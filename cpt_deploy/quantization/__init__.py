@@ -4,12 +4,11 @@ from cpt_deploy.quantization.calibration.bias_rounding import round_biases
 from cpt_deploy.quantization.calibration.bit_allocation import (
     LayerSensitivity,
     allocate_bits,
-    measure_loss_sensitivity,
+    class_divergence,
     measure_sensitivity,
 )
 from cpt_deploy.quantization.calibration.calibrate import calibrate, calibrating, estimate
 from cpt_deploy.quantization.graph.prepare import prepare
-from cpt_deploy.quantization.language import QuantizedLanguageModel, Score, prepare_language_model
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.modules.synchronized_norm import set_synchronized, synchronize_norms
 from cpt_deploy.quantization.state.config import LayerGroup, QuantizationConfig
@@ -26,22 +25,19 @@ __all__ = [
     "LayerInfo",
     "LayerSensitivity",
     "QuantizationConfig",
-    "QuantizedLanguageModel",
     "QuantizedModel",
     "ReducedLayer",
     "ScheduledModel",
-    "Score",
     "WeightBits",
     "allocate_bits",
     "calibrate",
     "calibrating",
+    "class_divergence",
     "estimate",
     "make_native",
     "make_symmetric",
-    "measure_loss_sensitivity",
     "measure_sensitivity",
     "prepare",
-    "prepare_language_model",
     "reduced_layers",
     "round_biases",
     "set_synchronized",

@@ -1,17 +1,17 @@
-"""What a run can learn, by the name that recipes, reports and bundles have for it."""
+"""The tasks of runs, by the names that recipes, reports and bundles have for them: pipeline tags of Hugging Face."""
 
 from typing import Any
 
 from cpt_deploy.registry import Registry
 
-AUTO, CLASSIFICATION, LANGUAGE_MODEL = "auto", "classification", "language-model"
+AUTO, IMAGE_CLASSIFICATION, TEXT_GENERATION = "auto", "image-classification", "text-generation"
 
 tasks: Registry[Any] = Registry(
     "task",
     group="cpt_deploy.tasks",
     modules={
-        CLASSIFICATION: "cpt_deploy.tasks.image_classification:TASK",
-        LANGUAGE_MODEL: "cpt_deploy.tasks.text_generation:TASK",
+        IMAGE_CLASSIFICATION: "cpt_deploy.tasks.image_classification:TASK",
+        TEXT_GENERATION: "cpt_deploy.tasks.text_generation:TASK",
     },
 )
 """Each is a `cpt_deploy.tasks.Task`, and imported when it is asked for; packages add theirs by an entry point."""
@@ -29,6 +29,6 @@ def task_name(task: str, data: str) -> str:
         UsageError: If there is no task of this name.
     """
     if task == AUTO:
-        return next((name for name in tasks.names() if tasks.get(name).knows(data)), CLASSIFICATION)
+        return next((name for name in tasks.names() if tasks.get(name).knows(data)), IMAGE_CLASSIFICATION)
     tasks.get(task)
     return task

@@ -1,7 +1,7 @@
 """Plots and pages of results. Matplotlib is imported only when a plot is drawn; torch is never imported."""
 
 from cpt_deploy.report.benchmark_plot import check_plot_path, plot_benchmark
-from cpt_deploy.report.comparison_plot import ComparedGroup, Measure, plot_comparison
+from cpt_deploy.report.comparison_plot import ComparedGroup, plot_comparison
 from cpt_deploy.report.curves import plot_curves
 from cpt_deploy.report.landscape_plot import LandscapePanel, plot_landscapes
 from cpt_deploy.report.range_plot import plot_range_test
@@ -14,7 +14,6 @@ __all__ = [
     "ComparedGroup",
     "DrawnSchedule",
     "LandscapePanel",
-    "Measure",
     "SeedBand",
     "SeedCurves",
     "SweepPoint",

@@ -1,17 +1,13 @@
-"""Plot accuracy or perplexity against the cost of training: groups of runs as points, with error bars over seeds."""
+"""Plot a metric against the cost of training: groups of runs as points, with error bars over seeds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from cpt_deploy.metric import ACCURACY, Metric
 from cpt_deploy.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, new_figure
 
 _STYLES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PINK, "D"), (GREY, "v"), ("#E69F00", "P"), ("#56B4E9", "X"))
-
-
-Measure = Literal["accuracy", "perplexity"]
-"""The measure of a run: accuracy on images (higher is better) or perplexity of text (lower is better)."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +16,11 @@ class ComparedGroup:
 
     Args:
         label: Its name in the legend.
-        figures: Accuracy of each seed, 0 to 1, or its perplexity.
+        figures: Value of the metric for each seed.
         mean: Their mean.
         deviation: Their standard deviation; `None` with one.
         gbitops: Cost of a run in 10^9 BitOPs.
-        measure: The measure of the figures; the same for all groups of a plot.
+        metric: The metric; the same for all groups of a plot.
     """
 
     label: str
@@ -32,7 +28,7 @@ class ComparedGroup:
     mean: float
     deviation: float | None
     gbitops: float
-    measure: Measure = "accuracy"
+    metric: Metric = ACCURACY
 
 
 def plot_comparison(groups: Sequence[ComparedGroup], destination: Path) -> None:
@@ -48,8 +44,8 @@ def plot_comparison(groups: Sequence[ComparedGroup], destination: Path) -> None:
     """
     figure = new_figure(8.5, 5)
     axes = figure.subplots()
-    is_accuracy = groups[0].measure == "accuracy"
-    scale = 100 if is_accuracy else 1
+    metric = groups[0].metric
+    scale = metric.scale
     for index, group in enumerate(groups):
         colour, marker = _STYLES[index % len(_STYLES)]
         seeds = [scale * value for value in group.figures]
@@ -68,8 +64,7 @@ def plot_comparison(groups: Sequence[ComparedGroup], destination: Path) -> None:
         )
     axes.set_xlim(0, 1.12 * max(group.gbitops for group in groups))
     axes.set_xlabel("GBitOPs of training")
-    name = "test accuracy (%)" if is_accuracy else "perplexity of the test text, lower is better"
-    axes.set_ylabel(f"{name}, mean ± standard deviation of the seeds")
+    axes.set_ylabel(f"test {metric.axis}, mean ± standard deviation of the seeds")
     axes.grid(visible=True, color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="best", frameon=False, fontsize=9)

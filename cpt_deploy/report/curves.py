@@ -1,4 +1,4 @@
-"""Draw `curves.png`: loss, accuracy or perplexity, and bits over the steps of a run."""
+"""Draw `curves.png`: loss, the task's metric, and bits over the steps of a run."""
 
 import csv
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cpt_deploy.errors import MissingExtraError
+from cpt_deploy.metric import ACCURACY, PERPLEXITY, Metric
 
 # From the palette of Okabe & Ito, which stays distinguishable with any colour blindness; line styles differ as well.
 _TRAIN, _TEST, _FORWARD, _BACKWARD = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
@@ -18,6 +19,8 @@ def plot_curves(
     metrics: Path,
     destination: Path,
     *,
+    metric: Metric = ACCURACY,
+    held_out: str = "test",
     title: str = "",
     bits: Sequence[int] | None = None,
     grad_bits: Sequence[int] | None = None,
@@ -25,9 +28,11 @@ def plot_curves(
     """Draw the curves of a run from its `metrics.csv`.
 
     Args:
-        metrics: The file, with the columns step, loss, accuracy, bits, grad_bits, test_loss, test_accuracy, calibrated;
-            if perplexity or test_perplexity have values, they are drawn instead of accuracy.
+        metrics: The file, with the columns step, loss, bits, grad_bits, test_loss, calibrated, and of the metric
+            ("accuracy" if batches of training have it, and "test_accuracy").
         destination: The PNG file to write.
+        metric: The task's metric.
+        held_out: Name of the split that evaluations are on.
         title: Title of the plot.
         bits: Forward bits of every step of the run; if None, those of the logged steps are drawn.
         grad_bits: Gradient bits of every step, likewise.
@@ -46,16 +51,12 @@ def plot_curves(
     with metrics.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     figure = Figure(figsize=(9, 8), layout="constrained")
-    loss, accuracy, precision = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 2])
+    loss, figures, precision = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 2])
     figure.suptitle(title)
-    held_out = "validation" if any(row.get("test_perplexity") for row in rows) else "test"
     _draw_loss(loss, rows, held_out)
-    if any(row.get("test_perplexity") or row.get("perplexity") for row in rows):
-        _draw_perplexity(accuracy, rows)
-    else:
-        _draw_accuracy(accuracy, rows)
+    _draw_metric(figures, rows, metric, held_out)
     _draw_bits(precision, rows, bits, grad_bits)
-    for axes in (loss, accuracy, precision):
+    for axes in (loss, figures, precision):
         axes.grid(visible=True, color="#dddddd", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(destination, dpi=120)
@@ -68,30 +69,31 @@ def _draw_loss(axes: Any, rows: list[dict[str, str]], held_out: str) -> None:
     axes.legend(loc="best", frameon=False)
 
 
-def _draw_accuracy(axes: Any, rows: list[dict[str, str]]) -> None:
-    steps, values = _points(rows, "accuracy")
-    axes.plot(steps, [100 * value for value in values], color=_TRAIN, linewidth=1.2, label="training batches")
-    final = _draw_test(axes, rows, "test_accuracy", scale=100.0)
+def _draw_metric(axes: Any, rows: list[dict[str, str]], metric: Metric, held_out: str) -> None:
+    steps, values = _points(rows, metric.name)
+    if values:
+        axes.plot(
+            steps, [metric.scale * value for value in values], color=_TRAIN, linewidth=1.2, label="training batches"
+        )
+    final = _draw_test(axes, rows, f"test_{metric.name}", scale=metric.scale, name=held_out)
     if final is not None:
-        axes.annotate(f"{final[1]:.2f} %", final, (-8, -16), textcoords="offset points", ha="right")
-    axes.set_ylabel("accuracy (%)")
+        below = (-8, -16) if metric.higher_is_better else (-8, 8)
+        shown = metric.text(final[1] / metric.scale)
+        axes.annotate(shown, final, below, textcoords="offset points", ha="right")
+    if metric == PERPLEXITY:
+        _decades(axes)
+    axes.set_ylabel(metric.axis)
     axes.legend(loc="best", frameon=False)
 
 
-def _draw_perplexity(axes: Any, rows: list[dict[str, str]]) -> None:
+def _decades(axes: Any) -> None:
+    """Use a logarithmic axis with labels at 1, 2 and 5 of each decade; at equal distances if there are few of these."""
     from matplotlib.ticker import LogLocator
 
-    axes.plot(*_points(rows, "perplexity"), color=_TRAIN, linewidth=1.2, label="training batches")
-    final = _draw_test(axes, rows, "test_perplexity", scale=1.0, name="validation")
-    if final is not None:
-        axes.annotate(f"{final[1]:.2f}", final, (-8, 8), textcoords="offset points", ha="right")
     axes.set_yscale("log")
-    # Labels at 1, 2 and 5 of each decade; in a range with fewer than two of these, at equal distances.
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
-    axes.set_ylabel("perplexity")
-    axes.legend(loc="best", frameon=False)
 
 
 def _draw_test(

@@ -26,7 +26,7 @@ def float_section(report: Mapping[str, Any]) -> str:
     named = ", ".join(f"{count} {name}" for name, count in floats["operators"].items()) or "only data movement"
     text = (
         f"<section><h2>Computed in float</h2>\n<p>{share} of the {_total(floats):,} multiply-accumulates per "
-        f"image run on integers. In float: {escape(named)}, since {escape(floats['reason'])}.</p>"
+        f"sample run on integers. In float: {escape(named)}, since {escape(floats['reason'])}.</p>"
     )
     if floats["free_running"] is None:
         return f"{text}</section>"
@@ -35,7 +35,7 @@ def float_section(report: Mapping[str, Any]) -> str:
     text += (
         f"\n<p>Free-running, that is computing the float operations too, the executor differs from onnxruntime in "
         f"{differing:,} of {codes:,} quantized values: the last digits of a float can move a value across a rounding "
-        "boundary. This is reported but not part of the verdict; accuracies are.</p>"
+        "boundary. This is reported but not part of the verdict; the metric is.</p>"
     )
     columns = (Column("tensor", number=False), Column("differing"), Column("of"), Column("worst"))
     rows = [

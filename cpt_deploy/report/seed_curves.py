@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cpt_deploy.report.comparison_plot import Measure
+from cpt_deploy.metric import ACCURACY, Metric
 from cpt_deploy.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, new_figure
 
 _STYLES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PINK, ":"), (GREY, "-"), ("#E69F00", "--"), ("#56B4E9", "-."))
@@ -33,11 +33,12 @@ class SeedCurves:
     Args:
         label: Its name in the legend.
         loss: Loss on training batches.
-        figure: Accuracy on training batches, 0 to 1, or their perplexity.
-        held_out: Accuracy on the test images, 0 to 1, or perplexity of the validation text.
+        figure: The metric on training batches; no steps if it is not measured there.
+        held_out: The metric on held-out samples.
         bit_steps: Steps at which the bits are known.
         bits: The forward bits at these steps.
-        measure: The measure of the figures; the same for all groups of a plot.
+        metric: The metric; the same for all groups of a plot.
+        split: Name of the held-out split.
     """
 
     label: str
@@ -46,11 +47,12 @@ class SeedCurves:
     held_out: SeedBand
     bit_steps: Sequence[int]
     bits: Sequence[int]
-    measure: Measure = "accuracy"
+    metric: Metric = ACCURACY
+    split: str = "test"
 
 
 def plot_seed_curves(groups: Sequence[SeedCurves], destination: Path) -> None:
-    """Draw training loss, test accuracy or validation perplexity, and bits over the steps.
+    """Draw training loss, the metric on held-out samples, and bits over the steps.
 
     Args:
         groups: One or more groups.
@@ -61,15 +63,15 @@ def plot_seed_curves(groups: Sequence[SeedCurves], destination: Path) -> None:
         OSError: If the file cannot be written.
     """
     figure = new_figure(9, 8.5)
-    is_accuracy = groups[0].measure == "accuracy"
+    metric = groups[0].metric
     loss, held_out, bits = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 2])
     for index, group in enumerate(groups):
         colour, style = _STYLES[index % len(_STYLES)]
         _band(loss, group.loss, 1.0, colour, style, label=group.label)
-        _band(held_out, group.held_out, 100.0 if is_accuracy else 1.0, colour, style, marker="o")
+        _band(held_out, group.held_out, metric.scale, colour, style, marker="o")
         bits.plot(group.bit_steps, group.bits, style, color=colour, drawstyle="steps-post", linewidth=1.2)
     loss.set_ylabel("training loss")
-    held_out.set_ylabel("test accuracy (%)" if is_accuracy else "validation perplexity")
+    held_out.set_ylabel(f"{groups[0].split} {metric.axis}")
     bits.set_ylabel("bits, weights and activations")
     bits.yaxis.get_major_locator().set_params(integer=True)
     bits.set_ylim(bottom=0)

@@ -5,16 +5,11 @@ from typing import Any
 
 from cpt_deploy.bundle.golden import compared_values
 from cpt_deploy.bundle.runtime.providers import CPU
+from cpt_deploy.metric import Metric
 from cpt_deploy.report.float_section import FOLLOWED, float_section
 from cpt_deploy.report.html import Column, escape, facts, figure, page, table
-from cpt_deploy.report.validation_plots import (
-    accuracy_plot,
-    agreement_plot,
-    confusion_plot,
-    logit_plot,
-    reference_name,
-    runtime_name,
-)
+from cpt_deploy.report.metric_section import glance, metric_section
+from cpt_deploy.report.validation_plots import agreement_plot, confusion_plot
 
 Report = Mapping[str, Any]
 
@@ -26,15 +21,15 @@ def render_validation_page(report: Report, labels: Sequence[str]) -> str:
 
     Args:
         report: The fields of validation.json (`ValidationReport.to_dict()`).
-        labels: Names of the classes.
+        labels: Names of the classes; none if the task has no classes.
 
     Raises:
         MissingExtraError: If Matplotlib is not installed.
     """
     sections = [
         _head(report),
-        _glance(report),
-        _accuracy(report),
+        glance(report),
+        metric_section(report),
         _integers(report),
         float_section(report),
         _constants(report),
@@ -51,10 +46,10 @@ def _head(report: Report) -> str:
     reasons = "".join(f"<li>{escape(reason)}</li>" for reason in (*report["reasons"], *report["undecided"]))
     return (
         f"<header><h1>Validation of {escape(report['bundle'])}</h1>\n"
-        f'<p class="lead">{dataset["samples"]:,} images of {escape(dataset["name"])} ({escape(dataset["split"])}), '
-        f"{escape(_moment(report['validated_at']))}</p>\n"
+        f'<p class="lead">{dataset["samples"]:,} {escape(dataset["unit"])} of {escape(dataset["name"])} '
+        f"({escape(dataset['split'])}), {escape(_moment(report['validated_at']))}</p>\n"
         f'<div class="verdict {"passed" if report["passed"] else "failed"}"><strong>{verdict.capitalize()}</strong> '
-        f"<span>{escape(_gate(report['gate']))}</span>{f'<ul>{reasons}</ul>' if reasons else ''}</div></header>"
+        f"<span>{escape(_gate(report))}</span>{f'<ul>{reasons}</ul>' if reasons else ''}</div></header>"
     )
 
 
@@ -62,94 +57,17 @@ def _moment(iso: str) -> str:
     return iso.replace("T", " ").replace("+00:00", " UTC")
 
 
-def _gate(gate: Mapping[str, Any]) -> str:
-    asked = ["files as exported and trained with", "finite logits"]
+def _gate(report: Report) -> str:
+    gate, metric = report["gate"], Metric.from_dict(report["metric"])
+    asked = ["files as exported and trained with", "finite outputs"]
     if gate["require_exact"]:
         asked.insert(0, "every integer exact")
     if gate["max_drop"] is not None:
         undecided = ", or too few samples to decide" if gate["allow_undecided"] else ""
-        asked.insert(0, f"at most {gate['max_drop']:g} points of accuracy lost{undecided}")
+        change = "lost" if metric.higher_is_better else "more"
+        most = f"at most {gate['max_drop']:g} {report['drop_unit']} of {metric.title} {change}"
+        asked.insert(0, most + undecided)
     return f"the gate: {', '.join(asked)}"
-
-
-def _glance(report: Report) -> str:
-    served = _runtime(report, "onnxruntime")
-    tiles = [("accuracy as served", _percent(served["accuracy"]), f"95 % interval {_interval(served)}")]
-    if report["drop_points"] is not None:
-        trained = _percent(_runtime(report, "trained")["accuracy"])
-        change = f"{-report['drop_points']:+.2f}".replace("-0.00", "0.00").replace("+0.00", "0.00")
-        found = report["non_inferiority"]
-        tiles.append(
-            (
-                f"change from the {reference_name(report)}",
-                f"{change} points",
-                f"{trained} before; 95 % interval {-100 * found['high']:.2f} to {-100 * found['low']:.2f} points",
-            )
-        )
-    if report["integers"] is not None:
-        integers = report["integers"]
-        tensors = f"of {integers['compared']:,} in {len(report['tensors'])} tensors"
-        tiles.append(("integers that differ", f"{integers['mismatching']:,}", tensors))
-    if report["constants"] is not None:
-        differing = sum(entry["differing"] for entry in report["constants"]["differences"])
-        tiles.append(
-            ("constants that differ", f"{differing:,}", f"of {report['constants']['compared']:,} in model.onnx")
-        )
-    cells = "\n".join(
-        f'<div><dt>{escape(name)}</dt><dd>{escape(value)}<span class="small">{escape(detail)}</span></dd></div>'
-        for name, value, detail in tiles
-    )
-    return f'<dl class="figures">\n{cells}\n</dl>'
-
-
-def _accuracy(report: Report) -> str:
-    columns = (
-        Column("runtime", number=False), Column("accuracy"), Column("95 % interval"), Column("correct"),
-        Column("labels unlike served"), Column("largest logit difference"), Column("McNemar p"),
-    )  # fmt: skip
-    rows = []
-    for runtime in report["runtimes"]:
-        pair = _pair(report, runtime["name"])
-        worst = (
-            "" if pair is None or pair["worst_logit_difference"] is None else f"{pair['worst_logit_difference']:.3g}"
-        )
-        compared = ("", "", "") if pair is None else (pair["other_labels"], worst, f"{pair['p_value']:.3g}")
-        rows.append(
-            (
-                runtime_name(report, runtime["name"]), _percent(runtime["accuracy"]), _interval(runtime),
-                f"{runtime['correct']:,}", *compared,
-            )
-        )  # fmt: skip
-    pictures = [figure(accuracy_plot(report), "Wilson intervals; all runtimes saw the same images.")]
-    if report["logit_pairs"] is not None:
-        count = len(report["logit_pairs"]["first_logits"])
-        pair = _pair(report, "trained")
-        caption = f"{count:,} random logits; on the diagonal, {reference_name(report)} and served model are equal."
-        if pair is not None and pair["worst_logit_difference"] is not None:
-            caption += f" The largest difference of all logits is {pair['worst_logit_difference']:.3g}."
-        pictures.append(figure(logit_plot(report), caption))
-    return (
-        "<section><h2>Accuracy</h2>\n"
-        f'<div class="beside">{"".join(pictures)}</div>\n{table("Accuracy in each runtime", columns, rows)}\n'
-        f"{_exactness(report)}<p>A small p of McNemar's exact test would mean that the runtime and the served model "
-        "are not equally accurate. The interval of the change is Tango's for paired answers.</p></section>"
-    )
-
-
-def _exactness(report: Report) -> str:
-    """Compare the executor's logits with the served ones and with the trained model's, as HTML."""
-    served, trained, said = report["served_logits"], report["trained_codes"], ""
-    if served is not None:
-        said += (
-            f"{served['values'] - served['differing']:,} of {served['values']:,} served logits equal those of the "
-            "integer executor. "
-        )
-    if trained is not None:
-        said += (
-            f"The {escape(reference_name(report))} quantizes in float: {trained['differing']:,} of its "
-            f"{trained['values']:,} logits are nearer to another quantized value, at most {trained['worst']} away."
-        )
-    return f"<p>{said}</p>" if said else ""
 
 
 def _integers(report: Report) -> str:
@@ -219,7 +137,7 @@ def _confusion(report: Report, labels: Sequence[str]) -> str:
     for right, _, count in confusion["cells"]:
         samples[right] += count
     mistakes = sorted((cell for cell in confusion["cells"] if cell[0] != cell[1]), key=lambda cell: -cell[2])
-    columns = (Column("true label", number=False), Column("predicted", number=False), Column("images"),
+    columns = (Column("true label", number=False), Column("predicted", number=False), Column(report["dataset"]["unit"]),
                Column("of the class"))  # fmt: skip
     rows = [
         (labels[right], labels[given], f"{count:,}", f"{100 * count / samples[right]:.2f} %")
@@ -227,8 +145,8 @@ def _confusion(report: Report, labels: Sequence[str]) -> str:
     ]
     caption = "Shaded by the share of the class; the scale is stretched to make rare mistakes visible."
     if confusion["omitted"]:
-        caption += f" {confusion['omitted']:,} images in rarer cells are left out."
-    listed = table("Most frequent confusions", columns, rows) if rows else "<p>No image was misclassified.</p>"
+        caption += f" {confusion['omitted']:,} {report['dataset']['unit']} in rarer cells are left out."
+    listed = table("Most frequent confusions", columns, rows) if rows else "<p>No sample was misclassified.</p>"
     return (
         "<section><h2>Confusions between classes</h2>\n"
         f'<div class="beside">{figure(confusion_plot(report, labels), caption)}<div>{listed}</div></div></section>'
@@ -265,7 +183,8 @@ def _conditions(report: Report) -> str:
     dataset, cpu, golden = report["dataset"], report["cpu"], report["golden"]
     rows = [
         ("data set", f"{escape(dataset['name'])}, {escape(dataset['split'])}: {dataset['samples']:,} of "
-                     f"{dataset['size']:,} images<br><code>sha256 {escape(dataset['sha256'])}</code>"),
+                     f"{dataset['size']:,} {escape(dataset['unit'])}<br>"
+                     f"<code>sha256 {escape(dataset['sha256'])}</code>"),
         ("model.onnx", f"<code>sha256 {escape(report['model_sha256'])}</code>"),
         ("all files", f"<code>sha256 {escape(report['content_sha256'])}</code>"),
         ("golden sample", f"{golden['values'] - golden['mismatches']:,} of {golden['values']:,} "
@@ -284,21 +203,3 @@ def _conditions(report: Report) -> str:
 
 def _counted(operators: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in operators.items())
-
-
-def _runtime(report: Report, name: str) -> Mapping[str, Any]:
-    return next(runtime for runtime in report["runtimes"] if runtime["name"] == name)
-
-
-def _pair(report: Report, name: str) -> Mapping[str, Any] | None:
-    pairs = report["comparisons"]
-    return next((pair for pair in pairs if (pair["first"], pair["second"]) == (name, "onnxruntime")), None)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f} %"
-
-
-def _interval(runtime: Mapping[str, Any]) -> str:
-    low, high = runtime["interval_95"]
-    return f"{100 * low:.2f} to {100 * high:.2f} %"

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cpt_deploy.bundle import FORMATS
+from cpt_deploy.metric import Metric
 from cpt_deploy.report.figures import BLUE, GREY, ORANGE, figure_style, new_figure, to_svg
 
 Report = Mapping[str, Any]
@@ -32,26 +33,31 @@ def runtime_name(report: Report, name: str) -> str:
     return reference_name(report) if name == "trained" else _RUNTIME_NAMES[name]
 
 
-def accuracy_plot(report: Report) -> str:
-    """Draw the accuracy of each runtime with its 95 % interval."""
-    runtimes = report["runtimes"]
+def metric_plot(report: Report) -> str:
+    """Draw the metric in each runtime with its 95 % interval, if it has one."""
+    runtimes, metric = report["runtimes"], Metric.from_dict(report["metric"])
+    intervals = any(runtime["interval_95"] for runtime in runtimes)
     with figure_style():
         figure = new_figure(WIDTH, 0.8 + 0.38 * len(runtimes))
         axes = figure.subplots()
         for row, runtime in enumerate(runtimes):
-            low, high = (100 * bound for bound in runtime["interval_95"])
-            value = 100 * runtime["accuracy"]
             served = runtime["name"] == "onnxruntime"
             colour = ORANGE if served else BLUE
-            axes.plot([low, high], [row, row], color=colour, linewidth=2, solid_capstyle="butt")
-            axes.plot([value], [row], color=colour, marker="D" if served else "o", markersize=6)
+            if runtime["interval_95"]:
+                bounds = [metric.scale * bound for bound in runtime["interval_95"]]
+                axes.plot(bounds, [row, row], color=colour, linewidth=2, solid_capstyle="butt")
+            value = runtime[metric.name]
+            if value is not None:
+                axes.plot([metric.scale * value], [row], color=colour, marker="D" if served else "o", markersize=6)
         axes.set_yticks(range(len(runtimes)), [runtime_name(report, runtime["name"]) for runtime in runtimes])
         axes.invert_yaxis()
         axes.set_ylim(len(runtimes) - 0.5, -0.5)
-        axes.set_xlabel("accuracy (%), with 95 % interval")
+        axes.set_xlabel(metric.axis + (", with 95 % interval" if intervals else ""))
         axes.grid(visible=True, axis="x", color="#e0e0e0", linewidth=0.6)
-        parts = "; ".join(f"{runtime_name(report, r['name'])} {100 * r['accuracy']:.2f} %" for r in runtimes)
-        return to_svg(figure, name="accuracy", alternative=f"Accuracy of each runtime with its 95 % interval: {parts}.")
+        parts = "; ".join(f"{runtime_name(report, r['name'])} {metric.text(r[metric.name])}" for r in runtimes)
+        interval = " with its 95 % interval" if intervals else ""
+        alternative = f"{metric.title.capitalize()} in each runtime{interval}: {parts}."
+        return to_svg(figure, name="metric", alternative=alternative)
 
 
 def agreement_plot(report: Report) -> str:
@@ -126,10 +132,10 @@ def confusion_plot(report: Report, labels: Sequence[str]) -> str:
         return to_svg(figure, name="confusion", alternative=alternative)
 
 
-def logit_plot(report: Report) -> str:
-    """Draw served logits against those of the reference model."""
-    pairs = report["logit_pairs"]
-    trained, served = pairs["first_logits"], pairs["second_logits"]
+def output_plot(report: Report) -> str:
+    """Draw served output values against those of the reference model."""
+    pairs = report["output_pairs"]
+    trained, served = pairs["first_values"], pairs["second_values"]
     low, high = min([*trained, *served], default=0.0), max([*trained, *served], default=1.0)
     margin = 0.03 * (high - low) or 1.0
     bounds = (low - margin, high + margin)
@@ -141,15 +147,15 @@ def logit_plot(report: Report) -> str:
         axes.set_xlim(bounds)
         axes.set_ylim(bounds)
         axes.set_aspect("equal")
-        axes.set_xlabel(f"logit of the {reference_name(report)}")
-        axes.set_ylabel("logit in onnxruntime")
+        axes.set_xlabel(f"output of the {reference_name(report)}")
+        axes.set_ylabel("output in onnxruntime")
         axes.grid(visible=True, color="#e8e8e8", linewidth=0.6)
         worst = max((abs(a - b) for a, b in zip(trained, served, strict=True)), default=0.0)
         alternative = (
-            f"{len(trained)} logits in onnxruntime against those of the {reference_name(report)}; they are within "
-            f"{worst:.3g} of the diagonal."
+            f"{len(trained)} output values in onnxruntime against those of the {reference_name(report)}; they are "
+            f"within {worst:.3g} of the diagonal."
         )
-        return to_svg(figure, name="logits", alternative=alternative)
+        return to_svg(figure, name="outputs", alternative=alternative)
 
 
 def shortened(name: str, length: int = 28) -> str:

@@ -80,13 +80,11 @@ class Sensitivity:
 
     Args:
         layers: Sensitivity of each scheduled layer.
-        cost: Name of the costs in the bundle.
-        facts: Facts for the bundle about the samples that they were measured on.
+        measure: The measured cost in words, with its samples.
     """
 
     layers: "Sequence[LayerSensitivity]"
-    cost: str
-    facts: Mapping[str, Any]
+    measure: str
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,23 @@
-"""Find the task of a run or of a bundle."""
+"""Find the task of a run."""
 
 from pathlib import Path
-from typing import Any
 
-from cpt_deploy.bundle.opened import bundle_kind
 from cpt_deploy.recipe import load_recipe
-from cpt_deploy.recipe.tasks import CLASSIFICATION, task_name, tasks
+from cpt_deploy.recipe.tasks import IMAGE_CLASSIFICATION, task_name, tasks
 from cpt_deploy.tasks.interface import Task
 
 
-def task_named(name: str) -> Task[Any]:
+def task_named(name: str) -> Task:
     """Return a task by its name.
 
     Raises:
         UsageError: If there is no task of this name.
     """
-    task: Task[Any] = tasks.get(name)
+    task: Task = tasks.get(name)
     return task
 
 
-def task_of_run(run_dir: Path) -> Task[Any]:
+def task_of_run(run_dir: Path) -> Task:
     """Return the task of a run from its recipe; without a recipe, the first task, whose reader reports the problem.
 
     Raises:
@@ -27,14 +25,6 @@ def task_of_run(run_dir: Path) -> Task[Any]:
     """
     path = run_dir / "recipe.yaml"
     if not path.is_file():
-        return task_named(CLASSIFICATION)
+        return task_named(IMAGE_CLASSIFICATION)
     data = load_recipe(path).data
     return task_named(task_name(data.task, data.name))
-
-
-def task_of_bundle(path: Path) -> Task[Any]:
-    """Return the task of a bundle from its config.json.
-
-    It only selects the code that opens the bundle: the content is trusted after its checksum was verified.
-    """
-    return task_named(bundle_kind(path) or CLASSIFICATION)

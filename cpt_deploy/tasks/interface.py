@@ -1,193 +1,142 @@
-"""The interface of tasks, which workflows, commands and the trainer use."""
+"""The interface of tasks: everything in which kinds of models differ. Workflows, commands and the trainer use no other.
 
-from collections.abc import Mapping, Sequence
+A task is an object of a class derived from `Task`. This package has two, and other packages add theirs by an entry
+point in the group `cpt_deploy.tasks`, whose name is the name of the task; `examples/tabular_regression` is one.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.bundle import CardFields, OnnxRuntimeModel, Processor
+from cpt_deploy.errors import UsageError
 from cpt_deploy.recipe import Recipe
-from cpt_deploy.tasks.evidence import BundleCheck, Evidence, Origin, ValidationOptions
-from cpt_deploy.tasks.exporting import BitAllocation, ExportOptions, ExportSummary, Sensitivity
-from cpt_deploy.tasks.reporting import Reporter
+from cpt_deploy.signature import Signature
+from cpt_deploy.tasks.catalogs import DataEntry, ModelEntry, ModelSize
+from cpt_deploy.tasks.exporting import ExportOptions
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
-    from cpt_deploy.quantization import ScheduledModel
-    from cpt_deploy.training import RunReport, TrainingTask
-
-Entry = Mapping[str, Any]
-"""Entry of sweep.json for an export: its bits, its bundle, and its measurements."""
-
-
-class SavedRun(Protocol):
-    """A finished run, read back."""
-
-    @property
-    def path(self) -> Path:
-        """Directory of the run."""
-
-    @property
-    def recipe(self) -> Recipe:
-        """All settings after resolving defaults."""
-
-    @property
-    def model(self) -> "ScheduledModel":
-        """The calibrated model at max_bits, in evaluation mode, on the CPU."""
-
-    @property
-    def weights_sha256(self) -> str:
-        """SHA-256 of `model.safetensors`."""
-
-    @property
-    def report(self) -> "RunReport":
-        """Content of `report.json`."""
+    from cpt_deploy.quantization import QuantizedModel
+    from cpt_deploy.training import RunDirectory, RunReport, TrainedRun, TrainingTask
+    from cpt_deploy.validation import Samples, Scoring
 
 
-class RunExport(Protocol):
-    """One export of a run in steps, which change its model."""
+class Task(ABC):
+    """A kind of model: how it is trained, scored, exported and served. Methods with a body here may stay as they are.
 
-    @property
-    def run(self) -> SavedRun:
-        """The run."""
-
-    def change_ranges(self) -> bool:
-        """Set the ranges of weights and activations as the options require, and return whether any changed."""
-
-    def calibrate(self, bits: BitAllocation, reporter: Reporter) -> None:
-        """Estimate activation ranges, and statistics if there are any, at these bits on training data."""
-
-    def measure_sensitivity(self, candidates: Sequence[int], activation_bits: int, reporter: Reporter) -> Sensitivity:
-        """Measure the cost of fewer bits in single layers, on samples outside of the test set.
-
-        Args:
-            candidates: Bits to try in each layer.
-            activation_bits: Bits of the scheduled activations, at which the model was calibrated.
-            reporter: Receives the progress after each layer.
-        """
-
-    def write(self, destination: Path, bits: BitAllocation) -> OpenedBundle:
-        """Freeze the model and write its bundle with its golden sample."""
-
-
-B = TypeVar("B", bound=OpenedBundle)
-
-
-B_contra = TypeVar("B_contra", bound=OpenedBundle, contravariant=True)
-
-
-class SweptRun(Protocol[B_contra]):
-    """A run whose exports are compared.
+    A task is imported when `cpt` reads a recipe, so its module imports torch only in its methods.
 
     Attributes:
-        columns: Columns of the table, in the order of `row`.
-        quality_label: Label of the plot's y axis, with its unit.
-        latency_label: Description of the timed call.
-    """
-
-    columns: tuple[str, ...]
-    quality_label: str
-    latency_label: str
-
-    @property
-    def run(self) -> SavedRun:
-        """The run."""
-
-    @property
-    def samples(self) -> int:
-        """Number of samples of the test set that a validation measures."""
-
-    def figures(self, bundle: B_contra) -> dict[str, Any]:
-        """Return the figures of a validated bundle for sweep.json, besides its bits, sizes and integers."""
-
-    def compare(self, bundles: Sequence[B_contra], rounds: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Time all bundles alternately, and return the figures for sweep.json: of the reference, and of each bundle."""
-
-    def summary(self, document: Mapping[str, Any]) -> str:
-        """Describe the table in one line."""
-
-    def row(self, entry: Entry, document: Mapping[str, Any]) -> tuple[str, ...]:
-        """Return an export as a row of the table."""
-
-    def quality(self, entry: Entry) -> tuple[float, float, float]:
-        """Return an export's value on the plot's y axis, with the bounds of its interval."""
-
-    def trained_quality(self, document: Mapping[str, Any]) -> float:
-        """Return the same value of the trained model at max_bits."""
-
-
-class Task(Protocol[B]):
-    """A kind of model: how it is trained, exported, validated and called.
-
-    Attributes:
-        name: Name in `data.task` of a recipe, in `report.json` and in `config.json`.
-        pipeline_tag: Name of the task on the Hugging Face Hub.
+        name: Name in recipes, reports and bundles: the pipeline tag of Hugging Face.
         unit: Name of the samples, in the plural.
+        processor: Class of the processors of its bundles, or its import path "module:Class".
+        adapter: Import path "module:Class" of the server's adapter; None is the one that serves tensors by name.
     """
 
     name: str
-    pipeline_tag: str
     unit: str
+    processor: type[Processor] | str = "cpt_deploy.bundle.processors.tensor_processor:TensorProcessor"
+    adapter: str | None = None
 
     def knows(self, data: str) -> bool:
-        """Return whether `data.name` of a recipe can only belong to this task."""
+        """Return whether `data.name` of a recipe, which names no task, can only belong to this task."""
+        return False
 
+    @abstractmethod
     def load_training(self, recipe: Recipe, device: "torch.device", processes: int) -> "TrainingTask":
-        """Open the data of a recipe and resolve settings that depend on them, see `cpt_deploy.training.load_task`."""
+        """Open the data of a recipe and resolve the settings that depend on them: `cpt_deploy.training.load_task`."""
 
-    def open_bundle(self, path: Path) -> B:
-        """Open a bundle.
-
-        Raises:
-            BundleError: If there is no bundle, or it is damaged.
-        """
-
-    def begin_export(self, run_dir: Path, options: ExportOptions, data_dir: Path | None) -> RunExport:
-        """Load a run to export its model.
+    @abstractmethod
+    def read_processor(self, report: "RunReport", directory: "RunDirectory") -> Processor:
+        """Return the processor of a finished run from its report and its files.
 
         Raises:
-            UsageError: If the task does not support an option.
-            CheckpointError: If the run is missing, unfinished or damaged.
-            DataError: If its data are missing.
+            CheckpointError: If a file is missing or damaged.
         """
 
-    def describe_export(self, bundle: B) -> ExportSummary:
-        """Describe the bundle, and whether onnxruntime on this machine reproduces its golden sample."""
+    @abstractmethod
+    def build_model(self, recipe: Recipe, processor: Processor) -> "QuantizedModel":
+        """Build the CPT model of a finished run, whose weights are loaded afterwards, on the CPU."""
 
-    def check_validation(self, options: ValidationOptions) -> None:
-        """Check the options of a validation.
-
-        Raises:
-            CptError: If the task does not support an option, or a package for it is missing.
-        """
-
-    def validate(
-        self, bundle: B, options: ValidationOptions, origin: Origin, reporter: Reporter, *, require_exact: bool
-    ) -> Evidence:
-        """Measure a bundle, judge it against its origin, and store the evidence in it.
-
-        Raises:
-            CptError: If the data or the origin cannot be read.
-        """
-
-    def check_bundle(self, bundle: B, provider: str, *, require_exact: bool) -> BundleCheck:
-        """Check a bundle without data: its golden sample in onnxruntime, and its files."""
-
-    def sweep(self, run_dir: Path, data_dir: Path | None, limit: int | None) -> SweptRun[B]:
-        """Load a run to compare its exports.
+    @abstractmethod
+    def samples(
+        self, data: str, root: Path | None, processor: Processor, signature: Signature, limit: int | None
+    ) -> "Samples":
+        """Return the samples of a test split as inputs of a processor.
 
         Args:
-            run_dir: The run.
-            data_dir: Folder of its data; None is the recipe's.
-            limit: Number of samples of the test set that a validation measures; None is all.
+            data: Name, path or import path of the data.
+            root: Folder of known data; None is the default.
+            processor: The processor of a bundle or of a run.
+            signature: Inputs, outputs and states of its model.
+            limit: Number of samples, spread over the split where they do not depend on each other; None is all.
 
         Raises:
-            CheckpointError: If the run is missing, unfinished or damaged.
+            DataError: If the data cannot be read, or do not fit the processor.
         """
 
+    @abstractmethod
+    def scoring(self) -> "Scoring":
+        """Return how outputs are scored; its metric is that of the training task."""
+
+    @abstractmethod
     def example_request(self, address: str) -> str:
         """Return arguments of curl for an example request to a served model.
 
         Args:
             address: Address of the server, with the path of the model if it serves several.
         """
+
+    def check_export(self, options: ExportOptions) -> None:  # noqa: B027  most tasks support all
+        """Check the options of an export.
+
+        Raises:
+            UsageError: If the task does not support an option.
+        """
+
+    def model_names(self, pattern: str | None) -> list[str]:
+        """Return the models that recipes can name and that match a shell pattern; without one those to list first."""
+        return []
+
+    def describe_model(self, name: str, size: ModelSize) -> ModelEntry:
+        """Return parameters and multiply-accumulates of one of `model_names`."""
+        return ModelEntry(name, self.name)
+
+    def known_data(self, pattern: str) -> Sequence[DataEntry]:
+        """Return the data that recipes can name and that match a shell pattern."""
+        return ()
+
+    def card(self, run: "TrainedRun") -> CardFields:
+        """Return the author's part of the model card."""
+        return CardFields()
+
+    def measure_again(self, run: "TrainedRun", samples: "Samples") -> Callable[[], float] | None:
+        """Return a function that repeats the final evaluation of a run, if it differs from that of a validation.
+
+        Args:
+            run: The run.
+            samples: Its test samples.
+        """
+        return None
+
+    def source_network(self, path: Path, model: str | None, processor: Processor) -> "nn.Module":
+        """Return a float model that was trained elsewhere, to be calibrated, in evaluation mode.
+
+        Args:
+            path: Its file.
+            model: Name or import path of the model that its weights belong to.
+            processor: The processor of its bundle.
+
+        Raises:
+            CptError: If the task cannot use such models, or the file cannot be read.
+        """
+        raise UsageError(f"Expected a run, but got a float model, which the task {self.name} does not read")
+
+    def timed_call(self, model: OnnxRuntimeModel, samples: "Samples") -> Callable[[], Any]:
+        """Return a call of a model, as a server makes it for one request, to be timed by `cpt sweep`."""
+        first = {name: values[:1] for name, values in samples.first_inputs().items()}
+        return lambda: model.run(first)

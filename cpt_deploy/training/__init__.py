@@ -15,6 +15,7 @@ from cpt_deploy.training.experiments.trials import TrialOutcome, TrialQueue, Tri
 from cpt_deploy.training.fine_tuning import Pretrained
 from cpt_deploy.training.loop.inputs import calibration_inputs
 from cpt_deploy.training.loop.interruption import Interruption
+from cpt_deploy.training.loop.setup import prepare_network
 from cpt_deploy.training.loop.trainer import plan_run, train
 from cpt_deploy.training.reporting.profiling import ProfileReport
 from cpt_deploy.training.reporting.reports import (
@@ -27,14 +28,15 @@ from cpt_deploy.training.reporting.reports import (
 )
 from cpt_deploy.training.run_directory.files import disk_errors, write_atomically
 from cpt_deploy.training.run_directory.run_directory import RunDirectory
-from cpt_deploy.training.run_directory.saved_runs import TrainedLanguageModel, TrainedRun, load_language_model, load_run
-from cpt_deploy.training.task import TrainingTask, load_task
+from cpt_deploy.training.run_directory.saved_runs import TrainedRun, load_run
+from cpt_deploy.training.task import Final, StepOutcome, Stop, TrainingTask, load_task
 
 __all__ = [
     "DEFAULT_STEPS",
     "DEFAULT_THRESHOLD",
     "BitsProgress",
     "Evaluation",
+    "Final",
     "FinishedRun",
     "Interruption",
     "Pretrained",
@@ -45,10 +47,11 @@ __all__ = [
     "RunGroup",
     "RunReport",
     "SilentReporter",
+    "StepOutcome",
     "StepProgress",
+    "Stop",
     "TrainPlan",
     "TrainReporter",
-    "TrainedLanguageModel",
     "TrainedRun",
     "TrainingTask",
     "TrialOutcome",
@@ -60,10 +63,10 @@ __all__ = [
     "disk_errors",
     "evaluate",
     "group_runs",
-    "load_language_model",
     "load_run",
     "load_task",
     "plan_run",
+    "prepare_network",
     "range_test",
     "read_finished_run",
     "seed_curves",

@@ -65,8 +65,7 @@ def evaluate(
     return Evaluation(
         step=step,
         loss=loss_sum / count,
-        top1=top1 / count,
-        top5=top5 / count if classes > MANY_CLASSES else None,
-        images=int(count),
+        metrics={"accuracy": top1 / count, **({"top5": top5 / count} if classes > MANY_CLASSES else {})},
+        samples=int(count),
         seconds=time.perf_counter() - began,
     )

@@ -4,6 +4,8 @@ import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from cpt_deploy.bundle import Preprocessing
 from cpt_deploy.errors import DataError, UsageError
 from cpt_deploy.models.auxiliary_heads import split_auxiliary_heads
@@ -93,11 +95,11 @@ def build_pretrained(recipe: Recipe, classes: int, preprocessing: Preprocessing)
     weights = replace(weights, tensors=tensors)
     head = last_layer(network, preprocessing.input_shape)
     if weights.prepared:
-        prepared = prepare_network(network, recipe, preprocessing)
+        prepared = prepare_network(network, recipe, torch.zeros(2, *preprocessing.input_shape))
         fresh = load_pretrained(prepared.network, weights, head, name)
     else:
         fresh = load_pretrained(network, weights, head, name)
-        prepared = prepare_network(network, recipe, preprocessing)
+        prepared = prepare_network(network, recipe, torch.zeros(2, *preprocessing.input_shape))
     known = weights.tensors.get(f"{head}.weight")
     return prepared, Pretrained(
         file=path,

@@ -1,20 +1,56 @@
-"""Evaluate the perplexity of a model on a text, at max_bits."""
+"""Losses of a language model on a text, and its perplexity at max_bits."""
 
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 from cpt_deploy.data.text import Chunk
-from cpt_deploy.quantization import QuantizedLanguageModel
+from cpt_deploy.data.text.streams import IGNORED
+from cpt_deploy.quantization import QuantizedModel
+from cpt_deploy.quantization.stateful import State, call_with_state, carries_state
+from cpt_deploy.signature import TOKENS_NAME, Signature
 from cpt_deploy.training.distributed.process_group import ALONE, ProcessGroup
 from cpt_deploy.training.reporting.reports import Evaluation
 
 
+def scores_of(
+    model: Callable[..., Any], signature: Signature, tokens: Tensor, state: State | None
+) -> tuple[Tensor, State | None]:
+    """Return the scores of each next token, (N, T, V), and the state for the next chunk of the text.
+
+    Args:
+        model: A prepared language model, or its replica.
+        signature: Its signature.
+        tokens: int64 (N, T).
+        state: The state before the tokens; None is the initial one.
+
+    Returns:
+        The state is None if each chunk begins with the initial one.
+    """
+    (scores,), after = call_with_state(model, signature, {TOKENS_NAME: tokens}, state)
+    return scores, after if carries_state(signature) else None
+
+
+def token_losses(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the negative log-likelihoods of targets in nats, float32 (n,), and the number of most likely ones, 0-dim.
+
+    Args:
+        scores: Logits or log-probabilities, (N, T, V).
+        targets: int64 (N, T); `IGNORED` where nothing is predicted.
+    """
+    flat, wanted = scores.reshape(-1, scores.shape[-1]).float(), targets.reshape(-1)
+    losses = functional.cross_entropy(flat, wanted, reduction="none", ignore_index=IGNORED)
+    return losses, (flat.detach().argmax(1) == wanted).sum()
+
+
 @torch.no_grad()
 def evaluate_text(
-    model: QuantizedLanguageModel,
+    model: QuantizedModel,
     chunks: Iterator[Chunk],
     *,
     device: torch.device,
@@ -37,7 +73,8 @@ def evaluate_text(
     """
     began, training = time.perf_counter(), model.training
     loss = torch.zeros((), dtype=torch.float64, device=device)
-    hits, count, state = torch.zeros((), dtype=torch.int64, device=device), 0, None
+    hits, count = torch.zeros((), dtype=torch.int64, device=device), 0
+    state: State | None = None
     stopped = False
     model.eval()
     try:
@@ -46,11 +83,11 @@ def evaluate_text(
                 stopped = stop()
                 if stopped:
                     break
-                score = model.score(chunk.tokens.to(device), chunk.targets.to(device), state)
-                state = score.state
-                loss += score.losses.double().sum()
-                hits += score.hits
-                count += score.targets
+                scores, state = scores_of(model, model.signature, chunk.tokens.to(device), state)
+                losses, right = token_losses(scores, chunk.targets.to(device))
+                loss += losses.double().sum()
+                hits += right
+                count += int((chunk.targets != IGNORED).sum())
     finally:
         model.train(training)
     told = process_group.gather(torch.tensor([float(loss), float(hits), count, stopped], dtype=torch.float64))
@@ -61,11 +98,9 @@ def evaluate_text(
     return Evaluation(
         step=step,
         loss=mean,
-        top1=top1 / targets,
-        top5=None,
-        images=int(targets),
+        metrics={"accuracy": top1 / targets, "perplexity": perplexity_of(mean)},
+        samples=int(targets),
         seconds=time.perf_counter() - began,
-        perplexity=perplexity_of(mean),
     )
 
 

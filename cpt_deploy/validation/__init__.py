@@ -5,14 +5,22 @@ Imports PyTorch only for a bundle's integer executor or a trained model.
 
 from cpt_deploy.bundle.runtime.cpu import CpuInfo, read_cpu
 from cpt_deploy.bundle.runtime.operators import float_operators, optimized_operators
-from cpt_deploy.validation.accuracy.noninferiority import NonInferiority, judge_losses, judge_pairs, tango_interval
-from cpt_deploy.validation.accuracy.reference import RecordedAccuracy, Reference, TrainedModel
+from cpt_deploy.validation.accuracy.noninferiority import (
+    MAX_DROP,
+    NonInferiority,
+    judge_losses,
+    judge_pairs,
+    tango_interval,
+)
+from cpt_deploy.validation.accuracy.reference import TRAINED_TEST, Recorded, Reference
+from cpt_deploy.validation.accuracy.samples import Batch, Runtime, Samples, Scores, spread
+from cpt_deploy.validation.accuracy.scoring import Accuracy, Perplexity, RSquared, Scoring
 from cpt_deploy.validation.accuracy.statistics import Proportion, mcnemar_exact, wilson_interval
 from cpt_deploy.validation.comparison import PairResult, RuntimeResult, TensorResult
 from cpt_deploy.validation.gate import constant_reasons
 from cpt_deploy.validation.integers.accumulators import Accumulator, bundle_accumulators, overflow_reasons
 from cpt_deploy.validation.integers.compare_integers import GraphComparison, compare_integers
-from cpt_deploy.validation.integers.integer_model import BundledIntegerModel, IntegerModel
+from cpt_deploy.validation.integers.integer_model import ExecutedGraph, IntegerModel, bundled_integer_model
 from cpt_deploy.validation.integers.intermediate_outputs import (
     IntermediateOutput,
     ObservableModel,
@@ -33,34 +41,43 @@ from cpt_deploy.validation.performance.benchmarking import BenchmarkReport, Foot
 from cpt_deploy.validation.performance.side_by_side import RelativeLatency, compare_latency
 from cpt_deploy.validation.performance.software import software_versions
 from cpt_deploy.validation.performance.static_quantization import static_quantization
+from cpt_deploy.validation.performance.timing import interleaved, median_ratio
 from cpt_deploy.validation.report import ValidationReport
-from cpt_deploy.validation.validate import LabelledImages, validate
+from cpt_deploy.validation.validate import validate
 
 __all__ = [
+    "MAX_DROP",
+    "TRAINED_TEST",
     "Accumulator",
+    "Accuracy",
+    "Batch",
     "BenchmarkReport",
-    "BundledIntegerModel",
     "ConstantDifference",
     "ConstantsResult",
     "CpuInfo",
+    "ExecutedGraph",
     "Footprint",
     "GraphComparison",
     "IntegerModel",
     "IntermediateOutput",
-    "LabelledImages",
     "Latency",
     "LayerSaturation",
     "NonInferiority",
     "ObservableModel",
     "PairResult",
+    "Perplexity",
     "Portability",
     "Proportion",
-    "RecordedAccuracy",
+    "RSquared",
+    "Recorded",
     "Reference",
     "RelativeLatency",
+    "Runtime",
     "RuntimeResult",
+    "Samples",
+    "Scores",
+    "Scoring",
     "TensorResult",
-    "TrainedModel",
     "ValidationReport",
     "ValidationReporter",
     "add_intermediate_outputs",
@@ -68,20 +85,24 @@ __all__ = [
     "bundle_accumulators",
     "bundle_portability",
     "bundle_saturation",
+    "bundled_integer_model",
     "compare_constants",
     "compare_integers",
     "compare_latency",
     "constant_reasons",
     "float_operators",
+    "interleaved",
     "judge_losses",
     "judge_pairs",
     "layer_saturation",
     "mcnemar_exact",
+    "median_ratio",
     "optimized_operators",
     "overflow_reasons",
     "quantized_tensors",
     "read_cpu",
     "software_versions",
+    "spread",
     "static_quantization",
     "tango_interval",
     "validate",

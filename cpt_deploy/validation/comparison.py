@@ -1,16 +1,15 @@
-"""Compare runtimes batch by batch: accuracy of each, logits of pairs, and the integers of every quantized tensor."""
+"""Compare runtimes batch by batch: scores of each, outputs of pairs, and the integers of every quantized tensor."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from cpt_deploy.validation.accuracy.statistics import Proportion, mcnemar_exact, wilson_interval
+from cpt_deploy.validation.accuracy.samples import Arrays, Scores
+from cpt_deploy.validation.accuracy.scoring import Scoring
 from cpt_deploy.validation.integers.intermediate_outputs import IntermediateOutput
 
-Logits = npt.NDArray[np.float32]
-Codes = npt.NDArray[np.uint8] | npt.NDArray[np.int8]
 Values = npt.NDArray[np.generic]
 
 
@@ -20,12 +19,14 @@ class RuntimeResult:
 
     Args:
         name: "trained", "executor", "onnxruntime", "onnxruntime-unoptimized", or a further format of the bundle.
-        accuracy: Share of correct labels with its 95 % interval.
-        finite: Whether every logit was a finite number.
+        value: The metric.
+        interval: Its 95 % interval; `None` if the metric has none.
+        finite: Whether every output was a finite number.
     """
 
     name: str
-    accuracy: Proportion
+    value: float
+    interval: tuple[float, float] | None
     finite: bool
 
 
@@ -36,22 +37,18 @@ class PairResult:
     Args:
         first: Name of the first runtime.
         second: Name of the second.
-        worst_logit_difference: Max absolute difference of two logits; `None` if one was not finite.
-        other_labels: Number of samples with different labels.
-        only_first_right: Number of samples that only the first labels correctly.
-        only_second_right: Number of samples that only the second labels correctly.
-        p_value: P-value of McNemar's exact test that both are equally accurate.
-        other_logits: Number of unequal logits.
+        worst_difference: Max absolute difference of two output values; `None` if one was not finite.
+        other_values: Number of unequal output values.
+        other_answers: Number of samples with different answers; `None` if the task's outputs are no choice.
+        figures: Further figures of the task's scoring.
     """
 
     first: str
     second: str
-    worst_logit_difference: float | None
-    other_labels: int
-    only_first_right: int
-    only_second_right: int
-    p_value: float
-    other_logits: int = 0
+    worst_difference: float | None
+    other_values: int
+    other_answers: int | None
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,15 +71,15 @@ class TensorResult:
 
 
 @dataclass(frozen=True)
-class ServedLogits:
-    """Agreement of the logits of the executor and of the serving session, on every sample.
+class ServedOutputs:
+    """Agreement of the outputs of the executor and of the serving session, on every sample.
 
     Args:
-        values: Number of logits compared.
-        differing: Number of differing logits; if parts compute in float, differing by more than the tolerance.
+        values: Number of values compared.
+        differing: Number of differing values; with a tolerance, differing by more than it.
         worst: The max difference; `None` if one was not finite.
-        tolerance: Max difference as a share of the sample's max logit, if parts compute in float: then the executor is
-            replayed from onnxruntime's integers at the boundaries. `None` if logits have to be equal.
+        tolerance: Max difference as a share of the sample's largest value, if parts compute in float: then the executor
+            is replayed from onnxruntime's integers at the boundaries. `None` if values have to be equal.
     """
 
     values: int
@@ -93,11 +90,11 @@ class ServedLogits:
 
 @dataclass(frozen=True)
 class TrainedCodes:
-    """Differences between the logits of float fake quantization and of the integer executor, in quantization steps.
+    """Differences between outputs of float fake quantization and of the integer executor, in quantization steps.
 
     Args:
-        values: Number of logits.
-        differing: Number of logits that differ by more than half a step.
+        values: Number of quantized output values.
+        differing: Number of values that differ by more than half a step.
         worst: The max difference in steps.
     """
 
@@ -107,120 +104,136 @@ class TrainedCodes:
 
 
 class RuntimeComparison:
-    """Collects the logits of several runtimes on the same samples.
+    """Collects scores and outputs of several runtimes on the same samples.
 
     Args:
         names: The runtimes.
         pairs: The pairs of them to compare.
+        scoring: The scoring of the task.
     """
 
-    def __init__(self, names: Sequence[str], pairs: Sequence[tuple[str, str]]) -> None:
-        self.names = tuple(names)
-        self.pairs = tuple(pairs)
-        self._right: dict[str, list[npt.NDArray[np.bool_]]] = {name: [] for name in names}
+    def __init__(self, names: Sequence[str], pairs: Sequence[tuple[str, str]], scoring: Scoring) -> None:
+        self.names, self.pairs, self.scoring = tuple(names), tuple(pairs), scoring
+        self.scores = {name: Scores() for name in names}
+        self.values = 0
         self._finite = dict.fromkeys(names, True)
         self._worst: dict[tuple[str, str], float] = dict.fromkeys(self.pairs, 0.0)
-        self._other_labels = dict.fromkeys(self.pairs, 0)
-        self._other_logits = dict.fromkeys(self.pairs, 0)
-        self.logits = 0
+        self._other_values = dict.fromkeys(self.pairs, 0)
+        self._other_answers: dict[tuple[str, str], int | None] = dict.fromkeys(self.pairs)
 
-    def add(self, logits: Mapping[str, Logits], labels: npt.NDArray[np.int64]) -> None:
-        """Add a batch.
+    def score(self, name: str, outputs: Arrays, targets: Values) -> None:
+        """Add a batch of one runtime: outputs by name, without states, and the targets."""
+        self.scores[name].add(self.scoring.scores(outputs, targets), targets)
+        self._finite[name] &= all(bool(np.isfinite(values).all()) for values in outputs.values())
 
-        Args:
-            logits: Logits of every runtime, float32 (N, K).
-            labels: The true classes, int64 (N,).
-        """
-        self.logits += next(iter(logits.values())).size
-        predicted = {name: logits[name].argmax(axis=1) for name in self.names}
-        for name in self.names:
-            self._right[name].append(predicted[name] == labels)
-            self._finite[name] &= bool(np.isfinite(logits[name]).all())
+    def add(self, outputs: Mapping[str, Arrays]) -> None:
+        """Compare a batch in all pairs: outputs by name, without states, of every runtime."""
+        self.values += sum(values.size for values in next(iter(outputs.values())).values())
         for pair in self.pairs:
-            first, second = pair
-            if self._finite[first] and self._finite[second]:
-                difference = np.abs(logits[first].astype(np.float64) - logits[second])
+            first, second = (outputs.get(name) for name in pair)
+            if first is None or second is None or any(first[name].shape != second[name].shape for name in first):
+                continue
+            for name, values in first.items():
+                difference = np.abs(values.astype(np.float64) - second[name])
                 self._worst[pair] = max(self._worst[pair], float(difference.max(initial=0.0)))
-            self._other_labels[pair] += int((predicted[first] != predicted[second]).sum())
-            self._other_logits[pair] += int((logits[first] != logits[second]).sum())
+                self._other_values[pair] += int((values != second[name]).sum())
+            answers = self.scoring.answers(first)
+            if answers is not None:
+                found = int((answers != self.scoring.answers(second)).sum())
+                self._other_answers[pair] = (self._other_answers[pair] or 0) + found
 
     def runtimes(self) -> tuple[RuntimeResult, ...]:
         """Return the result of each runtime."""
-        right = {name: np.concatenate(self._right[name]) for name in self.names}
         return tuple(
-            RuntimeResult(name, wilson_interval(int(right[name].sum()), len(right[name])), self._finite[name])
+            RuntimeResult(
+                name,
+                self.scoring.value(self.scores[name]),
+                self.scoring.interval(self.scores[name]),
+                self._finite[name],
+            )
             for name in self.names
         )
 
     def comparisons(self) -> tuple[PairResult, ...]:
-        """Return the result of each pair."""
-        return tuple(self._compare(*pair) for pair in self.pairs)
+        """Return the result of each pair of runtimes that had the same samples."""
+        return tuple(
+            self._compare(first, second)
+            for first, second in self.pairs
+            if self.scores[first].paired_with(self.scores[second])
+        )
 
     def _compare(self, first: str, second: str) -> PairResult:
-        right, right_too = np.concatenate(self._right[first]), np.concatenate(self._right[second])
-        only_first, only_second = int((right & ~right_too).sum()), int((right_too & ~right).sum())
-        finite = self._finite[first] and self._finite[second]
+        pair = first, second
         return PairResult(
-            first=first,
-            second=second,
-            worst_logit_difference=self._worst[first, second] if finite else None,
-            other_labels=self._other_labels[first, second],
-            only_first_right=only_first,
-            only_second_right=only_second,
-            p_value=mcnemar_exact(only_first, only_second),
-            other_logits=self._other_logits[first, second],
+            first,
+            second,
+            worst_difference=self._worst[pair] if self._finite[first] and self._finite[second] else None,
+            other_values=self._other_values[pair],
+            other_answers=self._other_answers[pair],
+            figures=self.scoring.compare(self.scores[first], self.scores[second]),
         )
 
 
-class LogitAgreement:
-    """Collects the agreement of two runtimes' logits up to a tolerance.
+class OutputAgreement:
+    """Collects the agreement of two runtimes' outputs up to a tolerance.
 
     Args:
-        tolerance: Max difference of a logit as a share of its sample's max logit.
+        tolerance: Max difference of a value as a share of its sample's largest one; of the batch's largest one if a
+            sample has a single value.
+
+    Attributes:
+        unequal: Number of values that are not equal.
     """
 
     def __init__(self, tolerance: float) -> None:
         self.tolerance = tolerance
-        self._values = self._differing = 0
+        self.unequal = self._values = self._differing = 0
         self._worst: float | None = 0.0
 
-    def add(self, first: Logits, second: Logits) -> None:
-        """Add a batch of logits, float32 (N, K) each."""
-        difference = np.abs(first.astype(np.float64) - second)
-        greatest = np.abs(second).max(axis=1, keepdims=True).astype(np.float64)
-        self._values += second.size
-        # "not within" instead of "beyond", so that NaN counts as differing
-        self._differing += int((~(difference <= self.tolerance * greatest)).sum())
-        if self._worst is not None:
-            self._worst = max(self._worst, float(difference.max(initial=0.0)))
-            self._worst = self._worst if np.isfinite(self._worst) else None
+    def add(self, first: Arrays, second: Arrays) -> None:
+        """Add a batch of outputs by name."""
+        for name, served in second.items():
+            difference = np.abs(first[name].astype(np.float64) - served)
+            axes = tuple(range(1, served.ndim)) if served.size > len(served) else None
+            greatest = np.abs(served).max(axis=axes, keepdims=True).astype(np.float64)
+            self._values += served.size
+            self.unequal += int((~(difference == 0)).sum())
+            # "not within" instead of "beyond", so that NaN counts as differing
+            self._differing += int((~(difference <= self.tolerance * greatest)).sum())
+            if self._worst is not None:
+                self._worst = max(self._worst, float(difference.max(initial=0.0)))
+                self._worst = self._worst if np.isfinite(self._worst) else None
 
-    def result(self) -> ServedLogits:
+    def result(self) -> ServedOutputs:
         """Return the agreement over all batches."""
-        return ServedLogits(self._values, self._differing, self._worst, self.tolerance)
+        return ServedOutputs(self._values, self._differing, self._worst, self.tolerance)
 
 
 class CodeCount:
-    """Collects the differences of logits in quantization steps.
+    """Collects the differences of outputs in quantization steps.
 
     Args:
-        scale: Scale of the quantized logits.
+        scales: Scales of the quantized outputs by name; others are not counted.
     """
 
-    def __init__(self, scale: float) -> None:
-        self.scale = scale
+    def __init__(self, scales: Mapping[str, float]) -> None:
+        self.scales = dict(scales)
         self._values = self._differing = self._worst = 0
 
-    def add(self, trained: Logits, executor: Logits) -> None:
-        """Add a batch of logits, float32 (N, K) each."""
-        codes = np.rint(np.nan_to_num(np.abs(trained.astype(np.float64) - executor) / self.scale, nan=255, posinf=255))
-        self._values += codes.size
-        self._differing += int(np.count_nonzero(codes))
-        self._worst = max(self._worst, int(codes.max(initial=0)))
+    def add(self, trained: Arrays, executor: Arrays) -> None:
+        """Add a batch of outputs by name."""
+        for name, scale in self.scales.items():
+            if name not in trained or trained[name].shape != executor[name].shape:
+                continue
+            steps = np.abs(trained[name].astype(np.float64) - executor[name]) / scale
+            codes = np.rint(np.nan_to_num(steps, nan=255, posinf=255))
+            self._values += codes.size
+            self._differing += int(np.count_nonzero(codes))
+            self._worst = max(self._worst, int(codes.max(initial=0)))
 
-    def result(self) -> TrainedCodes:
-        """Return the differences over all batches."""
-        return TrainedCodes(self._values, self._differing, self._worst)
+    def result(self) -> TrainedCodes | None:
+        """Return the differences over all batches; `None` if there were no quantized outputs."""
+        return TrainedCodes(self._values, self._differing, self._worst) if self._values else None
 
 
 class IntegerComparison:

@@ -1,11 +1,11 @@
 """The verdict on a report: the reasons why a bundle must not be served, as sentences."""
 
 from dataclasses import replace
+from math import isfinite
 
 from cpt_deploy.bundle import FORMATS
 from cpt_deploy.bundle.runtime.providers import CPU
-from cpt_deploy.validation.accuracy.noninferiority import MAX_DROP, NonInferiority, judge_pairs
-from cpt_deploy.validation.accuracy.reference import differs_from_recorded, recorded_loss
+from cpt_deploy.validation.accuracy.noninferiority import NonInferiority
 from cpt_deploy.validation.integers.accumulators import overflow_reasons
 from cpt_deploy.validation.integers.saturation import portability_reasons
 from cpt_deploy.validation.onnx.constants import ConstantsResult
@@ -15,11 +15,10 @@ from cpt_deploy.validation.report import ValidationReport
 def judge(report: ValidationReport) -> ValidationReport:
     """Return the report with the reasons why it fails its gate, and the undecided questions.
 
-    These always fail: logits that are not finite, files that contradict each other or the run, constants that differ
+    These always fail: outputs that are not finite, files that contradict each other or the run, constants that differ
     from the integer graph, sums that can overflow int32, unannounced operators in float, and a portable bundle that can
-    saturate. Accuracy and integers fail only if `report.gate` requires them.
+    saturate. The metric and integers fail only if `report.gate` requires them.
     """
-    report = replace(report, non_inferiority=_non_inferiority(report))
     checks = (
         _finite_reasons,
         _contradiction_reasons,
@@ -33,15 +32,6 @@ def judge(report: ValidationReport) -> ValidationReport:
     )
     reasons = tuple(reason for check in checks for reason in check(report))
     return replace(report, reasons=reasons, undecided=tuple(_undecided(report)))
-
-
-def _non_inferiority(report: ValidationReport) -> NonInferiority | None:
-    """Judge the loss from the trained model to onnxruntime against the allowed drop, or else the default."""
-    pair = next((pair for pair in report.comparisons if (pair.first, pair.second) == ("trained", "onnxruntime")), None)
-    if pair is None:
-        return None
-    allowed = MAX_DROP if report.gate.max_drop is None else report.gate.max_drop
-    return judge_pairs(pair.only_first_right, pair.only_second_right, report.dataset.samples, allowed / 100)
 
 
 def _contradiction_reasons(report: ValidationReport) -> list[str]:
@@ -64,29 +54,24 @@ def operator_reasons(unannounced: dict[str, int]) -> list[str]:
 
 
 def _recorded_reasons(report: ValidationReport) -> list[str]:
-    """Compare the accuracy recorded in training with that of the trained model here, or without it of the served model.
+    """Compare the metric recorded in training with that of the trained model here, or without it of the served model.
 
-    Without the trained model only a certain loss counts: the answers to single samples are unknown, so the interval is
-    wide.
+    Without the trained model only a certain loss counts: the scores of single samples are unknown.
     """
-    recorded = report.recorded
-    if recorded is None:
+    recorded, text = report.recorded, report.metric.text
+    if recorded is None or not recorded.differs:
         return []
-    if report.drop is not None:
-        measured = report.runtime("trained").accuracy
-        if not differs_from_recorded(recorded, measured):
-            return []
+    same = f"the same {recorded.samples:,} {report.dataset.unit}"
+    if recorded.again is not None:
         return [
-            f"the {report.reference} gets {measured.value:.2%} right here, but {recorded.accuracy:.2%} of the same "
-            f"{recorded.samples:,} samples by its own report"
+            f"the {report.reference} has {report.metric.title} {text(recorded.again)} here, but {text(recorded.value)} "
+            f"on {same} by its own report"
         ]
-    served = report.runtime("onnxruntime").accuracy
-    low, high = recorded_loss(recorded, served)
-    if 100 * low <= MAX_DROP:
-        return []
+    assert recorded.lost is not None
+    low, high = recorded.lost
     return [
-        f"onnxruntime gets {served.value:.2%} right, but the trained model got {recorded.accuracy:.2%} of the same "
-        f"{recorded.samples:,} samples: {100 * low:.2f} to {100 * high:.2f} points were lost"
+        f"onnxruntime has {report.metric.title} {text(report.runtime('onnxruntime').value)}, but the trained model had "
+        f"{text(recorded.value)} on {same}: {low:.2f} to {high:.2f} {report.drop_unit} were lost"
     ]
 
 
@@ -107,7 +92,7 @@ def constant_reasons(constants: ConstantsResult | None) -> list[str]:
 
 
 def _finite_reasons(report: ValidationReport) -> list[str]:
-    return [f"{runtime.name} returned logits that are not finite" for runtime in report.runtimes if not runtime.finite]
+    return [f"{runtime.name} returned outputs that are not finite" for runtime in report.runtimes if not runtime.finite]
 
 
 def _overflow_reasons(report: ValidationReport) -> list[str]:
@@ -120,28 +105,37 @@ def _portability_reasons(report: ValidationReport) -> list[str]:
 
 def _drop_reasons(report: ValidationReport) -> list[str]:
     verdict = report.non_inferiority
-    if report.gate.max_drop is None or verdict is None or verdict.state != "failed":
+    if report.gate.max_drop is None or verdict is None:
         return []
-    trained, served = (report.runtime(name).accuracy for name in ("trained", "onnxruntime"))
+    if verdict.state != "failed" and isfinite(verdict.loss):
+        return []
+    trained, served = (report.metric.text(report.runtime(name).value) for name in ("trained", "onnxruntime"))
     return [
-        f"accuracy dropped by {interval_in_points(verdict)}, from {trained.value:.2%} of the {report.reference} to "
-        f"{served.value:.2%} in onnxruntime; at most {report.gate.max_drop:g} are allowed"
+        f"{change(report)} by {interval_in_units(verdict, report.drop_unit)}, from {trained} of the {report.reference} "
+        f"to {served} in onnxruntime; at most {report.gate.max_drop:g} {report.drop_unit} are allowed"
     ]
 
 
 def _undecided(report: ValidationReport) -> list[str]:
-    verdict = report.non_inferiority
+    verdict, unit = report.non_inferiority, report.drop_unit
     if report.gate.max_drop is None or verdict is None or verdict.state != "undecided":
         return []
     return [
-        f"whether accuracy dropped by more than {report.gate.max_drop:g} points cannot be decided from "
-        f"{verdict.samples:,} samples: it dropped by {interval_in_points(verdict)}; {needed_samples(verdict)}"
+        f"whether {change(report)} by more than {report.gate.max_drop:g} {unit} cannot be decided from "
+        f"{verdict.samples:,} {report.dataset.unit}: it did so by {interval_in_units(verdict, unit)}; "
+        f"{needed_samples(verdict, report.dataset.unit)}"
     ]
 
 
-def interval_in_points(verdict: NonInferiority) -> str:
-    """Return a difference of accuracies with its interval, as "0.14 points (-0.36 to 0.64)"."""
-    return f"{100 * verdict.loss:.2f} points ({100 * verdict.low:.2f} to {100 * verdict.high:.2f})"
+def change(report: ValidationReport) -> str:
+    """Return the beginning of a sentence on the metric's change for the worse, as "accuracy dropped"."""
+    return f"{report.metric.title} {'dropped' if report.metric.higher_is_better else 'rose'}"
+
+
+def interval_in_units(verdict: NonInferiority, unit: str) -> str:
+    """Return a difference with its interval, as "0.14 points (-0.36 to 0.64)"."""
+    digits = 3 if max(abs(verdict.loss), abs(verdict.high)) < 0.1 else 2
+    return f"{verdict.loss:.{digits}f} {unit} ({verdict.low:.{digits}f} to {verdict.high:.{digits}f})"
 
 
 def needed_samples(verdict: NonInferiority, unit: str = "samples") -> str:
@@ -163,16 +157,21 @@ def _exactness_reasons(report: ValidationReport) -> list[str]:
             f"{report.mismatching_integers} of {report.compared_integers} integers differ, "
             f"first in {first.name!r}, the result of {first.operator} (by up to {first.worst_difference})"
         )
-    served = report.served_logits
+    served, session = report.served_outputs, report.session_outputs
     if served is not None and served.differing:
         reasons.append(
-            f"{served.differing} of {served.values} logits that are served are not the integer executor's"
+            f"{served.differing} of {served.values} output values that are served are not the integer executor's"
             + ("" if served.worst is None else f" (by up to {served.worst:.3g})")
+        )
+    if session is not None and session.differing:
+        reasons.append(
+            f"{session.differing} of {session.values} output values that are served are not those of the session "
+            "whose integers were compared"
         )
     for pair in report.comparisons:
         # with float parts, further formats correspond to the free-running executor, whose differences are only reported
-        if pair.first in FORMATS and pair.other_logits and report.float_parts is None:
-            reasons.append(f"{pair.other_logits} logits of {FORMATS[pair.first].file} differ from onnxruntime's")
+        if pair.first in FORMATS and pair.other_values and report.float_parts is None:
+            reasons.append(f"{pair.other_values} output values of {FORMATS[pair.first].file} differ from onnxruntime's")
     golden = report.golden
     if golden.mismatches:
         reasons.append(f"{golden.mismatches} of {golden.values} {golden.what} of the golden sample were not reproduced")

@@ -1,45 +1,33 @@
-"""Run the same batches through every runtime and collect the results."""
+"""Run the same samples through every runtime and collect the results."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from itertools import zip_longest
+from typing import Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
 
 from cpt_deploy.bundle import OnnxRuntimeModel
+from cpt_deploy.bundle.runtime.tensors import next_states
 from cpt_deploy.errors import UsageError
-from cpt_deploy.validation.accuracy.reference import Inputs, TrainedModel
-from cpt_deploy.validation.accuracy.samples import Confusion, ConfusionCount, LogitPairs, LogitSampler
+from cpt_deploy.signature import Signature
+from cpt_deploy.validation.accuracy.details import Confusion, ConfusionCount, OutputPairs, OutputSampler
+from cpt_deploy.validation.accuracy.reference import Reference
+from cpt_deploy.validation.accuracy.samples import Arrays, Batch, Runtime, Samples, Scores
+from cpt_deploy.validation.accuracy.scoring import Scoring
 from cpt_deploy.validation.comparison import (
     CodeCount,
-    Codes,
     IntegerComparison,
-    Logits,
     RuntimeComparison,
-    ServedLogits,
+    ServedOutputs,
     TrainedCodes,
 )
-from cpt_deploy.validation.integers.integer_model import IntegerModel, Replay
+from cpt_deploy.validation.integers.inside import InsideComparison
+from cpt_deploy.validation.integers.integer_model import Execution, IntegerModel, Replay
 from cpt_deploy.validation.integers.intermediate_outputs import ObservableModel
-from cpt_deploy.validation.integers.replay import ReplayedIntegers, inside_notes
 
-Labels = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """A batch of samples.
-
-    Args:
-        inputs: Inputs from the bundle's preprocessing, float32 (N, C, H, W).
-        trained_inputs: Inputs from the trained model's preprocessing.
-        labels: Their classes, int64 (N,).
-    """
-
-    inputs: Inputs
-    trained_inputs: Inputs
-    labels: Labels
+TRAINED, EXECUTOR, SERVED, UNOPTIMIZED = "trained", "executor", "onnxruntime", "onnxruntime-unoptimized"
+"""Names of the runtimes that are measured besides further formats."""
 
 
 class ValidationReporter(Protocol):
@@ -55,6 +43,7 @@ class Subject:
     """The runtimes to measure.
 
     Args:
+        signature: Inputs, outputs and states of all of them.
         served: The model as it is served.
         unoptimized: The same file with onnxruntime's optimizations off.
         trained: The trained model, if available.
@@ -64,30 +53,31 @@ class Subject:
         provider: The execution provider of onnxruntime.
         replay: The integer model of a network with operations in float: it is replayed from onnxruntime's integers at
             the boundaries, and differences of the free-running executor are reported separately.
-        logit_scale: Scale of the quantized logits; `None` if they are real numbers or it is unknown.
+        output_scales: Scales of the quantized outputs by name.
     """
 
+    signature: Signature
     served: OnnxRuntimeModel
     unoptimized: OnnxRuntimeModel
-    trained: TrainedModel | None
+    trained: Reference | None
     executor: IntegerModel | None
     observable: ObservableModel | None
-    formats: Mapping[str, TrainedModel] = field(default_factory=dict)
+    formats: Mapping[str, Runtime] = field(default_factory=dict)
     provider: str = "cpu"
     replay: Replay | None = None
-    logit_scale: float | None = None
+    output_scales: Mapping[str, float] = field(default_factory=dict)
 
     def runtimes(self) -> list[str]:
         """Return the names of the runtimes."""
-        trained = ["trained"] if self.trained is not None else []
-        executor = ["executor"] if self.executor is not None else []
-        return [*trained, *executor, "onnxruntime", "onnxruntime-unoptimized", *self.formats]
+        trained = [TRAINED] if self.trained is not None else []
+        executor = [EXECUTOR] if self.executor is not None else []
+        return [*trained, *executor, SERVED, UNOPTIMIZED, *self.formats]
 
     def pairs(self) -> list[tuple[str, str]]:
         """Return the pairs of runtimes to compare."""
         names = self.runtimes()
-        pairs = [(name, "onnxruntime") for name in names if name != "onnxruntime"]
-        return [*pairs, ("trained", "executor")] if {"trained", "executor"} <= set(names) else pairs
+        pairs = [(name, SERVED) for name in names if name != SERVED]
+        return [*pairs, (TRAINED, EXECUTOR)] if {TRAINED, EXECUTOR} <= set(names) else pairs
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,141 +85,199 @@ class Measurement:
     """The collected results.
 
     Args:
-        runtimes: Logits and labels of the runtimes.
+        runtimes: Scores and outputs of the runtimes.
         integers: The executor's integers against onnxruntime's in every compared tensor; `None` if none were.
         unoptimized: The same with onnxruntime's optimizations off; `None` if some operations compute in float.
-        free_running: Integers of the free-running executor of a network with operations in float; else `None`.
-        confusion: Confusion matrix of onnxruntime.
-        logit_pairs: Some logits of the trained model and of onnxruntime; `None` without a trained model.
+        confusion: Confusion matrix of onnxruntime; `None` if the task has no classes.
+        output_pairs: Some output values of the trained model and of onnxruntime; `None` without a trained model.
         notes: Notes on what could not be compared.
-        served_logits: The executor's logits against those of the serving session; `None` if it did not run.
-        trained_codes: The trained model's logits against the executor's, in steps; `None` if one did not run.
+        free_running: Integers of the free-running executor of a network with operations in float; else `None`.
+        served_outputs: The executor's outputs against those of the serving session; `None` if it did not run.
+        session_outputs: The outputs of the session whose integers were compared against those of the serving session.
+        trained_codes: The trained model's outputs against the executor's, in steps; `None` if one did not run.
     """
 
     runtimes: RuntimeComparison
     integers: IntegerComparison | None
     unoptimized: IntegerComparison | None
-    confusion: Confusion
-    logit_pairs: LogitPairs | None
+    confusion: Confusion | None
+    output_pairs: OutputPairs | None
     notes: tuple[str, ...]
     free_running: IntegerComparison | None = None
-    served_logits: ServedLogits | None = None
+    served_outputs: ServedOutputs | None = None
+    session_outputs: ServedOutputs | None = None
     trained_codes: TrainedCodes | None = None
+
+    @property
+    def scores(self) -> Mapping[str, Scores]:
+        """The scores of each runtime by its name."""
+        return self.runtimes.scores
+
+
+class Carried:
+    """A runtime that carries its states from batch to batch.
+
+    Args:
+        signature: Its signature.
+        run: The runtime.
+    """
+
+    def __init__(self, signature: Signature, run: Runtime) -> None:
+        self.signature, self.run = signature, run
+        self._states: Arrays = {}
+        self._inside = {after for _, after in signature.states}
+
+    def inputs(self, batch: Batch) -> Arrays:
+        """Return the inputs of a batch with the states of the one before."""
+        return batch.inputs if batch.first else {**batch.inputs, **self._states}
+
+    def __call__(self, batch: Batch) -> dict[str, npt.NDArray[Any]]:
+        """Return the outputs of a batch, without states, and keep these."""
+        return self.kept(self.run(self.inputs(batch)))
+
+    def kept(self, outputs: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """Keep the states among outputs for the next batch, and return the other outputs."""
+        self._states = next_states(self.signature, outputs)
+        return {name: values for name, values in outputs.items() if name not in self._inside}
 
 
 def measure(
-    subject: Subject,
-    batches: Iterable[Batch],
-    total: int,
-    reporter: ValidationReporter | None,
+    subject: Subject, samples: Samples, scoring: Scoring, reporter: ValidationReporter | None = None
 ) -> Measurement:
-    """Run batches through every runtime.
+    """Run samples through every runtime.
 
-    Args:
-        subject: The runtimes.
-        batches: The samples.
-        total: Number of samples in all batches.
-        reporter: Receives the progress.
+    The trained model reads the samples of its own processor, batch by batch beside those of the bundle's.
 
     Raises:
-        UsageError: If the trained model returns logits of another shape.
+        UsageError: If a runtime returns outputs of another shape.
     """
-    runtimes = RuntimeComparison(subject.runtimes(), subject.pairs())
-    inside = _inside(subject)
-    confusion = ConfusionCount()
-    sampler = LogitSampler("trained", "onnxruntime", total) if subject.trained is not None else None
-    both = subject.trained is not None and subject.executor is not None
-    trained_codes = CodeCount(subject.logit_scale) if both and subject.logit_scale is not None else None
+    trained = subject.trained
+    others = samples if trained is None else trained.samples
+    work = _Work(subject, scoring, samples.count)
     done = 0
-    for batch in batches:
-        inputs, labels = batch.inputs, batch.labels
-        served = subject.served.run(inputs)
-        logits = {"onnxruntime": served, "onnxruntime-unoptimized": subject.unoptimized.run(inputs)}
-        if subject.trained is not None:
-            logits["trained"] = _checked(subject.trained(batch.trained_inputs), served)
-        if subject.executor is not None:
-            logits["executor"], codes = subject.executor.run(inputs)
-            if inside is not None:
-                inside.add(inputs, codes, served)
-        logits |= {name: _checked(program(inputs), served) for name, program in subject.formats.items()}
-        if trained_codes is not None:
-            trained_codes.add(logits["trained"], logits["executor"])
-        runtimes.add(logits, labels)
-        confusion.add(served, labels)
-        if sampler is not None:
-            sampler.add(logits)
-        done += len(labels)
+    for batch, other in zip_longest(samples.batches(), others.batches() if trained is not None else ()):
+        outputs = {} if batch is None else work.run_bundle(batch)
+        if other is not None:
+            outputs[TRAINED] = work.run_trained(other, same=batch is not None)
+        if batch is None:
+            continue
+        work.compare(batch, outputs)
+        done += work.runtimes.scores[SERVED].values[-1].size
         if reporter is not None:
-            reporter.advance(done, total)
-    return Measurement(
-        runtimes=runtimes,
-        integers=inside.comparison if inside else None,
-        unoptimized=inside.unoptimized if isinstance(inside, _Inside) else None,
-        confusion=confusion.result(),
-        logit_pairs=sampler.result() if sampler else None,
-        notes=inside.notes() if inside else (),
-        free_running=inside.free_running if isinstance(inside, ReplayedIntegers) else None,
-        served_logits=_served_logits(subject, runtimes, inside),
-        trained_codes=trained_codes.result() if trained_codes else None,
-    )
+            reporter.advance(done, samples.count)
+    return work.result()
 
 
-def _served_logits(
-    subject: Subject, runtimes: RuntimeComparison, inside: "_Inside | ReplayedIntegers | None"
-) -> ServedLogits | None:
-    if isinstance(inside, ReplayedIntegers):
-        return inside.logits.result()
-    # with float parts, the free-running executor may compute different integers
-    if subject.executor is None or subject.replay is not None:
-        return None
-    pair = next(pair for pair in runtimes.comparisons() if (pair.first, pair.second) == ("executor", "onnxruntime"))
-    return ServedLogits(runtimes.logits, pair.other_logits, pair.worst_logit_difference)
+class _Work:
+    """The runtimes with their states, and what they have given so far."""
 
-
-def _inside(subject: Subject) -> "_Inside | ReplayedIntegers | None":
-    if subject.observable is None:
-        return None
-    if subject.replay is not None:
-        return ReplayedIntegers(subject.observable, subject.replay, subject.provider)
-    return _Inside(subject.observable, subject.provider)
-
-
-class _Inside:
-    """Compares a model with intermediate outputs and the executor."""
-
-    def __init__(self, observable: ObservableModel, provider: str) -> None:
-        self.session = OnnxRuntimeModel(observable.model, threads=None, provider=provider)
-        self.unoptimized_session = OnnxRuntimeModel(observable.model, threads=None, optimize=False, provider=provider)
-        self.observable = observable
-        self.comparison: IntegerComparison | None = None
-        self.unoptimized: IntegerComparison | None = None
-        self.unmatched: list[str] = []
-        self.same_logits = True
-
-    def add(self, inputs: Inputs, expected: Mapping[str, Codes], served: Logits) -> None:
-        got = self.session.trace(inputs)
-        if self.comparison is None or self.unoptimized is None:
-            intermediates = [
-                intermediate for intermediate in self.observable.intermediates if intermediate.name in expected
-            ]
-            self.comparison, self.unoptimized = IntegerComparison(intermediates), IntegerComparison(intermediates)
-            compared = {intermediate.name for intermediate in self.comparison.intermediates}
-            listed = [intermediate.name for intermediate in (*self.observable.intermediates, *self.observable.hidden)]
-            self.unmatched = [name for name in dict.fromkeys([*listed, *expected]) if name not in compared]
-        self.comparison.add(expected, got)
-        self.unoptimized.add(expected, self.unoptimized_session.trace(inputs))
-        self.same_logits &= np.array_equal(got["logits"], served, equal_nan=True)
-
-    def notes(self) -> tuple[str, ...]:
-        hidden = [intermediate.name for intermediate in self.observable.hidden]
-        others = [name for name in self.unmatched if name not in hidden]
-        return inside_notes(hidden, others, same_logits=self.same_logits)
-
-
-def _checked(logits: Logits, like: Logits) -> Logits:
-    if logits.shape != like.shape:
-        raise UsageError(
-            f"Expected the trained model to return logits of shape {like.shape}, but got {logits.shape}",
-            hint="is the bundle an export of this run?",
+    def __init__(self, subject: Subject, scoring: Scoring, samples: int) -> None:
+        signature = subject.signature
+        self.subject, self.scoring = subject, scoring
+        self.runtimes = RuntimeComparison(subject.runtimes(), subject.pairs(), scoring)
+        self.inside = (
+            None
+            if subject.observable is None or subject.executor is None
+            else InsideComparison(subject.observable, signature, subject.provider, subject.replay)
         )
-    return logits
+        self.served = Carried(signature, subject.served.run)
+        self.others = {
+            UNOPTIMIZED: Carried(signature, subject.unoptimized.run),
+            **{name: Carried(signature, program) for name, program in subject.formats.items()},
+        }
+        self.executor = None if subject.executor is None else _Executed(signature, subject.executor)
+        self.trained = None if subject.trained is None else Carried(signature, subject.trained.model)
+        self.confusion: ConfusionCount | None = None
+        self.sampler = None if self.trained is None else OutputSampler(TRAINED, SERVED, samples)
+        both = self.trained is not None and self.executor is not None
+        self.codes = CodeCount(subject.output_scales) if both else None
+
+    def run_bundle(self, batch: Batch) -> dict[str, dict[str, npt.NDArray[Any]]]:
+        """Run a batch in the runtimes of the bundle, and compare integers."""
+        inputs = self.served.inputs(batch)
+        served = self.served(batch)
+        outputs = {SERVED: served, **{name: run(batch) for name, run in self.others.items()}}
+        if self.executor is not None:
+            outputs[EXECUTOR], execution = self.executor(batch)
+            if self.inside is not None:
+                self.inside.add(inputs, execution, served)
+        for name in self.subject.formats:
+            _check_shapes(name, outputs[name], served)
+        for name, found in outputs.items():
+            self.runtimes.score(name, found, batch.targets)
+        return outputs
+
+    def run_trained(self, batch: Batch, *, same: bool) -> dict[str, npt.NDArray[Any]]:
+        """Run a batch in the trained model; `same` if the bundle has one too."""
+        assert self.trained is not None
+        outputs = self.trained(batch)
+        self.runtimes.score(TRAINED, outputs, batch.targets)
+        return outputs if same else {}
+
+    def compare(self, batch: Batch, outputs: Mapping[str, Mapping[str, npt.NDArray[Any]]]) -> None:
+        """Compare the outputs of a batch."""
+        served, trained = outputs[SERVED], outputs.get(TRAINED)
+        self.runtimes.add(outputs)
+        name = self.scoring.output
+        answers = self.scoring.answers(served) if self.scoring.has_classes else None
+        if answers is not None:
+            self.confusion = self.confusion or ConfusionCount(served[name].shape[-1])
+            self.confusion.add(answers, batch.targets)
+        if trained is None or self.sampler is None or trained[name].shape != served[name].shape:
+            return
+        self.sampler.add(trained[name], served[name], self.runtimes.scores[SERVED].values[-1].size)
+        if self.codes is not None:
+            self.codes.add(trained, outputs[EXECUTOR])
+
+    def result(self) -> Measurement:
+        """Return what was collected."""
+        inside = self.inside
+        return Measurement(
+            runtimes=self.runtimes,
+            integers=None if inside is None else inside.comparison,
+            unoptimized=None if inside is None else inside.unoptimized,
+            confusion=None if self.confusion is None else self.confusion.result(),
+            output_pairs=None if self.sampler is None else self.sampler.result(),
+            notes=() if inside is None else inside.notes(),
+            free_running=None if inside is None else inside.free_running,
+            served_outputs=self._served_outputs(),
+            session_outputs=None if inside is None else inside.session_outputs.result(),
+            trained_codes=None if self.codes is None else self.codes.result(),
+        )
+
+    def _served_outputs(self) -> ServedOutputs | None:
+        if self.inside is not None and self.inside.outputs is not None:
+            return self.inside.outputs.result()
+        # with float parts, the free-running executor may compute different integers
+        if self.executor is None or self.subject.replay is not None:
+            return None
+        pairs = self.runtimes.comparisons()
+        pair = next(pair for pair in pairs if (pair.first, pair.second) == (EXECUTOR, SERVED))
+        return ServedOutputs(self.runtimes.values, pair.other_values, pair.worst_difference)
+
+
+class _Executed:
+    """The integer model, which carries its states from batch to batch."""
+
+    def __init__(self, signature: Signature, model: IntegerModel) -> None:
+        self.model = model
+        self._carried = Carried(signature, self._run)
+        self._last: Execution | None = None
+
+    def __call__(self, batch: Batch) -> tuple[dict[str, npt.NDArray[Any]], Execution]:
+        outputs = self._carried(batch)
+        assert self._last is not None
+        return outputs, self._last
+
+    def _run(self, inputs: Arrays) -> Arrays:
+        self._last = self.model.run(inputs)
+        return self._last.outputs
+
+
+def _check_shapes(name: str, outputs: Arrays, like: Arrays) -> None:
+    ours, theirs = ({key: values.shape for key, values in each.items()} for each in (outputs, like))
+    if ours != theirs:
+        raise UsageError(
+            f"Expected {name} to return outputs of the shapes {theirs}, but got {ours}",
+            hint="export the bundle again",
+        )

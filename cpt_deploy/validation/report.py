@@ -8,10 +8,10 @@ from cpt_deploy.bundle import FORMATS, EvaluationResult
 from cpt_deploy.bundle.golden import compared_values
 from cpt_deploy.bundle.runtime.cpu import CpuInfo
 from cpt_deploy.bundle.runtime.providers import CPU
+from cpt_deploy.metric import Metric
+from cpt_deploy.validation.accuracy.details import Confusion, OutputPairs
 from cpt_deploy.validation.accuracy.noninferiority import NonInferiority
-from cpt_deploy.validation.accuracy.reference import RecordedAccuracy
-from cpt_deploy.validation.accuracy.samples import Confusion, LogitPairs
-from cpt_deploy.validation.comparison import PairResult, RuntimeResult, ServedLogits, TensorResult, TrainedCodes
+from cpt_deploy.validation.comparison import PairResult, RuntimeResult, ServedOutputs, TensorResult, TrainedCodes
 from cpt_deploy.validation.integers.accumulators import Accumulator
 from cpt_deploy.validation.integers.saturation import LayerSaturation, Portability, saturation_entry
 from cpt_deploy.validation.onnx.constants import ConstantsResult
@@ -27,6 +27,7 @@ class DatasetFacts:
         sha256: Digest of its whole content.
         size: Number of its samples.
         samples: Number of measured samples.
+        unit: Name of the samples, in the plural.
     """
 
     name: str
@@ -34,6 +35,7 @@ class DatasetFacts:
     sha256: str
     size: int
     samples: int
+    unit: str = "samples"
 
 
 @dataclass(frozen=True)
@@ -59,20 +61,40 @@ class GoldenFacts:
         values: Number of output values.
         mismatches: Number of differing values.
         worst_difference: The max difference of integers.
-        tolerance: Max difference of a logit; `None` if integers have to be equal.
-        worst_logit: The max difference of logits; `None` if one was not finite.
+        tolerance: Max difference of a real value; `None` if integers have to be equal.
+        worst: The max difference of real values; `None` if one was not finite.
     """
 
     values: int
     mismatches: int
     worst_difference: int
     tolerance: float | None = None
-    worst_logit: float | None = None
+    worst: float | None = None
 
     @property
     def what(self) -> str:
         """Name of the compared values, for messages."""
         return compared_values(self.tolerance)
+
+
+@dataclass(frozen=True)
+class RecordedFacts:
+    """The metric of the trained model as recorded in training, on the samples of the validation.
+
+    Args:
+        value: The recorded value.
+        samples: Number of samples.
+        again: The value of the same model measured here; `None` without the trained model.
+        differs: Whether the two differ by more than rounding explains, or without the trained model whether the served
+            model certainly lost more than is allowed.
+        lost: Without the trained model, the interval of that loss.
+    """
+
+    value: float
+    samples: int
+    again: float | None
+    differs: bool
+    lost: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -114,8 +136,7 @@ class Gate:
     """The requirements on a bundle.
 
     Args:
-        max_drop: Max drop of accuracy from the trained model to onnxruntime, in points (hundredths); `None` judges no
-            drop.
+        max_drop: Max drop from the trained model to onnxruntime, in the unit of the report; `None` judges no drop.
         require_exact: Whether every compared integer must agree.
         allow_undecided: Whether a bundle also passes if these samples cannot decide on the drop.
     """
@@ -131,13 +152,16 @@ class ValidationReport:
 
     Args:
         bundle: Name of the model.
+        task: Its task.
+        metric: The metric of the task.
+        drop_unit: Unit of drops: points, or %.
         model_sha256: Digest of its model.onnx.
         content_sha256: Digest of all its files that can change an answer.
         dataset: The samples.
         gate: The requirements.
         reasons: Why it failed; empty if it did not.
         undecided: Questions that these samples cannot decide; empty if there are none.
-        runtimes: Accuracy in each runtime.
+        runtimes: The metric in each runtime.
         comparisons: Comparisons of pairs of runtimes on the same samples.
         tensors: Integers of the executor against onnxruntime's, in graph order; `None` if they were not compared.
         golden: Reproduction of the golden sample.
@@ -152,20 +176,24 @@ class ValidationReport:
         unoptimized_tensors: Integers of the executor against onnxruntime's with its optimizations off, for
             comparison: the results of the same file in a runtime that does not execute integers.
         constants: Constants of model.onnx against the integer graph; `None` without the `onnx` package.
-        confusion: Confusion matrix of onnxruntime.
-        logit_pairs: Some logits of the trained model and of onnxruntime; `None` without a trained model.
+        confusion: Confusion matrix of onnxruntime; `None` if the task has no classes.
+        output_pairs: Some output values of the trained model and of onnxruntime; `None` without a trained model.
         reference: Title of the runtime "trained": the trained model, or the float model of a calibrated bundle.
         provider: onnxruntime's name of the execution provider.
         float_parts: The parts that compute in float; `None` if the network is integer from end to end. With them,
             `tensors` are compared by replay from onnxruntime's integers at the boundaries of the integer parts.
         contradictions: Contradictions of the bundle with the run, or between its own files.
-        recorded: The accuracy of the trained model measured in training; `None` if that used other samples.
+        recorded: The metric of the trained model measured in training; `None` if that used other samples.
         non_inferiority: Whether the loss of onnxruntime is within the allowed one; `None` without a trained model.
-        served_logits: The executor's logits against those of the serving session.
-        trained_codes: Differences of the trained model's logits from the executor's, in quantization steps.
+        served_outputs: The executor's outputs against those of the serving session.
+        session_outputs: The outputs of the session whose integers were compared against those of the serving session.
+        trained_codes: Differences of the trained model's outputs from the executor's, in quantization steps.
     """
 
     bundle: str
+    task: str
+    metric: Metric
+    drop_unit: str
     model_sha256: str
     content_sha256: str
     dataset: DatasetFacts
@@ -186,15 +214,16 @@ class ValidationReport:
     unoptimized_tensors: tuple[TensorResult, ...] | None = None
     constants: ConstantsResult | None = None
     confusion: Confusion | None = None
-    logit_pairs: LogitPairs | None = None
+    output_pairs: OutputPairs | None = None
     reference: str = "trained model"
     provider: str = CPU
     float_parts: FloatFacts | None = None
     undecided: tuple[str, ...] = ()
     contradictions: tuple[str, ...] = ()
-    recorded: RecordedAccuracy | None = None
+    recorded: RecordedFacts | None = None
     non_inferiority: NonInferiority | None = None
-    served_logits: ServedLogits | None = None
+    served_outputs: ServedOutputs | None = None
+    session_outputs: ServedOutputs | None = None
     trained_codes: TrainedCodes | None = None
 
     @property
@@ -209,10 +238,8 @@ class ValidationReport:
 
     @property
     def drop(self) -> float | None:
-        """Drop of accuracy from the trained model to onnxruntime in points (negative: a gain); `None` without one."""
-        if not any(runtime.name == "trained" for runtime in self.runtimes):
-            return None
-        return 100 * (self.runtime("trained").accuracy.value - self.runtime("onnxruntime").accuracy.value)
+        """Drop from the trained model to onnxruntime in `drop_unit` (negative: a gain); `None` without pairs."""
+        return None if self.non_inferiority is None else self.non_inferiority.loss
 
     @property
     def compared_integers(self) -> int:
@@ -246,12 +273,19 @@ class ValidationReport:
         """
         return {runtime.name: runtime for runtime in self.runtimes}[name]
 
+    def _runtime_entry(self, runtime: RuntimeResult) -> dict[str, Any]:
+        interval = None if runtime.interval is None else list(runtime.interval)
+        value = {self.metric.name: runtime.value, "interval_95": interval}
+        return {"name": runtime.name, **value, "finite": runtime.finite}
+
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON types, the content of validation.json."""
         fields = asdict(self)
         fields["passed"], fields["verdict"] = self.passed, self.verdict
-        fields["drop_points"] = self.drop
-        fields["runtimes"] = [_runtime_entry(runtime) for runtime in self.runtimes]
+        fields["drop"] = self.drop
+        fields["metric"] = self.metric.to_dict()
+        fields["runtimes"] = [self._runtime_entry(runtime) for runtime in self.runtimes]
+        fields["comparisons"] = [{**pair, **pair.pop("figures")} for pair in fields["comparisons"]]
         fields["integers"] = None
         if self.tensors is not None:
             first = self.first_difference
@@ -260,8 +294,6 @@ class ValidationReport:
                 "mismatching": self.mismatching_integers,
                 "first_difference": None if first is None else first.name,
             }
-        if not math.isfinite(self.golden.worst_logit or 0.0):
-            fields["golden"]["worst_logit"] = None
         if self.float_parts is not None:
             fields["float_parts"]["integer_share_of_macs"] = round(self.float_parts.integer_share, 6)
         fields["saturation"] = saturation_entry(self.saturation, self.cpu)
@@ -269,16 +301,17 @@ class ValidationReport:
         return plain
 
     def evaluation_results(self) -> list[EvaluationResult]:
-        """Return the accuracies for the model card, the served one first."""
+        """Return the metric in each runtime for the model card, the served one first."""
         served_first = sorted(self.runtimes, key=lambda runtime: runtime.name != "onnxruntime")
         return [
             EvaluationResult(
-                value=runtime.accuracy.value,
+                value=runtime.value,
                 runtime=self.title(runtime.name),
                 dataset=self.dataset.name,
                 split=self.dataset.split,
+                metric=self.metric.name,
                 samples=self.dataset.samples,
-                interval=(runtime.accuracy.low, runtime.accuracy.high),
+                interval=runtime.interval,
             )
             for runtime in served_first
             if runtime.name != _UNOPTIMIZED
@@ -294,18 +327,10 @@ _TITLES = {
 }
 
 
-def _runtime_entry(runtime: RuntimeResult) -> dict[str, Any]:
-    accuracy = runtime.accuracy
-    return {
-        "name": runtime.name,
-        "accuracy": accuracy.value,
-        "interval_95": [accuracy.low, accuracy.high],
-        "correct": accuracy.successes,
-        "finite": runtime.finite,
-    }
-
-
 def _json_types(value: Any) -> Any:
+    """Return JSON types, with `None` in place of NaN and infinities, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _json_types(entry) for key, entry in value.items()}
-    return [_json_types(entry) for entry in value] if isinstance(value, tuple | list) else value
+    if isinstance(value, tuple | list):
+        return [_json_types(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

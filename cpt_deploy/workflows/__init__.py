@@ -14,6 +14,7 @@ from cpt_deploy.tasks import (
     ValidationOptions,
 )
 from cpt_deploy.workflows.benchmark import benchmark_bundle
+from cpt_deploy.workflows.catalogs import fetch_data, known_data, known_models
 from cpt_deploy.workflows.dataset_check import check_dataset
 from cpt_deploy.workflows.export import describe_export, export_run
 from cpt_deploy.workflows.foreign_models import FloatModel, export_float_model
@@ -44,9 +45,12 @@ __all__ = [
     "describe_export",
     "export_float_model",
     "export_run",
+    "fetch_data",
     "find_lower_bound",
     "find_origin",
     "image_classifier",
+    "known_data",
+    "known_models",
     "running_server",
     "sweep_run",
     "train_grid",

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cpt_deploy.bundle import Bundle
-from cpt_deploy.tasks import SILENT, Origin, Reporter
+from cpt_deploy.tasks import SILENT, Origin, Reporter, task_named
 from cpt_deploy.workflows.origins import find_origin
+from cpt_deploy.workflows.references import source_network
 
 if TYPE_CHECKING:
     from cpt_deploy.quantization import QuantizedModel
@@ -76,11 +77,12 @@ def _others(bundle: Bundle, run: Path | None, reporter: Reporter) -> dict[str, b
         )
         return {}
     from cpt_deploy.export import write_float_onnx
+    from cpt_deploy.signature import INPUT_NAME
     from cpt_deploy.validation import static_quantization
 
     floats = write_float_onnx(_quantized(bundle, origin))
     # The times do not depend on the accuracy of the ranges, so a few images are enough to calibrate.
-    return {FLOAT: floats, STATIC: static_quantization(floats, [bundle.golden.inputs])}
+    return {FLOAT: floats, STATIC: static_quantization(floats, [bundle.golden.inputs[INPUT_NAME]])}
 
 
 def _quantized(bundle: Bundle, origin: Origin) -> "QuantizedModel":
@@ -88,11 +90,11 @@ def _quantized(bundle: Bundle, origin: Origin) -> "QuantizedModel":
     import torch
 
     from cpt_deploy.quantization import QuantizationConfig, prepare
-    from cpt_deploy.tasks.image_classification.validation import source_network
     from cpt_deploy.training import load_run
 
     if origin.run is not None:
         return load_run(origin.run).model
     assert origin.source is not None
-    network = source_network(bundle, origin.source)
-    return prepare(network, torch.zeros(2, *bundle.preprocessing.input_shape), QuantizationConfig()).eval()
+    (shape,) = bundle.signature.input_shapes()
+    network = source_network(task_named(bundle.task), bundle, origin.source)
+    return prepare(network, torch.zeros(2, *shape), QuantizationConfig()).eval()

@@ -1,12 +1,17 @@
 """Determine the bits of a run's export: requested and checked against its training, or chosen per layer by a budget."""
 
+from typing import TYPE_CHECKING
+
 from cpt_deploy.errors import UsageError
 from cpt_deploy.tasks.exporting import MOST_BITS, BitAllocation
-from cpt_deploy.tasks.interface import RunExport, SavedRun
 from cpt_deploy.tasks.reporting import Reporter
 
+if TYPE_CHECKING:
+    from cpt_deploy.tasks.run_export import RunExport
+    from cpt_deploy.training import TrainedRun
 
-def bits_trained_at(run: SavedRun) -> list[int]:
+
+def bits_trained_at(run: "TrainedRun") -> list[int]:
     """Return the bits of the run's schedule and max_bits, ascending."""
     return sorted({int(entry) for entry in run.report.bits["shares"]} | {run.recipe.precision.max_bits})
 
@@ -16,7 +21,7 @@ def folder_name(weights: str, activations: int, max_bits: int) -> str:
     return f"bundle-{weights}" + ("" if activations == max_bits else f"-act{activations}")
 
 
-def given_bits(run: SavedRun, bits: int | None, activation_bits: int | None, *, force: bool) -> BitAllocation:
+def given_bits(run: "TrainedRun", bits: int | None, activation_bits: int | None, *, force: bool) -> BitAllocation:
     """Return the requested bits; None is the run's max_bits.
 
     Raises:
@@ -30,7 +35,7 @@ def given_bits(run: SavedRun, bits: int | None, activation_bits: int | None, *, 
 
 
 def allocated_bits(
-    export: RunExport, budget: float, activation_bits: int | None, reporter: Reporter, *, force: bool
+    export: "RunExport", budget: float, activation_bits: int | None, reporter: Reporter, *, force: bool
 ) -> BitAllocation:
     """Choose bits for each layer by its measured sensitivity, so that all weights stay within a budget.
 
@@ -60,13 +65,13 @@ def allocated_bits(
     facts = {
         "budget": budget,
         "size_of_8_bits": round(size, 4),
-        **measured.facts,
+        "cost": measured.measure,
         "layers": [
             {
                 "layer": layer.name,
                 "weights": layer.weights,
                 "bits": bits[layer.name],
-                measured.cost: {str(candidate): round(value, 8) for candidate, value in layer.cost.items()},
+                "cost": {str(candidate): round(value, 8) for candidate, value in layer.cost.items()},
             }
             for layer in measured.layers
         ],
@@ -75,7 +80,7 @@ def allocated_bits(
     return BitAllocation(bits, activations, folder, {"mixed_precision": facts})
 
 
-def calibrate(export: RunExport, bits: BitAllocation, reporter: Reporter, *, anew: bool = False) -> None:
+def calibrate(export: "RunExport", bits: BitAllocation, reporter: Reporter, *, anew: bool = False) -> None:
     """Calibrate a run's model, unless training calibrated it at these bits.
 
     Args:
@@ -88,7 +93,7 @@ def calibrate(export: RunExport, bits: BitAllocation, reporter: Reporter, *, ane
         export.calibrate(bits, reporter)
 
 
-def _check_trained_at(run: SavedRun, bits: int, *, force: bool) -> None:
+def _check_trained_at(run: "TrainedRun", bits: int, *, force: bool) -> None:
     trained_at = bits_trained_at(run)
     if bits in trained_at or force:
         return

@@ -1,10 +1,12 @@
 """Export a run to the bundle that ships."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from cpt_deploy.bundle.opened import OpenedBundle
-from cpt_deploy.tasks import SILENT, ExportOptions, ExportSummary, Reporter, task_of_bundle, task_of_run
+from cpt_deploy.bundle import Bundle, OnnxRuntimeModel
+from cpt_deploy.tasks import SILENT, ExportOptions, ExportSummary, Reporter, task_of_run
+from cpt_deploy.tasks.exporting import weights_in_words
 from cpt_deploy.workflows.bit_allocation import allocated_bits, calibrate, given_bits
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ def export_run(
     destination: Path | None = None,
     data_dir: Path | None = None,
     reporter: Reporter = SILENT,
-) -> OpenedBundle:
+) -> Bundle:
     """Freeze the trained model of a run and write its bundle.
 
     Args:
@@ -38,7 +40,9 @@ def export_run(
         CheckpointError: If the run is unfinished or damaged.
         BundleError: If the bundle cannot be written.
     """
-    export = task_of_run(run_dir).begin_export(run_dir, options, data_dir)
+    from cpt_deploy.tasks.run_export import begin_export
+
+    export = begin_export(task_of_run(run_dir), run_dir, options, data_dir)
     changed = export.change_ranges()
     if options.budget is None:
         bits = given_bits(export.run, options.bits, options.activation_bits, force=options.force)
@@ -49,9 +53,26 @@ def export_run(
     return export.write(destination or run_dir / f"{bits.folder}{options.suffix}", bits)
 
 
-def describe_export(bundle: OpenedBundle) -> ExportSummary:
+def describe_export(bundle: Bundle) -> ExportSummary:
     """Describe a bundle, and whether onnxruntime on this machine reproduces its golden sample."""
-    return task_of_bundle(bundle.path).describe_export(bundle)
+    facts = bundle.facts
+    check = OnnxRuntimeModel(bundle.onnx_path, bundle.signature).reproduce_golden(bundle.golden)
+    same = f"all {check.values} {check.what} of the golden sample are reproduced"
+    differs = f"{check.mismatches} of {check.values} {check.what} of the golden sample are not reproduced"
+    title = (
+        (", calibrated only," if bundle.calibrated else "")
+        + weights_in_words(facts)
+        + (", symmetric" if "activations" in facts else "")
+    )
+    shown = {"computes on": _computes_on(facts), "in onnxruntime": same if check.reproduced else differs}
+    return ExportSummary(check, check.reproduced, differs, title, shown, {"formats": bundle.formats})
+
+
+def _computes_on(facts: Mapping[str, Any]) -> str:
+    if "computed_in_float" not in facts:
+        return "integers from end to end"
+    share, named, reason = (facts[key] for key in ("MACs_on_integers", "computed_in_float", "why_in_float"))
+    return f"{share} of the MACs on integers; in float {named}, since {reason}"
 
 
 def note_reduced(model: "ScheduledModel", weight_bits: "WeightBits", reporter: Reporter) -> None:

@@ -77,11 +77,14 @@ def export_float_model(
     """
     import torch
 
+    from cpt_deploy.bundle import ImageProcessor
     from cpt_deploy.data import load_images
     from cpt_deploy.export import ModelIdentity, export_bundle
     from cpt_deploy.models.imported import WeightsSource, open_source
     from cpt_deploy.quantization import QuantizationConfig, make_native, make_symmetric, prepare
-    from cpt_deploy.tasks.image_classification.export import evenly_chosen_inputs
+    from cpt_deploy.recipe.tasks import IMAGE_CLASSIFICATION
+    from cpt_deploy.tasks.run_export import GOLDEN_SAMPLES
+    from cpt_deploy.validation import spread
 
     opened = open_source(source.path, source.model)
     images = load_images(source.data, split="train", root=source.data_dir)
@@ -105,11 +108,12 @@ def export_float_model(
             "the float model is hardly better than guessing: are these its classes in its order, its --mean and --std?"
         )
     folder = f"{source.path.stem}-{folder_name(f'{weights}bit', activations, MOST_BITS)}"
+    processor = ImageProcessor(preprocessing, labels)
     identity = ModelIdentity(
         name=source.name or re.sub(r"[^A-Za-z0-9._-]+", "-", source.path.stem).strip("-._") or "model",
         architecture=source.model or opened.architecture,
-        labels=labels,
-        preprocessing=preprocessing,
+        task=IMAGE_CLASSIFICATION,
+        processor=processor,
         facts={
             "dataset": dataset_name(source.data),
             SOURCE_FILE: source.path.name,
@@ -119,11 +123,12 @@ def export_float_model(
         },
         calibrated=True,
     )
+    golden = processor.inputs([images.image(int(place)) for place in spread(len(images), GOLDEN_SAMPLES)])
     return export_bundle(
         model,
         destination or source.path.with_name(folder + options.suffix),
         identity,
-        evenly_chosen_inputs(images, preprocessing),
+        {name: torch.from_numpy(values) for name, values in golden.items()},
         weight_bits=weights,
         activation_bits=activations,
         opset=options.opset,

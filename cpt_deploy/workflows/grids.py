@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cpt_deploy import readable
 from cpt_deploy.tasks import SILENT, Reporter
 from cpt_deploy.workflows.trial_processes import TrialProcesses
 
@@ -62,8 +61,8 @@ def train_grid(
 
 
 def figure_in_words(trial: "TrialOutcome | TrialStatus") -> str:
-    """Describe the result of a trial: its accuracy or perplexity."""
-    return readable.share(trial.accuracy) if trial.perplexity is None else f"{trial.perplexity:.2f}"
+    """Describe the result of a finished trial."""
+    return "none" if trial.metric is None else trial.metric.text(trial.figure)
 
 
 def _work(

@@ -4,13 +4,13 @@ import hashlib
 from pathlib import Path
 
 from cpt_deploy import readable
-from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.bundle import Bundle
 from cpt_deploy.errors import UsageError
 from cpt_deploy.tasks.evidence import Origin
 from cpt_deploy.tasks.exporting import SOURCE_DIGEST, SOURCE_FILE, SOURCE_MODEL, TRAINED_DIGEST
 
 
-def find_origin(bundle: OpenedBundle, run: Path | None = None, source: Path | None = None) -> Origin:
+def find_origin(bundle: Bundle, run: Path | None = None, source: Path | None = None) -> Origin:
     """Find the run or float model that a bundle was made from, if available.
 
     Args:
@@ -33,7 +33,7 @@ def find_origin(bundle: OpenedBundle, run: Path | None = None, source: Path | No
     return Origin(source=find_source(bundle, source))
 
 
-def find_run(bundle: OpenedBundle) -> Path | None:
+def find_run(bundle: Bundle) -> Path | None:
     """Return the run that a bundle was exported from, if the bundle is inside of it and the weights are the same."""
     for folder in bundle.path.resolve().parents:
         if (folder / "report.json").is_file() and is_run_of(folder, bundle):
@@ -41,7 +41,7 @@ def find_run(bundle: OpenedBundle) -> Path | None:
     return None
 
 
-def is_run_of(run_dir: Path, bundle: OpenedBundle) -> bool:
+def is_run_of(run_dir: Path, bundle: Bundle) -> bool:
     """Return whether the trained weights of a run are those that a bundle was exported from."""
     weights = run_dir / "model.safetensors"
     return weights.is_file() and bundle.facts.get(TRAINED_DIGEST) == file_digest(weights)
@@ -53,7 +53,7 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def find_source(bundle: OpenedBundle, given: Path | None = None) -> Path | None:
+def find_source(bundle: Bundle, given: Path | None = None) -> Path | None:
     """Return the file that a calibrated bundle was made from: the given one, or one in a folder around the bundle.
 
     A bundle whose model is named by an import path needs the file to be given.

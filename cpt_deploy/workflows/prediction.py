@@ -24,18 +24,18 @@ def image_classifier(bundle: Path, *, top_k: int = 1, threads: int | None = None
     Raises:
         BundleError: If the bundle is missing or damaged.
     """
-    from cpt_deploy.bundle import Bundle, OnnxRuntimeModel, decode_image
-    from cpt_deploy.bundle import top_k as most_probable
+    from cpt_deploy.bundle import Bundle, ImageProcessor, OnnxRuntimeModel, decode_image
 
     opened = Bundle.open(bundle)
-    model = OnnxRuntimeModel(opened.onnx_path, threads=threads)
+    processor = opened.expect_processor(ImageProcessor)
+    model = OnnxRuntimeModel(opened.onnx_path, opened.signature, threads=threads)
 
     def classify(path: Path) -> "list[Prediction]":
         try:
             image = decode_image(read_image(path))
         except ImageError as error:
             raise naming(path, error) from error
-        return most_probable(model.run(opened.preprocessing.apply(image)[None]), opened.labels, top_k)[0]
+        return processor.answers(model.run(processor.inputs([image])), top_k)[0]
 
     return classify
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cpt_deploy import readable
-from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.bundle import Bundle
 from cpt_deploy.errors import UsageError
 from cpt_deploy.tasks import SILENT, Evidence, ExportOptions, Reporter, ValidationOptions
 from cpt_deploy.workflows.export import export_run
@@ -55,18 +55,18 @@ def train_digits(directory: Path, reporter: "TrainReporter | None" = None) -> "R
     return train(load_recipe(PRESET), directory / RUN, reporter=reporter)
 
 
-def export_digits(directory: Path, reporter: Reporter = SILENT) -> OpenedBundle:
+def export_digits(directory: Path, reporter: Reporter = SILENT) -> Bundle:
     """Freeze the trained model to 8-bit integers."""
     return export_run(directory / RUN, ExportOptions(bits=BITS), reporter=reporter)
 
 
-def validate_digits(bundle: OpenedBundle, reporter: Reporter = SILENT) -> Evidence:
+def validate_digits(bundle: Bundle, reporter: Reporter = SILENT) -> Evidence:
     """Compare accuracy and every integer with onnxruntime's."""
     options = ValidationOptions(bundle.facts["dataset"], max_drop=MAX_DROP, allow_undecided=True, require_exact=True)
     return validate_bundle(bundle.path, options, reporter=reporter)
 
 
-def write_digit(bundle: OpenedBundle, path: Path) -> str:
+def write_digit(bundle: Bundle, path: Path) -> str:
     """Write the first image of the test set as a PNG and return its class."""
     import numpy as np
     from PIL import Image

@@ -2,27 +2,34 @@
 
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpt_deploy import readable
-from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.bundle import Bundle
 from cpt_deploy.errors import BundleError
-from cpt_deploy.tasks import SILENT, ExportOptions, Reporter, SweptRun, Table, Task, ValidationOptions, task_of_run
+from cpt_deploy.metric import Metric
+from cpt_deploy.tasks import SILENT, ExportOptions, Reporter, Table, Task, ValidationOptions, task_of_run
 from cpt_deploy.tasks.exporting import TRAINED_DIGEST
-from cpt_deploy.tasks.interface import Entry
 from cpt_deploy.workflows.bit_allocation import bits_trained_at, folder_name, given_bits
 from cpt_deploy.workflows.export import export_run
 from cpt_deploy.workflows.validation import validate_bundle
 
 if TYPE_CHECKING:
     from cpt_deploy.report import SweepPoint
+    from cpt_deploy.training import TrainedRun
+    from cpt_deploy.validation import Samples
 
 FOLDER = "sweep"
 REPORT, TABLE, PLOT = "sweep.json", "sweep.md", "sweep.png"
 USUAL_BITS = (8, 6, 5, 4, 3)
+FLOAT = "float32"
+
+Entry = Mapping[str, Any]
+"""Entry of sweep.json for an export: its bits, its bundle, and its measurements."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +79,16 @@ def sweep_run(  # noqa: PLR0913  the options of a sweep
         UsageError: If the run never trained at some of the bits and `force` is not set; nothing is written then.
         CptError: As export and validation do.
     """
+    from cpt_deploy.training import load_run
+
     task = task_of_run(run_dir)
-    swept = task.sweep(run_dir, data_dir, limit)
-    run = swept.run
+    run = load_run(run_dir, data_dir=data_dir)
     chosen = bits or [b for b in USUAL_BITS if b in bits_trained_at(run)] or [run.recipe.precision.max_bits]
     pairs = list(dict.fromkeys((b, a or b) for a in activation_bits or [run.recipe.precision.max_bits] for b in chosen))
     for pair in pairs:
         given_bits(run, *pair, force=force)
-    root = data_dir or (Path(run.recipe.data.root) if run.recipe.data.root else None)
+    root = Path(run.recipe.data.root) if run.recipe.data.root else None
+    samples = task.samples(run.recipe.data.name, root, run.processor, run.model.signature, limit)
     validation = ValidationOptions(
         run.recipe.data.name,
         data_dir=root,
@@ -90,65 +99,74 @@ def sweep_run(  # noqa: PLR0913  the options of a sweep
     )
     folder = run.path / FOLDER
     folder.mkdir(exist_ok=True)
-    bundles: list[tuple[OpenedBundle, bool]] = []
+    bundles: list[tuple[Bundle, bool]] = []
     with reporter.bar("sweeping", len(pairs)) as bar:
         for done, (weights, activations) in enumerate(pairs):
             bar.advance(done, detail=f"weights {weights} bits, activations {activations}")
             options = ExportOptions(bits=weights, activation_bits=activations, force=force, native=native)
             name = folder_name(f"{weights}bit", activations, run.recipe.precision.max_bits) + options.suffix
-            known = _known(task, swept, folder / name, (weights, activations))
+            known = _known(run, samples, folder / name, (weights, activations))
             if known is None:
                 export_run(run_dir, options, destination=folder / name, data_dir=data_dir, reporter=reporter)
                 validate_bundle(folder / name, validation, reporter=reporter)
             else:
                 reporter.note(f"{readable.path(folder / name)} is exported and validated already")
-            bundles.append((known or task.open_bundle(folder / name), known is not None))
+            bundles.append((known or Bundle.open(folder / name), known is not None))
         bar.advance(len(pairs))
     reporter.note(f"timing {len(bundles)} exports in turn, {rounds} rounds")
-    content = _measure(swept, pairs, bundles, rounds)
-    rows = tuple(swept.row(entry, content) for entry in content["exports"])
-    table = Table(swept.columns, rows, swept.summary(content))
-    _write(folder, swept, content, table)
+    content = _measure(task, run, samples, pairs, bundles, rounds)
+    table = _table(task, content)
+    _write(folder, task, content, table)
     return Sweep(folder, content, table)
 
 
-def _known(task: Task[Any], swept: SweptRun[Any], path: Path, bits: tuple[int, int]) -> OpenedBundle | None:
+def _known(run: "TrainedRun", samples: "Samples", path: Path, bits: tuple[int, int]) -> Bundle | None:
     """Return a bundle that is exported and validated already with the same options; None if there is none."""
     from cpt_deploy.validation import software_versions
 
     try:
-        bundle: OpenedBundle = task.open_bundle(path)
+        bundle = Bundle.open(path)
     except BundleError:
         return None
     facts, validation = bundle.facts, bundle.validation
     same = (
         validation is not None
-        and facts.get(TRAINED_DIGEST) == swept.run.weights_sha256
+        and facts.get(TRAINED_DIGEST) == run.weights_sha256
         and (facts["weight_bits"], facts["activation_bits"]) == bits
         and validation["model_sha256"] == bundle.sha256
-        and validation["dataset"]["samples"] == swept.samples
+        and validation["dataset"]["samples"] == samples.count
         and validation["versions"] == software_versions()
     )
     return bundle if same else None
 
 
 def _measure(
-    swept: SweptRun[Any], pairs: Sequence[tuple[int, int]], bundles: Sequence[tuple[OpenedBundle, bool]], rounds: int
+    task: Task,
+    run: "TrainedRun",
+    samples: "Samples",
+    pairs: Sequence[tuple[int, int]],
+    bundles: Sequence[tuple[Bundle, bool]],
+    rounds: int,
 ) -> dict[str, Any]:
     from cpt_deploy.validation import read_cpu, software_versions
 
-    reference, times = swept.compare([bundle for bundle, _ in bundles], rounds)
+    metric = run.report.metric
+    reference, times = _times(task, run, samples, [bundle for bundle, _ in bundles], rounds)
     entries = []
     for (weights, activations), (bundle, reused), timed in zip(pairs, bundles, times, strict=True):
         assert bundle.validation is not None
         integers = bundle.validation["integers"] or {"mismatching": None, "compared": 0}
+        runtimes = {runtime["name"]: runtime for runtime in bundle.validation["runtimes"]}
+        served, trained = runtimes["onnxruntime"], runtimes.get("trained", {})
         entries.append(
             {
                 "weight_bits": weights,
                 "activation_bits": activations,
                 "bundle": bundle.path.name,
                 "reused": reused,
-                **swept.figures(bundle),
+                metric.name: served[metric.name],
+                "interval_95": served.get("interval_95"),
+                f"trained_{metric.name}": trained.get(metric.name),
                 "mismatching_integers": integers["mismatching"],
                 "compared_integers": integers["compared"],
                 "onnx_bytes": bundle.onnx_path.stat().st_size,
@@ -158,9 +176,12 @@ def _measure(
         )
     dataset = next(bundle.validation["dataset"] for bundle, _ in bundles if bundle.validation is not None)
     return {
-        "run": swept.run.recipe.name,
-        TRAINED_DIGEST: swept.run.weights_sha256,
+        "run": run.recipe.name,
+        "max_bits": run.recipe.precision.max_bits,
+        TRAINED_DIGEST: run.weights_sha256,
         "dataset": dataset,
+        "metric": metric.to_dict(),
+        f"trained_{metric.name}": entries[0][f"trained_{metric.name}"],
         **reference,
         "exports": entries,
         "cpu": asdict(read_cpu()),
@@ -168,22 +189,88 @@ def _measure(
     }
 
 
-def _weights_bytes(bundle: OpenedBundle) -> int:
+def _times(
+    task: Task, run: "TrainedRun", samples: "Samples", bundles: Sequence[Bundle], rounds: int
+) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """Time one request to each bundle on one thread, and to the network in float32 if it can be written."""
+    from cpt_deploy.bundle import OnnxRuntimeModel
+    from cpt_deploy.export import write_float_onnx
+    from cpt_deploy.quantization import QuantizedModel
+    from cpt_deploy.validation import interleaved, median_ratio
+
+    calls = {
+        str(bundle.path): task.timed_call(OnnxRuntimeModel(bundle.onnx_path, bundle.signature), samples)
+        for bundle in bundles
+    }
+    reference: dict[str, Any] = {}
+    if isinstance(run.model, QuantizedModel):
+        file = write_float_onnx(run.model)
+        calls[FLOAT] = task.timed_call(OnnxRuntimeModel(file, run.model.signature), samples)
+        reference[FLOAT] = {"onnx_bytes": len(file)}
+    times = interleaved(calls, rounds=rounds)
+    found = [{"milliseconds": 1e3 * statistics.median(times[str(bundle.path)])} for bundle in bundles]
+    if reference:
+        reference[FLOAT]["milliseconds"] = 1e3 * statistics.median(times[FLOAT])
+        for entry, bundle in zip(found, bundles, strict=True):
+            entry["speedup"] = median_ratio(times[FLOAT], times[str(bundle.path)])
+    return reference, found
+
+
+def _weights_bytes(bundle: Bundle) -> int:
     """Return the size of all weights if each was stored in exactly its bits."""
     return sum(-(-math.prod(w["shape"]) * w["bits"] // 8) for w in bundle.quantization["weights"])
 
 
-def _write(folder: Path, swept: SweptRun[Any], document: Mapping[str, Any], table: Table) -> None:
+def _table(task: Task, document: Mapping[str, Any]) -> Table:
+    """Return the exports as a table, with columns for what was measured."""
+    metric, dataset, compared = Metric.from_dict(document["metric"]), document["dataset"], FLOAT in document
+    intervals = any(entry["interval_95"] for entry in document["exports"])
+    columns = (
+        "weights", "activations", metric.title, *(["95 % interval"] if intervals else []), "integers that differ",
+        "model.onnx (of float32)" if compared else "model.onnx", "weights at their bits", "latency",
+        *(["speed-up over float32"] if compared else []),
+    )  # fmt: skip
+    title = (
+        f"{document['run']} on {dataset['samples']:,} {task.unit} of {dataset['name']} ({dataset['split']}); trained "
+        f"model at max_bits {metric.text(document[f'trained_{metric.name}'])}; one request on one thread"
+    )
+    title += f", float32 takes {document[FLOAT]['milliseconds']:.3f} ms" if compared else ""
+    rows = []
+    for entry in document["exports"]:
+        size = readable.size(entry["onnx_bytes"])
+        differing = "not compared"
+        if entry["mismatching_integers"] is not None:
+            differing = f"{entry['mismatching_integers']} of {entry['compared_integers']:,}"
+        rows.append(
+            (
+                f"{entry['weight_bits']} bits",
+                f"{entry['activation_bits']} bits",
+                metric.text(entry[metric.name]),
+                *([" to ".join(metric.text(bound) for bound in entry["interval_95"])] if intervals else []),
+                differing,
+                f"{size} ({entry['onnx_bytes'] / document[FLOAT]['onnx_bytes']:.3f})" if compared else size,
+                readable.size(entry["weights_bytes"]),
+                f"{entry['milliseconds']:.3f} ms",
+                *([f"{entry['speedup']:.2f}x"] if compared else []),
+            )
+        )
+    return Table(columns, tuple(rows), title)
+
+
+def _write(folder: Path, task: Task, document: Mapping[str, Any], table: Table) -> None:
     from cpt_deploy.report import plot_sweep
 
+    metric = Metric.from_dict(document["metric"])
+    trained = document[f"trained_{metric.name}"]
+    intervals = ", 95 % interval" if any(entry["interval_95"] for entry in document["exports"]) else ""
     plot_sweep(
-        [_point(swept, entry) for entry in document["exports"]],
+        [_point(entry, metric, document["max_bits"]) for entry in document["exports"]],
         folder / PLOT,
         title=f"{document['run']}: one run at several bits of weights",
         size_label="weights at their bits",
-        quality_label=swept.quality_label,
-        latency_label=swept.latency_label,
-        trained=swept.trained_quality(document),
+        quality_label=f"{metric.axis} in onnxruntime{intervals}",
+        latency_label=f"one request of {task.unit}, one thread",
+        trained=None if trained is None else metric.scale * trained,
     )
     lines = ["| " + " | ".join(row) + " |" for row in (table.columns, *table.rows)]
     lines.insert(1, "|" + "---|" * len(table.columns))
@@ -191,19 +278,20 @@ def _write(folder: Path, swept: SweptRun[Any], document: Mapping[str, Any], tabl
     (folder / REPORT).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _point(swept: SweptRun[Any], entry: Entry) -> "SweepPoint":
+def _point(entry: Entry, metric: Metric, max_bits: int) -> "SweepPoint":
     from cpt_deploy.report import SweepPoint
 
     weights, activations = entry["weight_bits"], entry["activation_bits"]
-    quality, low, high = swept.quality(entry)
+    value = entry[metric.name]
+    low, high = entry["interval_95"] or (value, value)
     return SweepPoint(
         label=f"{weights}",
         series="activations at the weights' bits"
-        if activations == weights != swept.run.recipe.precision.max_bits
+        if activations == weights != max_bits
         else f"activations at {activations} bits",
-        quality=quality,
-        low=low,
-        high=high,
+        quality=metric.scale * value,
+        low=metric.scale * low,
+        high=metric.scale * high,
         kilobytes=entry["weights_bytes"] / 1e3,
         milliseconds=entry["milliseconds"],
     )

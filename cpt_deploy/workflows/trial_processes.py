@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpt_deploy.errors import DataError
+from cpt_deploy.metric import Metric
 
 if TYPE_CHECKING:
     from cpt_deploy.recipe import GridPoint
@@ -83,10 +84,9 @@ def _outcome(code: int, answer: str) -> "TrialOutcome":
     except ValueError:
         document = {}
     if code == 0 and "report" in document:
-        test = document["report"]["test"]
-        if test.get("perplexity") is not None:
-            return TrialOutcome("finished", perplexity=float(test["perplexity"]))
-        return TrialOutcome("finished", float(test["top1"]))
+        metric = Metric.from_dict(document["report"]["metric"])
+        figure = float(document["report"]["test"]["metrics"][metric.name])
+        return TrialOutcome("finished", figure, metric=metric)
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGTERM, -signal.SIGINT):
         return TrialOutcome("interrupted", message="stopped; it resumes from its last checkpoint")
     if "error" in document:

@@ -1,11 +1,12 @@
-"""Inference by the Open Inference Protocol, for every kind of model and every transport."""
+"""Inference by the Open Inference Protocol, for every model and every transport."""
 
 from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
-from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.bundle import Bundle
 from cpt_serving.adapters import Adapter
 from cpt_serving.inference.engine import Engine
+from cpt_serving.inference.model import Tensors
 from cpt_serving.inference.threads import Work
 from cpt_serving.oip.answers import OutputTensor
 from cpt_serving.oip.schemas import InferRequest
@@ -31,7 +32,7 @@ class InferCall(NamedTuple, Generic[T]):
     parse: Callable[[], InferRequest]
     heavy: bool
     deadline: Callable[[int], float | None]
-    render: Callable[[OpenedBundle, str | None, Sequence[OutputTensor]], T]
+    render: Callable[[Bundle, str | None, Sequence[OutputTensor]], T]
 
 
 async def infer(engine: Engine[Adapter], call: InferCall[T]) -> T:
@@ -55,8 +56,13 @@ async def infer(engine: Engine[Adapter], call: InferCall[T]) -> T:
         inference = await admission.compute(inputs)
     note_inference(inference)
     outputs = inference.outputs
+    return await rendered(
+        engine, outputs, lambda: call.render(engine.bundle, request.id, adapter.encode(request, outputs))
+    )
+
+
+async def rendered(engine: Engine[Adapter], outputs: Tensors, render: Callable[[], T]) -> T:
+    """Return the result of `render`, a function that writes outputs; it runs in a thread if they are large."""
     if sum([values.nbytes for values in outputs.values()]) > _INLINE_BYTES:
-        return await engine.decoders.run(
-            lambda _: call.render(engine.bundle, request.id, adapter.encode(request, outputs))
-        )
-    return call.render(engine.bundle, request.id, adapter.encode(request, outputs))
+        return await engine.decoders.run(lambda _: render())
+    return render()

@@ -6,21 +6,13 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 import cpt_deploy
-from cpt_deploy.bundle import read_evidence
+from cpt_deploy.bundle import Bundle, read_evidence
 from cpt_deploy.bundle.integrity import evidence as bundle_evidence
 from cpt_deploy.bundle.integrity.checksums import read_checksums
 from cpt_deploy.bundle.layout import VALIDATION_FILE
-from cpt_deploy.bundle.opened import OpenedBundle, read_json
+from cpt_deploy.bundle.reading import read_json
 from cpt_deploy.errors import BundleError
-from cpt_serving.adapters import Adapter, ModelKind
-
-
-class InputFacts(BaseModel):
-    """The size of the model's input."""
-
-    channels: int
-    height: int
-    width: int
+from cpt_serving.adapters import Adapter
 
 
 @dataclass(frozen=True)
@@ -44,14 +36,10 @@ class Evidence(BaseModel):
     model: str
     version: str
     sha256: str
-    kind: ModelKind
+    task: str = Field(description="a pipeline tag, such as image-classification")
+    form: str = Field(description="form of the page for its requests: tensors, image or text")
     size_bytes: int | None
-    input: InputFacts | None = Field(default=None, description="null for a language model")
-    classes: int | None = Field(default=None, description="null for a language model")
-    vocabulary: int | None = Field(default=None, description="tokens that a language model knows, null for others")
-    context: int | None = Field(
-        default=None, description="maximum context of a language model in tokens, null if unlimited"
-    )
+    facts: dict[str, int | str | None] = Field(description="of its requests and answers, such as the number of classes")
     weight_bits: int | float | None = Field(description="the mean over all weights if layers differ")
     activation_bits: int | None
     trained_bits: tuple[int, int] | None = Field(description="min_bits and max_bits of the training")
@@ -73,7 +61,9 @@ def evidence_of(adapter: Adapter, *, docs: bool = True) -> Evidence:
         model=bundle.name,
         version=bundle.version,
         sha256=bundle.sha256,
-        kind=adapter.kind,
+        task=bundle.task,
+        form=adapter.form,
+        facts=adapter.facts(),
         size_bytes=_size(bundle),
         weight_bits=facts.get("weight_bits"),
         activation_bits=facts.get("activation_bits"),
@@ -81,18 +71,17 @@ def evidence_of(adapter: Adapter, *, docs: bool = True) -> Evidence:
         validation=_validation(bundle),
         server_version=cpt_deploy.__version__,
         docs=docs,
-        **adapter.evidence(),
     )
 
 
-def _size(bundle: OpenedBundle) -> int | None:
+def _size(bundle: Bundle) -> int | None:
     try:
         return bundle.onnx_path.stat().st_size
     except OSError:  # its directory was removed while the model is served
         return None
 
 
-def _report(bundle: OpenedBundle) -> dict[str, Any] | None:
+def _report(bundle: Bundle) -> dict[str, Any] | None:
     """Return the report that is in a bundle's directory now; a model is often validated after it was loaded."""
     try:
         digests = read_checksums(bundle.path)
@@ -101,7 +90,7 @@ def _report(bundle: OpenedBundle) -> dict[str, Any] | None:
         return bundle.validation
 
 
-def _validation(bundle: OpenedBundle) -> Validation | None:
+def _validation(bundle: Bundle) -> Validation | None:
     """Return a short form of the report; a report in another format counts as none."""
     report = _report(bundle)
     try:

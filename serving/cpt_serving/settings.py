@@ -71,13 +71,13 @@ class ServeSettings(BaseSettings):
     """A public key in PEM, or a directory of them; bundles not signed with one of them are refused."""
 
     generations: int = Field(default=16, ge=1, le=4096)
-    """Maximum concurrent texts of a language model; a request beyond is answered 429."""
+    """Maximum concurrent texts of a model; a request beyond is answered 429."""
 
     max_new_tokens: int = Field(default=1024, ge=1)
     """Maximum tokens to generate for one request."""
 
-    max_prompt_tokens: int = Field(default=8192, ge=1)
-    """Maximum tokens of the text in a request, if the model's own context allows more."""
+    max_free_size: int = Field(default=8192, ge=1)
+    """Maximum of each free size of a request, such as the tokens of a text, if the model itself has no maximum."""
 
     watch_s: float = Field(default=0.0, ge=0, le=86_400)
     """Seconds between checks for new, changed and removed versions; 0 checks only on request."""
@@ -107,7 +107,7 @@ class ServeSettings(BaseSettings):
     """Seconds after which a connection without a further request is closed."""
 
     max_rows: int = Field(default=256, ge=1)
-    """Maximum images or rows in one request."""
+    """Maximum rows, such as images, in one request."""
 
     max_pixels: int = Field(default=MAX_PIXELS, ge=1)
     """Maximum pixels (width x height) of one image, by its header."""
@@ -210,6 +210,16 @@ def load_settings(**values: Any) -> ServeSettings:
             hint=f"each can be an option, an environment variable, e.g. {ENV_PREFIX}PORT=8000, or a line in the file "
             "of --config",
         ) from error
+
+
+def local_settings(bundle: Path, threads: int | None) -> ServeSettings:
+    """Return the defaults for a bundle that only this process uses, whatever the environment says.
+
+    Args:
+        bundle: The bundle.
+        threads: Threads of one inference; None is all cores.
+    """
+    return ServeSettings.model_construct(bundle=bundle, threads=threads or available_cores(), golden="off")
 
 
 def _readable(path: Path) -> Path:

@@ -7,7 +7,7 @@ import pytest
 
 from cpt_cli.main import main
 
-FIND_SPEC = "cpt_deploy.tasks.image_classification.validation.find_spec"
+FIND_SPEC = "cpt_deploy.workflows.validation.find_spec"
 
 
 @pytest.fixture

@@ -123,7 +123,10 @@ def test_a_run_whose_report_says_more_than_its_model_does_is_found(
 
     monkeypatch.chdir(workspace)
     copy = shutil.copytree(run_dir, tmp_path / "run", ignore=shutil.ignore_patterns("bundle*", "checkpoints"))
-    in_json(copy / "report.json", lambda content: content["test"].update(top1=content["test"]["top1"] - 0.05))
+    in_json(
+        copy / "report.json",
+        lambda content: content["test"]["metrics"].update(accuracy=content["test"]["metrics"]["accuracy"] - 0.05),
+    )
     words = ["validate", str(bundle_copy), "--data", "digits", "--run", str(copy), "--max-drop", "2"]
     assert main(words) == 4
     assert "by its own report" in capsys.readouterr().err

@@ -66,7 +66,7 @@ def test_the_server_gives_the_text_that_the_command_gives_up_to_the_context(cpt,
 
 def test_state_goes_round_through_the_protocol_and_gives_the_scores(server):
     def infer(tokens, state):
-        entry = {"name": "tokens", "datatype": "INT64", "shape": [1, len(tokens)], "data": tokens}
+        entry = {"name": "input_ids", "datatype": "INT64", "shape": [1, len(tokens)], "data": tokens}
         url = f"{server}/v2/models/tinyshakespeare-transformer/infer"
         answer = httpx2.post(url, json={"inputs": [entry, *state]}, trust_env=False).raise_for_status()
         outputs = answer.json()["outputs"]

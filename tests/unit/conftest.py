@@ -12,7 +12,15 @@ import pytest
 from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
 
-from cpt_deploy.bundle import Bundle, BundleContents, CardFields, GoldenSample, Preprocessing, write_bundle
+from cpt_deploy.bundle import (
+    Bundle,
+    BundleContents,
+    CardFields,
+    Golden,
+    ImageProcessor,
+    Preprocessing,
+    write_bundle,
+)
 from cpt_deploy.signature import Signature, TensorSpec, to_json
 
 # The workers of pytest-xdist have a terminal's width in their environment, and commands would keep to it.
@@ -27,6 +35,7 @@ COLOURS = ("red", "green", "blue")
 INPUT_SCALE, INPUT_ZERO = 1 / 127, 128
 WEIGHT_SCALE = 1 / 2000
 LOGIT_SCALE, LOGIT_ZERO = 16 / 255, 128
+COLOUR_SIGNATURE = Signature((TensorSpec("image", "float32", (3, 8, 8)),), (TensorSpec("logits", "float32", (3,)),))
 
 
 def colour_weights() -> npt.NDArray[np.int8]:
@@ -43,6 +52,12 @@ def colour_codes(inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     sums = quantized.reshape(len(inputs), -1) @ colour_weights().T.astype(np.int64)
     factor = np.float32(np.float32(INPUT_SCALE) * np.float32(WEIGHT_SCALE)) / np.float32(LOGIT_SCALE)
     return np.clip(np.rint(sums.astype(np.float32) * factor) + LOGIT_ZERO, 0, 255).astype(np.uint8)
+
+
+def colour_logits(inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The classifier's logits (N, 3)."""
+    centred = colour_codes(inputs).astype(np.int32) - LOGIT_ZERO
+    return centred.astype(np.float32) * np.float32(LOGIT_SCALE)
 
 
 def colour_onnx() -> bytes:
@@ -88,9 +103,7 @@ def colour_graph() -> dict[str, Any]:
         "codes": {"tensor": "fc.weight"}, "scales": {"tensor": "fc.weight_scale"}, "bias": {"tensor": "fc.bias"},
     }  # fmt: skip
     return {
-        "signature": to_json(
-            Signature((TensorSpec("image", "float32", (3, 8, 8)),), (TensorSpec("logits", "float32", (3,)),))
-        ),
+        "signature": to_json(COLOUR_SIGNATURE),
         "outputs": ["logit_codes"],
         "tensors": [
             {"name": "image_codes", **image}, {"name": "flat_codes", **image}, {"name": "logit_codes", **logits},
@@ -108,6 +121,9 @@ def colour_contents(name: str = "colours") -> BundleContents:
     inputs = np.random.default_rng(0).uniform(-1, 1, (4, 3, 8, 8)).astype(np.float32)
     return BundleContents(
         name=name,
+        task="image-classification",
+        signature=COLOUR_SIGNATURE,
+        processor=ImageProcessor(Preprocessing(3, (8, 8), mean=(0.5,) * 3, std=(0.5,) * 3), COLOURS),
         onnx=colour_onnx(),
         tensors={
             "fc.weight": colour_weights(),
@@ -116,9 +132,7 @@ def colour_contents(name: str = "colours") -> BundleContents:
         },
         graph=colour_graph(),
         quantization={"activations": [{"name": "logits", "bits": 8, "scale": LOGIT_SCALE, "zero_point": LOGIT_ZERO}]},
-        labels=COLOURS,
-        preprocessing=Preprocessing(3, (8, 8), mean=(0.5,) * 3, std=(0.5,) * 3),
-        golden=GoldenSample(inputs, colour_codes(inputs), LOGIT_SCALE, LOGIT_ZERO),
+        golden=Golden({"image": inputs}, {"logits": colour_logits(inputs)}, scales={"logits": LOGIT_SCALE}),
         architecture="colours",
         facts={"bits": 8},
         recipe="name: colours\n",
@@ -148,6 +162,12 @@ def shared_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def reference_codes() -> Callable[[npt.NDArray[np.float32]], npt.NDArray[np.uint8]]:
     """The tiny classifier in plain integer arithmetic, inputs (N, 3, 8, 8) to codes (N, 3)."""
     return colour_codes
+
+
+@pytest.fixture(scope="session")
+def reference_logits() -> Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]:
+    """The tiny classifier's logits (N, 3) for inputs (N, 3, 8, 8), from these integers."""
+    return colour_logits
 
 
 @pytest.fixture(scope="session")

@@ -38,10 +38,10 @@ def compare(
     quiet: QuietFlag = False,
     debug: DebugFlag = False,
 ) -> None:
-    """Compare finished runs: accuracy, its spread over seeds, BitOPs, and time; perplexity of language models.
+    """Compare finished runs: the metric of their task, its spread over seeds, BitOPs, and time.
 
     Runs that differ only in their seed form one group. Differences are paired: each run against the reference's run
-    with the same seed. Classifiers and language models are not compared with each other.
+    with the same seed. Runs of tasks with different metrics are not compared with each other.
     """
     from cpt_deploy.training import group_runs, read_finished_run
 
@@ -60,7 +60,7 @@ def _draw(groups: "list[RunGroup]", plot: Path) -> None:
     from cpt_deploy.report import ComparedGroup, check_plot_path, plot_comparison
 
     check_plot_path(plot)
-    points = [ComparedGroup(g.label, g.figures, g.mean, g.deviation, g.gbitops, g.measure) for g in groups]
+    points = [ComparedGroup(g.label, g.figures, g.mean, g.deviation, g.gbitops, g.metric) for g in groups]
     with _writing(plot):
         plot_comparison(points, plot)
 
@@ -80,8 +80,8 @@ def _show_curves(groups: "list[RunGroup]", plot: Path | None, table: Path | None
             writer = csv.writer(file)
             writer.writerow(("group", "figure", "step", "mean", "deviation"))
             for group in drawn:
-                measure = group.measure
-                bands = (("loss", group.loss), (measure, group.figure), (f"test_{measure}", group.held_out))
+                name = group.metric.name
+                bands = (("loss", group.loss), (name, group.figure), (f"test_{name}", group.held_out))
                 for name, band in bands:
                     deviations: Sequence[float | str] = band.deviations or [""] * len(band.steps)
                     rows = zip(band.steps, band.means, deviations, strict=True)
@@ -103,7 +103,7 @@ def _writing(path: Path) -> Iterator[None]:
 def _write_csv(groups: "list[RunGroup]", path: Path) -> None:
     with _writing(path), path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(("group", "run", "seed", groups[0].measure, "gbitops", "seconds"))
+        writer.writerow(("group", "run", "seed", groups[0].metric.name, "gbitops", "seconds"))
         for group in groups:
             for run in group.runs:
                 cost, seconds = run.report.cost["gbitops"], run.report.seconds["training"]

@@ -1,8 +1,7 @@
 """`cpt datasets`: list the known data sets, whether their files are here, and how to get them."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,7 +9,10 @@ from cpt_cli.command import LOOK_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
 from cpt_cli.output import out
 from cpt_cli.shown.dataset_check import show_dataset_check
 from cpt_deploy import readable
-from cpt_deploy.errors import CptError, UsageError
+from cpt_deploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from cpt_deploy.tasks import DataEntry
 
 
 def datasets(
@@ -52,80 +54,34 @@ def datasets(
             )
         show_dataset_check(rest[0], root)
         return
-    from cpt_deploy.data import dataset_names, fetch_dataset
-    from cpt_deploy.data.text import corpora
-    from cpt_deploy.registry import nearest_names
+    from cpt_deploy.workflows import fetch_data, known_data
 
     if fetch is not None:
-        if fetch in corpora:
-            raise UsageError(
-                f"Expected a data set that can be downloaded, but got {fetch!r}", hint=corpora.get(fetch).obtain
-            )
-        folder = fetch_dataset(fetch, root)
+        folder = fetch_data(fetch, root)
         out.line(f"{fetch} is in {readable.path(folder)}")
         out.result({"fetched": fetch, "path": folder})
         return
-    rows = [*map(_look_for, dataset_names(pattern)), *map(_look_for_text, corpora.names(pattern))]
-    if not rows:
-        hint = nearest_names(pattern, [*dataset_names(), *corpora.names()])
-        raise UsageError(f"Expected a pattern that matches a data set, but got {pattern!r}", hint=hint)
+    found = known_data(pattern)
     out.table(
         ("data set", "what", "classes", "train", "test", "here"),
-        [(row["name"], row["summary"], *_sizes(row), "yes" if row["available"] else "no") for row in rows],
+        [(entry.name, entry.summary, *entry.sizes, "yes" if entry.problem is None else "no") for entry in found],
     )
-    for row in rows:
-        if not row["available"] and len(rows) <= 2:
-            out.note(f"{row['problem']}\nto get it: {row['obtain']}")
-    out.result({"datasets": rows})
+    for entry in found:
+        if entry.problem is not None and len(found) <= 2:
+            out.note(f"{entry.problem}\nto get it: {entry.obtain}")
+    out.result({"datasets": [_json(entry) for entry in found]})
 
 
-def _look_for(name: str) -> dict[str, Any]:
-    from cpt_deploy.data import dataset_info, load_images
-
-    info = dataset_info(name)
-    row = {
-        "name": name,
-        "task": "classification",
-        "summary": info.summary,
-        "classes": info.classes,
-        "images": info.images,
-        "obtain": info.obtain,
+def _json(entry: "DataEntry") -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "task": entry.task,
+        "summary": entry.summary,
+        **entry.facts,
+        "obtain": entry.obtain,
+        "available": entry.problem is None,
+        "problem": entry.problem,
     }
-    return {**row, **_found(lambda: load_images(name, split="test"))}
-
-
-def _look_for_text(name: str) -> dict[str, Any]:
-    from cpt_deploy.data.text import corpora, load_corpus
-
-    info = corpora.get(name)
-    row = {
-        "name": name,
-        "task": "language-model",
-        "summary": info.summary,
-        "words": info.types or None,
-        "tokens": dict(zip(("train", "valid", "test"), info.tokens, strict=False)),
-        "obtain": info.obtain,
-    }
-    return {**row, **_found(lambda: load_corpus(name))}
-
-
-def _found(opened: Callable[[], object]) -> dict[str, Any]:
-    """Return whether data can be opened, and the problem if not."""
-    try:
-        opened()
-    except CptError as error:
-        return {"available": False, "problem": error.message}
-    return {"available": True, "problem": None}
-
-
-def _sizes(row: dict[str, Any]) -> tuple[object, object, object]:
-    """Return classes and sizes for the table; for a single-file text, the shares into which it is divided."""
-    if row["task"] == "classification":
-        return (row["classes"], *row["images"])
-    tokens = row["tokens"]
-    if not tokens:
-        return ("", "90 %", "5 %")
-    return (f"{row['words']:,} words", f"{tokens['train']:,} words", f"{tokens['test']:,} words")
 
 
 COMMAND = Command(
@@ -135,7 +91,7 @@ COMMAND = Command(
     examples=(
         "cpt datasets",
         "cpt datasets fashion-mnist  # is it here, and how to get it",
-        "cpt datasets 'wikitext*' --json  # texts of language models",
+        "cpt datasets 'wikitext*' --json  # corpora",
         "cpt datasets --fetch cifar10",
         "cpt datasets check photos/  # bad images, empty classes, the same image in both splits",
     ),

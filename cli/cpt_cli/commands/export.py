@@ -77,9 +77,9 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
     opset: Annotated[
         int | None,
         typer.Option(
-            help="ONNX opset, 13 to 25 (language models 19 to 25). Weights of 3 and 4 bits are packed two per byte "
+            help="ONNX opset, 13 to 25. Weights of 3 and 4 bits are packed two per byte "
             "from opset 21, weights of 2 bits four per byte from 25; all others take one byte each.",
-            show_default="17 (language models 19), or the lowest opset that packs the weights",
+            show_default="17, or the lowest opset that packs the weights or has all operators",
         ),
     ] = None,
     format_: Annotated[
@@ -189,8 +189,8 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
     --native, activation ranges and BatchNorm statistics are first calibrated on training data. A bundle of the same
     name is replaced; an incomplete bundle is never left behind.
 
-    Runs of language models are exported in the same way, with the state as inputs and outputs, but only with affine
-    activations and without further formats. --budget measures sensitivity as the rise of the loss on validation text.
+    The states of a model, such as those of an LSTM, are inputs and outputs of model.onnx. --budget measures how far the
+    outputs change if a layer alone has fewer bits.
 
     With --from, a float model that was trained elsewhere is quantized by calibration only.
     """

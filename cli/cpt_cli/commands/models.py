@@ -1,18 +1,15 @@
 """`cpt models`: list the networks that can be trained, with their sizes."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cpt_cli.command import LOOK_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
 from cpt_cli.output import out
 from cpt_deploy import readable
-from cpt_deploy.errors import UsageError
 
-_OWN_SHAPE = (3, 32, 10)
-_LIBRARY_SHAPE = (3, 224, 1000)
-_VOCABULARY = 10000
-"""Number of different words of the Penn Treebank."""
+if TYPE_CHECKING:
+    from cpt_deploy.tasks import ModelEntry
 
 
 def models(
@@ -29,7 +26,7 @@ def models(
         int | None,
         typer.Option(
             min=1,
-            help="Number of classes, or of a language model's tokens.",
+            help="Number of classes, or of different tokens.",
             show_default="10; torchvision and timm 1000; tokens 10000",
         ),
     ] = None,
@@ -39,63 +36,31 @@ def models(
 ) -> None:
     """List the models that `cpt train` knows, with parameters and multiply-accumulates (MACs) per image or token.
 
-    Language models are listed after image models. Your own model is given by its import path:
-    model.name=package.module:factory.
+    They are listed by task. Your own model is given by its import path: model.name=package.module:factory.
     """
-    from cpt_deploy.models import model_names
-    from cpt_deploy.models.language import language_model_names
-    from cpt_deploy.registry import nearest_names
+    from cpt_deploy.tasks import ModelSize
+    from cpt_deploy.workflows import known_models
 
-    images, text = model_names(pattern or "*"), language_model_names(pattern or "*")
-    names = images if pattern else [name for name in images if "/" not in name]
-    if not names and not text:
-        known = [*model_names(), *language_model_names()]
-        raise UsageError(
-            f"Expected a pattern that matches a model, but got {pattern!r}", hint=nearest_names(pattern or "", known)
-        )
-    measured = [{"name": name} if quiet else _measure(name, channels, size, classes) for name in names]
-    rows = [*measured, *({"name": name} if quiet else _measure_text(name, classes) for name in text)]
-    out.table(("model", "parameters", "MACs", "input", "classes"), [_cells(row) for row in rows])
+    found = known_models(pattern, ModelSize(channels, size, classes), counted=not quiet)
+    for entry in found:
+        if entry.problem is not None:
+            out.warning(entry.problem)
+    out.table(("model", "parameters", "MACs", "input", "classes"), [_cells(entry) for entry in found])
     if not pattern:
-        out.note(
-            f"and {len(images) - len(names)} of torchvision: cpt models 'torchvision/*'; timm's: cpt models 'timm/*'"
-        )
-    out.result({"models": rows})
+        out.note("those of torchvision: cpt models 'torchvision/*'; timm's: cpt models 'timm/*'")
+    out.result({"models": [_json(entry, counted=not quiet) for entry in found]})
 
 
-def _measure(name: str, channels: int | None, size: int | None, classes: int | None) -> dict[str, Any]:
-    from cpt_deploy.models import describe_model
-
-    usual = _LIBRARY_SHAPE if "/" in name else _OWN_SHAPE
-    in_channels, side, num_classes = channels or usual[0], size or usual[1], classes or usual[2]
-    row: dict[str, Any] = {
-        "name": name,
-        "task": "classification",
-        "input": [in_channels, side, side],
-        "classes": num_classes,
-    }
-    try:
-        summary = describe_model(name, num_classes=num_classes, in_channels=in_channels, input_size=(side, side))
-    except UsageError as error:
-        out.warning(error.message)
-        return {**row, "parameters": None, "macs": None}
-    return {**row, "parameters": summary.parameters, "macs": summary.macs}
+def _cells(entry: "ModelEntry") -> tuple[str, ...]:
+    figures = ["-" if figure is None else readable.count(figure) for figure in (entry.parameters, entry.macs)]
+    return (entry.name, *figures, entry.input, entry.classes)
 
 
-def _measure_text(name: str, vocabulary: int | None) -> dict[str, Any]:
-    from cpt_deploy.models.language import describe_language_model
-
-    tokens = vocabulary or _VOCABULARY
-    summary = describe_language_model(name, tokens)
-    row = {"name": name, "task": "language-model", "input": [1], "classes": tokens}
-    return {**row, "parameters": summary.parameters, "macs": summary.macs}
-
-
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    figures = [readable.count(row[key]) if row.get(key) is not None else "-" for key in ("parameters", "macs")]
-    if row.get("task") == "language-model":
-        return (row["name"], *figures, "one token", f"{row['classes']:,} tokens")
-    return (row["name"], *figures, " x ".join(map(str, row.get("input", ()))), str(row.get("classes", "")))
+def _json(entry: "ModelEntry", *, counted: bool) -> dict[str, Any]:
+    if not counted:
+        return {"name": entry.name}
+    counts = {"parameters": entry.parameters, "macs": entry.macs}
+    return {"name": entry.name, "task": entry.task, **entry.facts, **counts}
 
 
 COMMAND = Command(
@@ -105,7 +70,7 @@ COMMAND = Command(
     examples=(
         "cpt models",
         "cpt models 'torchvision/resnet*'",
-        "cpt models '*-lm' --classes 33278  # language models, with the words of wikitext-2",
+        "cpt models '*-lm' --classes 33278  # with the words of wikitext-2",
         "cpt models resnet20 --channels 1 --size 28  # as on Fashion-MNIST",
     ),
 )

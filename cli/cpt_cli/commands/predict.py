@@ -1,5 +1,6 @@
-"""`cpt predict`: classify image files with a bundle, here or on a server."""
+"""`cpt predict`: predict image files or rows of tensors with a bundle, here or on a server."""
 
+import json
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,18 +14,26 @@ from cpt_deploy import readable
 from cpt_deploy.errors import DataError, ImageError, UsageError
 
 if TYPE_CHECKING:
-    from cpt_deploy.workflows import Classifier
+    from cpt_cli.prediction import Predictor
 
 BAR_WIDTH = 20
 
 
-def predict(
+def predict(  # noqa: PLR0913, PLR0917  the options are its parameters
     paths: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(
-            help="A bundle, then image files. With --url the bundle can be left out.", metavar="BUNDLE IMAGE..."
+            help="A bundle, then image files if it takes images. With --url the bundle can be left out.",
+            metavar="BUNDLE IMAGE...",
         ),
-    ],
+    ] = None,
+    inputs: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Rows of tensors: .npz with an array per input, .json as /predict takes it, or .csv with names first.",
+        ),
+    ] = None,
     url: Annotated[str | None, typer.Option(help="Use the server at this address instead of computing here.")] = None,
     api_key: ApiKeyOption = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Classes to show for each image.")] = 1,
@@ -33,27 +42,32 @@ def predict(
     quiet: QuietFlag = False,
     debug: DebugFlag = False,
 ) -> None:
-    """Classify images: show the most probable classes of each, with probabilities.
+    """Predict images or rows of tensors: show the most probable classes with probabilities, or the outputs by name.
 
     Images are decoded and preprocessed as in the evaluation of training, both here and on the server. A file that is
     not an image is reported, the others are classified, and the exit code is 5.
     """
-    from cpt_cli.prediction import remote_classifier
-    from cpt_deploy.workflows import image_classifier
+    from cpt_cli.prediction import local_predictor, predict_rows, read_rows, remote_predictor
 
-    bundle = paths[0] if url is None or paths[0].is_dir() else None
-    images = paths if bundle is None else paths[1:]
-    if not images:
+    given = paths or []
+    bundle = given[0] if given and (url is None or given[0].is_dir()) else None
+    images = given if bundle is None else given[1:]
+    if (bundle is None and url is None) or bool(images) == (inputs is not None):
         raise UsageError(
-            "Expected one or more images after the bundle, but got none", hint="cpt predict BUNDLE IMAGE..."
+            "Expected images after the bundle, or --inputs, but got "
+            + ("both" if images else "no bundle" if bundle is None and url is None else "neither"),
+            hint="cpt predict BUNDLE IMAGE...; cpt predict BUNDLE --inputs FILE",
         )
+    rows = None if inputs is None else read_rows(inputs)
     with ExitStack() as stack:
         if url is not None:
-            remote = remote_classifier(url, bundle, top_k=top_k, headers=key_headers(api_key))
-            classify = stack.enter_context(remote)
+            predictor = stack.enter_context(remote_predictor(url, bundle, top_k=top_k, headers=key_headers(api_key)))
         else:
-            classify = image_classifier(paths[0], top_k=top_k, threads=threads)
-        results = [_classified(path, classify, alone=len(images) == 1) for path in images]
+            predictor = local_predictor(given[0], top_k=top_k, threads=threads)
+        if rows is not None:
+            _show_rows(predict_rows(predictor, rows))
+            return
+        results = [_classified(path, predictor, alone=len(images) == 1) for path in images]
     _show(results)
     out.result({"results": results})
     failures = sum("error" in result for result in results)
@@ -61,10 +75,10 @@ def predict(
         raise DataError(f"Expected {len(images)} images, but {failures} of them could not be classified")
 
 
-def _classified(path: Path, classify: "Classifier", *, alone: bool) -> dict[str, Any]:
+def _classified(path: Path, predictor: "Predictor", *, alone: bool) -> dict[str, Any]:
     """Return the result of one image; an invalid image among several gives an error entry and a warning."""
     try:
-        return {"image": path, "predictions": classify(path)}
+        return {"image": path, "predictions": predictor.image(path)}
     except ImageError as error:
         if alone:
             raise
@@ -85,6 +99,26 @@ def _show(results: list[dict[str, Any]]) -> None:
         out.table(("image", "class", "probability", ""), rows)
 
 
+def _show_rows(predictions: list[Any]) -> None:
+    """Show the prediction for each row: outputs by name, or classes."""
+    if not isinstance(predictions[0], dict):
+        _show([{"image": f"row {number}", "predictions": each} for number, each in enumerate(predictions, start=1)])
+    else:
+        names = list(predictions[0])
+        lines = [tuple(_written(each[name]) for name in names) for each in predictions]
+        if out.quiet:
+            for line in lines:
+                out.line("\t".join(line))
+        else:
+            out.table(("row", *names), [(str(number), *line) for number, line in enumerate(lines, start=1)])
+    out.result({"predictions": predictions})
+
+
+def _written(value: Any) -> str:
+    """Return an output of a row as text: a number, or its values as JSON."""
+    return str(value) if isinstance(value, int | float) else json.dumps(value)
+
+
 COMMAND = Command(
     name="predict",
     function=predict,
@@ -92,6 +126,7 @@ COMMAND = Command(
     examples=(
         "cpt predict runs/digits/bundle-8bit digit.png",
         "cpt predict runs/digits/bundle-8bit *.png --top-k 3 --json",
+        "cpt predict runs/prices/bundle-8bit --inputs houses.csv --json  # rows of tensors",
         "cpt predict --url http://127.0.0.1:8000 digit.png  # on a server",
     ),
 )

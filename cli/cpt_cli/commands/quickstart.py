@@ -17,7 +17,7 @@ from cpt_deploy import readable
 from cpt_deploy.errors import CptError
 
 if TYPE_CHECKING:
-    from cpt_deploy.bundle.opened import OpenedBundle
+    from cpt_deploy.bundle import Bundle
 
 STEPS = ("train", "export", "validate", "serve", "predict")
 
@@ -77,10 +77,10 @@ def _train(directory: Path) -> float:
     with TrainingProgress() as progress:
         report = train_digits(directory, progress)
     show_trained(report, directory / RUN)
-    return report.test.top1
+    return report.figure
 
 
-def _export(directory: Path) -> "OpenedBundle":
+def _export(directory: Path) -> "Bundle":
     from cpt_deploy.workflows.quickstart import export_digits
 
     bundle = export_digits(directory, out)
@@ -88,7 +88,7 @@ def _export(directory: Path) -> "OpenedBundle":
     return bundle
 
 
-def _validate(bundle: "OpenedBundle") -> dict[str, Any]:
+def _validate(bundle: "Bundle") -> dict[str, Any]:
     from cpt_deploy.workflows.quickstart import MAX_DROP, validate_digits
 
     evidence = validate_digits(bundle, out)
@@ -102,13 +102,13 @@ def _validate(bundle: "OpenedBundle") -> dict[str, Any]:
     return {
         "passed": True,
         "verdict": report.verdict,
-        "accuracy": {entry.name: entry.accuracy.value for entry in report.runtimes},
+        "accuracy": {entry.name: entry.value for entry in report.runtimes},
         "compared_integers": report.compared_integers,
         "mismatching_integers": report.mismatching_integers,
     }
 
 
-def _serve_and_predict(bundle: "OpenedBundle", directory: Path, steps: _Steps) -> dict[str, Any]:
+def _serve_and_predict(bundle: "Bundle", directory: Path, steps: _Steps) -> dict[str, Any]:
     from cpt_deploy.workflows import image_classifier, running_server
     from cpt_deploy.workflows.quickstart import DIGIT, LOG, write_digit
     from cpt_serving.client import PredictClient

@@ -156,7 +156,9 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
     environment variable, CPT_SERVE_PORT=9000, CPT_SERVE_MAX_BODY_BYTES, ..., or in a YAML file; docs/serving.md lists
     them.
     """
-    from cpt_deploy.tasks import task_of_bundle
+    from cpt_deploy.bundle.reading import bundle_task
+    from cpt_deploy.recipe.tasks import IMAGE_CLASSIFICATION as DEFAULT
+    from cpt_deploy.tasks import task_named
     from cpt_serving.repository.model_directory import find_models
     from cpt_serving.server import run
     from cpt_serving.settings import load_settings
@@ -194,7 +196,7 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
         models = sorted(locations)
         first = models[0] if models else "NAME"
         place = url if len(models) == 1 else f"{url}/models/{first}"
-        task = task_of_bundle(locations[first].path if first in locations else settings.bundle)
+        task = task_named(bundle_task(locations[first].path if first in locations else settings.bundle) or DEFAULT)
         out.fields(
             f"Serving {readable.path(settings.bundle)}",
             {

@@ -26,10 +26,10 @@ def sign(
 
     openssl ec -in release.key -pubout -out release.pub
     """
+    from cpt_deploy.bundle import Bundle
     from cpt_deploy.bundle.integrity.signatures import sign_bundle
-    from cpt_deploy.bundle.language import open_bundle
 
-    opened = open_bundle(bundle)
+    opened = Bundle.open(bundle)
     signature = sign_bundle(opened, key)
     files = len(opened.digests) + 1
     out.line(f"signed {files} files of {readable.path(bundle)}: {readable.path(signature)}")

@@ -71,12 +71,12 @@ def _show(trained: "TrainedGrid") -> None:
 
     rows = [(trial.name, trial.state, figure_in_words(trial), trial.message or "") for trial in trained.trials]
     runs = [read_finished_run(run) for run in trained.runs]
-    measures = sorted({run.measure for run in runs})  # a grid may hold classifiers and language models
-    out.table(("run", "state", " or ".join(measures or ["accuracy"]), ""), rows)
+    metrics = sorted({run.metric.title for run in runs})  # a grid may hold runs of several tasks
+    out.table(("run", "state", " or ".join(metrics or ["accuracy"]), ""), rows)
     groups = [
         group
-        for measure in measures
-        for group in show_groups(group_runs([run for run in runs if run.measure == measure]))
+        for metric in metrics
+        for group in show_groups(group_runs([run for run in runs if run.metric.title == metric]))
     ]
     out.result({"trials": trained.trials, "groups": groups})
 

@@ -32,11 +32,11 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
             show_default="the file next to the bundle",
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Measure this many images.", show_default="all")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Measure this many samples.", show_default="all")] = None,
     max_drop: Annotated[
         float | None,
         typer.Option(
-            help="Maximum loss of accuracy, in points, from the trained model to onnxruntime.",
+            help="Maximum loss from the trained model to onnxruntime: points of accuracy, percent of perplexity.",
             show_default="0.5, if the run is found",
         ),
     ] = None,
@@ -60,17 +60,17 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
     quiet: QuietFlag = False,
     debug: DebugFlag = False,
 ) -> None:
-    """Measure a bundle before it is served: accuracy and integers of trained model, integer executor and onnxruntime.
+    """Measure a bundle before it is served: metric and integers of trained model, integer executor and onnxruntime.
 
     On execution providers other than cpu, integers may differ: the number is measured, and fails only on request. If
     parts of a network are computed in float, the integers after them are replayed from onnxruntime's values at the
-    boundary. For a language model, perplexity is measured on the test text, and --max-drop is a percentage of it.
+    boundary. The metric is that of the task, such as accuracy, or perplexity, of which --max-drop is a percentage.
 
-    The loss of accuracy is judged by a non-inferiority test on paired answers: it passes, fails, or is undecided, with
+    The loss is judged by a non-inferiority test on paired samples: it passes, fails, or is undecided, with
     an estimate of how many more samples are needed.
 
     The evidence is written to validation.json and a page, validation.html, in the bundle, and to a table in its model
-    card. The exit code is 4 unless the bundle passed: it fails if accuracy dropped too far or the test is undecided, an
+    card. The exit code is 4 unless the bundle passed: it fails if too much was lost or the test is undecided, an
     integer differs, or a file differs from the export.
     """
     from cpt_deploy.workflows import ValidationOptions, validate_bundle
@@ -108,7 +108,7 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
 
 def _check_alone(bundle: Path, provider: str, *, require_exact: bool | None) -> None:
     """Check a bundle without data."""
-    from cpt_deploy.bundle.language import open_bundle
+    from cpt_deploy.bundle import Bundle
     from cpt_deploy.workflows import check_bundle
 
     check = check_bundle(bundle, provider=provider, require_exact=require_exact)
@@ -120,7 +120,7 @@ def _check_alone(bundle: Path, provider: str, *, require_exact: bool | None) -> 
         raise ValidationFailedError(
             "; ".join(check.reasons), hint=f"to find where: cpt validate {readable.path(bundle)} --data NAME"
         )
-    dataset = open_bundle(bundle, verify=False).facts.get("dataset", "NAME")
+    dataset = Bundle.open(bundle, verify=False).facts.get("dataset", "NAME")
     out.hint(f"cpt validate {readable.path(bundle)} --data {dataset}")
 
 

@@ -21,11 +21,11 @@ def verify(
 
     cpt serve --require-signature does the same whenever it loads a bundle.
     """
+    from cpt_deploy.bundle import Bundle
     from cpt_deploy.bundle.integrity.signatures import public_keys, require_signature
-    from cpt_deploy.bundle.language import open_bundle
 
     keys = public_keys(key)
-    opened = open_bundle(bundle)
+    opened = Bundle.open(bundle)
     fitting = require_signature(opened, keys)
     out.line(f"{readable.path(bundle)} is as it was signed with the key of {readable.path(fitting)}")
     out.result({"bundle": bundle, "key": fitting, "content_sha256": opened.content_sha256})

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from cpt_cli.output import out
 from cpt_deploy import readable
+from cpt_deploy.metric import Metric
 
 if TYPE_CHECKING:
     from cpt_deploy.training import RunGroup
@@ -15,11 +16,11 @@ def show_groups(groups: "list[RunGroup]") -> list[dict[str, Any]]:
     entries = [_entry(group, groups[0]) for group in groups]
     for run in (run for group in groups for run in group.repeated):
         out.warning(f"{readable.path(run.path)} has the settings and the seed of another run and is not counted")
-    accuracy = groups[0].measure == "accuracy"
-    figure, difference = ("accuracy", "against the first, points") if accuracy else ("perplexity", "against the first")
+    metric = groups[0].metric
+    difference = "against the first, points" if metric.percent else "against the first"
     out.table(
-        ("runs", "seeds", figure, "± s.d.", difference, "GBitOPs", "of the first", "time"),
-        [_row(entry, entries[0]) for entry in entries],
+        ("runs", "seeds", metric.title, "± s.d.", difference, "GBitOPs", "of the first", "time"),
+        [_row(entry, entries[0], metric) for entry in entries],
     )
     return entries
 
@@ -31,8 +32,8 @@ def _entry(group: "RunGroup", reference: "RunGroup") -> dict[str, Any]:
         "runs": [run.path for run in group.runs],
         "not_counted": [run.path for run in group.repeated],
         "seeds": [run.seed for run in group.runs],
-        "measure": group.measure,
-        "accuracies" if group.measure == "accuracy" else "perplexities": list(group.figures),
+        "metric": group.metric.to_dict(),
+        "figures": list(group.figures),
         "mean": group.mean,
         "deviation": group.deviation,
         "paired_differences": differences,
@@ -41,9 +42,8 @@ def _entry(group: "RunGroup", reference: "RunGroup") -> dict[str, Any]:
     }
 
 
-def _row(entry: dict[str, Any], reference: dict[str, Any]) -> tuple[object, ...]:
-    is_accuracy = entry["measure"] == "accuracy"
-    scale = 100 if is_accuracy else 1
+def _row(entry: dict[str, Any], reference: dict[str, Any], metric: Metric) -> tuple[object, ...]:
+    scale = metric.scale
     differences = [scale * value for value in entry["paired_differences"]]
     difference = ""
     if differences:
@@ -53,7 +53,7 @@ def _row(entry: dict[str, Any], reference: dict[str, Any]) -> tuple[object, ...]
     return (
         entry["label"],
         len(entry["seeds"]),
-        readable.share(entry["mean"]) if is_accuracy else f"{entry['mean']:.2f}",
+        metric.text(entry["mean"]),
         deviation,
         difference,
         f"{entry['gbitops']:,.0f}",

@@ -7,17 +7,11 @@ from cpt_cli.output import out
 from cpt_deploy import readable
 
 if TYPE_CHECKING:
-    from cpt_deploy.bundle.opened import OpenedBundle
+    from cpt_deploy.bundle import Bundle
     from cpt_deploy.tasks import ExportSummary
 
-_COSTS = {
-    "divergence": "divergence of the class probabilities in nats on {sensitivity_images:,} training images",
-    "loss_rise": "rise of the loss in nats a token on {sensitivity_tokens:,} tokens of validation text",
-}
-"""Descriptions of a bundle's measures of sensitivity: the cost of fewer bits in one layer alone."""
 
-
-def show_export(bundle: "OpenedBundle") -> "ExportSummary":
+def show_export(bundle: "Bundle") -> "ExportSummary":
     """Print the exported bundle, and whether onnxruntime on this machine reproduces its golden sample."""
     from cpt_deploy.workflows import describe_export
 
@@ -41,8 +35,7 @@ def show_export(bundle: "OpenedBundle") -> "ExportSummary":
 
 def show_mixed_precision(chosen: Mapping[str, Any]) -> None:
     """Print the bits of each layer, and the cost of fewer bits in that layer alone."""
-    cost = next(name for name in _COSTS if all(name in layer for layer in chosen["layers"]))
-    allocation = sorted({int(bits) for layer in chosen["layers"] for bits in layer[cost]})
+    allocation = sorted({int(bits) for layer in chosen["layers"] for bits in layer["cost"]})
     out.table(
         ("layer", "weights", "bits", *(f"at {bits} bits" for bits in allocation)),
         [
@@ -50,15 +43,14 @@ def show_mixed_precision(chosen: Mapping[str, Any]) -> None:
                 layer["layer"],
                 f"{layer['weights']:,}",
                 layer["bits"],
-                *(f"{layer[cost][str(bits)]:.2g}" for bits in allocation),
+                *(f"{layer['cost'][str(bits)]:.2g}" for bits in allocation),
             )
             for layer in chosen["layers"]
         ],
-        title=f"Weights at {readable.share(chosen['size_of_8_bits'], 1)} of their size at 8 bits; "
-        + _COSTS[cost].format_map(chosen),
+        title=f"Weights at {readable.share(chosen['size_of_8_bits'], 1)} of their size at 8 bits; {chosen['cost']}",
     )
 
 
-def files_bytes(bundle: "OpenedBundle") -> dict[str, int]:
+def files_bytes(bundle: "Bundle") -> dict[str, int]:
     """Return the size in bytes of each file of a bundle by its name."""
     return {path.name: path.stat().st_size for path in sorted(bundle.path.iterdir())}

@@ -70,16 +70,16 @@ def show_trained(report: "RunReport", directory: Path) -> None:
 
 
 def _describe_result(report: "RunReport") -> dict[str, str]:
-    """Return the result of a run: accuracy, or perplexity, of the calibrated model."""
-    test, best, max_bits = report.test, report.best, report.bits["max_bits"]
-    if test.perplexity is None or report.valid is None:
-        on_the_way = "" if best is None else f", best during training {readable.share(best.top1)}"
-        return {
-            f"accuracy at {max_bits} bits": f"{readable.share(test.top1)} of {test.images:,} test images{on_the_way}"
-        }
-    on_the_way = "" if best is None else f" (best during training {best.perplexity:.2f})"
-    texts = f"{test.perplexity:.2f} on the test text, {report.valid.perplexity:.2f} on the validation text{on_the_way}"
-    return {f"perplexity at {max_bits} bits": texts}
+    """Return the result of a run: the metric of the calibrated model."""
+    from cpt_deploy.tasks import task_named
+
+    metric, best, unit = report.metric, report.best, task_named(report.task).unit
+    shown = f"{metric.text(report.figure)} of {report.test.samples:,} test {unit}"
+    if report.valid is not None:
+        shown += f", {metric.text(report.valid.metrics[metric.name])} on the {report.held_out} split"
+    if best is not None:
+        shown += f", best during training {metric.text(best.metrics[metric.name])}"
+    return {f"{metric.title} at {report.bits['max_bits']} bits": shown}
 
 
 def _describe_time(report: "RunReport") -> str:

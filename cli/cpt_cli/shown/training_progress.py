@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 from cpt_cli.output import Bar, out
 from cpt_deploy import readable
+from cpt_deploy.metric import ACCURACY
 
 if TYPE_CHECKING:
     from cpt_deploy.precision import PrecisionSchedule
@@ -29,6 +30,7 @@ class TrainingProgress:
         self._line = ""
         self._last_result = ""
         self._workers, self._unit = 0, "images"
+        self._metric, self._held_out = ACCURACY, "test"
         self._shares: list[float] = []
 
     def __enter__(self) -> Self:
@@ -43,6 +45,7 @@ class TrainingProgress:
         self._steps_per_epoch = plan.steps_per_epoch
         self._epochs = plan.total_steps / plan.steps_per_epoch
         self._workers, self._unit = plan.workers, plan.unit
+        self._metric, self._held_out = plan.metric, plan.held_out
         if plan.first_step:
             out.note(f"going on from step {plan.first_step}")
         self._bar = self._stack.enter_context(out.bar("training", plan.total_steps, start=plan.first_step))
@@ -60,8 +63,8 @@ class TrainingProgress:
             self._line = "  ".join([epoch, *figures])
 
     def evaluated(self, evaluation: "Evaluation") -> None:
-        """Complete the epoch's line with the accuracy on the test images, or the perplexity of the validation text."""
-        self._last_result = describe_result(evaluation)
+        """Complete the epoch's line with the metric on held-out samples."""
+        self._last_result = f"{self._held_out} {self._metric.text(evaluation.metrics[self._metric.name])}"
         if evaluation.calibrated:
             self._flush()
             return
@@ -96,13 +99,6 @@ class TrainingProgress:
         self._line = ""
 
 
-def describe_result(evaluation: "Evaluation") -> str:
-    """Return the result of an evaluation during training as a short text."""
-    if evaluation.perplexity is None:
-        return f"test {readable.share(evaluation.top1)}"
-    return f"valid perplexity {evaluation.perplexity:.2f}"
-
-
 def _figures(progress: "StepProgress", unit: str) -> list[str]:
     figures = [f"bits {progress.bits}", f"lr {progress.lr:.3g}"]
     if progress.loss is not None:
@@ -121,7 +117,7 @@ def show_plan(plan: "TrainPlan") -> None:
     recipe = plan.recipe
     epochs = plan.total_steps / plan.steps_per_epoch
     parameters, macs = readable.count(plan.parameters), readable.count(plan.macs)
-    kinds = f"{plan.classes:,} {'classes' if plan.unit == 'images' else 'different ones'}"
+    kinds = f", {plan.classes:,} classes" if plan.classes else ""
     samples = f"{plan.train_images:,} {plan.unit} to train and {plan.test_images:,} to test"
     out.fields(
         f"Training {recipe.name}",
@@ -130,7 +126,7 @@ def show_plan(plan: "TrainPlan") -> None:
             **({} if plan.pretrained is None else {"weights": describe_pretrained(plan.pretrained)}),
             "quantized layers": _describe_layers(plan),
             **({} if plan.conversion is None else {"computes on": plan.conversion.in_words}),
-            "data": f"{recipe.data.name}, {samples}, {kinds}",
+            "data": f"{recipe.data.name}, {samples}{kinds}",
             **({} if not plan.left_out else {"files left out": describe_left_out(plan.left_out)}),
             "steps": f"{plan.total_steps:,} ({epochs:g} epochs of batches of {recipe.train.batch_size})",
             "precision": _describe_precision(plan),

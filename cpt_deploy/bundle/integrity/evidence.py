@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.bundle.bundle import Bundle
 from cpt_deploy.bundle.runtime.providers import CPU, provider_name
 from cpt_deploy.errors import BundleError, ValidationFailedError
 
@@ -60,7 +60,7 @@ class Evidence:
     provider: str
 
 
-def read_evidence(bundle: OpenedBundle) -> Evidence | None:
+def read_evidence(bundle: Bundle) -> Evidence | None:
     """Return the evidence in a bundle's validation.json; `None` if there is none.
 
     Raises:
@@ -78,7 +78,7 @@ def read_evidence(bundle: OpenedBundle) -> Evidence | None:
         ) from error
 
 
-def require_evidence(bundle: OpenedBundle, provider: str = "cpu") -> Evidence:
+def require_evidence(bundle: Bundle, provider: str = "cpu") -> Evidence:
     """Return a bundle's evidence if it is valid for the present files and the given execution provider.
 
     Raises:

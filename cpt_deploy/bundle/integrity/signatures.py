@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cpt_deploy.bundle.bundle import Bundle
 from cpt_deploy.bundle.integrity.checksums import AGAIN_HINT
 from cpt_deploy.bundle.integrity.directories import replace_files
 from cpt_deploy.bundle.layout import SIGNATURE_FILE, SUMS_FILE
-from cpt_deploy.bundle.opened import OpenedBundle
 from cpt_deploy.errors import BundleError, DataError, MissingExtraError, ValidationFailedError
 
 _KEY_HINT = (
@@ -32,7 +32,7 @@ _MISMATCHES = (
 """Patterns for the library's messages, which are the only source of the reasons."""
 
 
-def sign_bundle(bundle: OpenedBundle, key: Path) -> Path:
+def sign_bundle(bundle: Bundle, key: Path) -> Path:
     """Sign a bundle; an earlier signature is replaced.
 
     Args:
@@ -65,7 +65,7 @@ def sign_bundle(bundle: OpenedBundle, key: Path) -> Path:
     return path
 
 
-def require_signature(bundle: OpenedBundle, keys: Sequence[Path]) -> Path:
+def require_signature(bundle: Bundle, keys: Sequence[Path]) -> Path:
     """Return the public key that verifies a bundle's signature.
 
     Args:
@@ -155,7 +155,7 @@ def _unusable_key(key: Path, kind: str, error: Exception) -> DataError:
     )
 
 
-def _check_listed(bundle: OpenedBundle) -> None:
+def _check_listed(bundle: Bundle) -> None:
     known = {*bundle.digests, SUMS_FILE, SIGNATURE_FILE}
     foreign = sorted(entry.name for entry in bundle.path.iterdir() if entry.name not in known)
     if foreign:
@@ -165,7 +165,7 @@ def _check_listed(bundle: OpenedBundle) -> None:
         )
 
 
-def _check_covered(bundle: OpenedBundle, signature: Path) -> None:
+def _check_covered(bundle: Bundle, signature: Path) -> None:
     """Raise unless the signed digest of every file equals the digest with which the bundle was opened."""
     envelope = json.loads(signature.read_text(encoding="utf-8"))["dsseEnvelope"]
     statement = json.loads(base64.b64decode(envelope["payload"]))

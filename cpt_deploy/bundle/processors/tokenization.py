@@ -183,11 +183,24 @@ def read_tokenizer(path: Path) -> Tokenizer:
         MissingExtraError: If it needs the `tokenizers` library and that is not installed.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        return parse_tokenizer(path.read_bytes(), str(path))
+    except OSError as error:
+        raise DataError(f"Expected a tokenizer at {path}, but got: {error!r}") from error
+
+
+def parse_tokenizer(content: bytes, where: str = FILE_NAME) -> Tokenizer:
+    """Return the tokenizer of the content of a `tokenizer.json`; `where` is its name in error messages.
+
+    Raises:
+        DataError: If it is not such a file.
+        MissingExtraError: If it needs the `tokenizers` library and that is not installed.
+    """
+    try:
+        text = content.decode("utf-8")
         model = json.loads(text)["model"]
         kind, vocabulary = model["type"], model["vocab"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"Expected a tokenizer at {path}, but got: {error!r}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"Expected a tokenizer at {where}, but got: {error!r}") from error
     if kind == "WordLevel":
         return WordTokenizer(sorted(vocabulary, key=vocabulary.__getitem__))
     if kind == "BPE" and not model["merges"] and len(vocabulary) == _BYTES:

@@ -1,22 +1,31 @@
-"""Run a bundle's classifier in onnxruntime, trace its integers, and check it against the golden sample."""
+"""Run a bundle's model in onnxruntime, trace its integers, and check it against the golden sample."""
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from cpt_deploy.bundle.golden import Golden, GoldenCheck, compare_golden
 from cpt_deploy.bundle.runtime.sessions import open_session
+from cpt_deploy.bundle.runtime.tensors import Arrays, checked_inputs
 from cpt_deploy.errors import BundleError, MissingExtraError
-from cpt_deploy.signature import INPUT_NAME, OUTPUT_NAME
+from cpt_deploy.signature import FreeSize, Signature, TensorSpec
+
+DTYPES = {
+    "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16", "tensor(bool)": "bool",
+    "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(int16)": "int16", "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+}  # fmt: skip
+"""NumPy's names of onnxruntime's types."""
 
 
 class OnnxRuntimeModel:
-    """An exported classifier in onnxruntime. `run` may be called from several threads at once.
+    """An exported model in onnxruntime. `run` may be called from several threads at once.
 
     Args:
         model: Path of an ONNX file, or its bytes.
+        signature: Its signature; `None` is that of the file, which has no states: all inputs have to be given.
         threads: Number of threads per call; `None` is one per physical core.
         optimize: Whether onnxruntime may fuse the graph to integer operators, which makes it fast.
         provider: "cpu", "cuda", "tensorrt", or the name of one of onnxruntime's execution providers.
@@ -25,7 +34,7 @@ class OnnxRuntimeModel:
             that several models can be timed in alternation.
 
     Raises:
-        BundleError: If onnxruntime cannot load the file, or its input is not "image" or its output not "logits".
+        BundleError: If onnxruntime cannot load the file, or its inputs and outputs are not those of the signature.
         UsageError: If the provider does not exist or `threads` is less than 1.
         MissingExtraError: If the installed onnxruntime lacks the provider or cannot start it, or `intermediates` is set
             and `onnx` is not installed.
@@ -34,6 +43,7 @@ class OnnxRuntimeModel:
     def __init__(
         self,
         model: Path | bytes,
+        signature: Signature | None = None,
         *,
         threads: int | None = 1,
         optimize: bool = True,
@@ -42,18 +52,24 @@ class OnnxRuntimeModel:
         rest_between_runs: bool = False,
     ) -> None:
         where = "the given bytes" if isinstance(model, bytes) else str(model)
+        added: tuple[str, ...] = ()
+        if intermediates:
+            model, added = _with_intermediates(model if isinstance(model, bytes) else str(model))
         self._session: Any = open_session(
-            _with_intermediates(model if isinstance(model, bytes) else str(model)) if intermediates else model,
+            model,
             where=where,
             threads=threads,
             optimize=optimize,
             provider=provider,
             rest_between_runs=rest_between_runs,
         )
-        self.input_shape: tuple[int, int, int] = _checked_input_shape(self._session, where)
+        names = [output.name for output in self._session.get_outputs() if output.name not in added]
+        found = _file_signature(self._session, names if signature is None else signature.names, where)
+        self.signature: Signature = found if signature is None else _checked_signature(signature, found, where)
         self.intermediate_names: tuple[str, ...] = tuple(
-            output.name for output in self._session.get_outputs() if output.name != OUTPUT_NAME
+            output.name for output in self._session.get_outputs() if output.name not in self.signature.names
         )
+        self._outputs = [tensor.name for tensor in self.signature.outputs]
 
     @property
     def providers(self) -> list[str]:
@@ -61,35 +77,30 @@ class OnnxRuntimeModel:
         providers: list[str] = self._session.get_providers()
         return providers
 
-    def run(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Compute the logits of a batch.
+    def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """Compute the outputs of a batch by name.
 
         Args:
-            inputs: Normalised images, float32 (N, C, H, W).
-
-        Returns:
-            Logits, float32 (N, K).
+            inputs: Arrays (N, ...) by name; states that are missing are the initial ones, zeros.
 
         Raises:
-            ValueError: If the dtype or the shape differs.
+            ValueError: If the names, a dtype or a shape are not those of the signature.
         """
-        logits: npt.NDArray[np.float32] = self._session.run([OUTPUT_NAME], {INPUT_NAME: self._checked(inputs)})[0]
-        return logits
+        return self._run(self._outputs, inputs)
 
-    def trace(self, inputs: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[Any]]:
-        """Compute a batch; return the logits and every integer intermediate output by its name in the ONNX graph.
+    def trace(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """Compute a batch; return the outputs and every integer intermediate output by its name in the ONNX graph.
 
         Args:
-            inputs: Normalised images, as for `run`.
+            inputs: As for `run`.
 
         Raises:
-            ValueError: If the dtype or the shape differs.
+            ValueError: If the names, a dtype or a shape are not those of the signature.
         """
-        names = [OUTPUT_NAME, *self.intermediate_names]
-        return dict(zip(names, self._session.run(names, {INPUT_NAME: self._checked(inputs)}), strict=True))
+        return self._run([*self._outputs, *self.intermediate_names], inputs)
 
     def reproduce_golden(self, golden: Golden) -> GoldenCheck:
-        """Compute a golden sample and compare the logits; see `GoldenCheck.reproduced`.
+        """Compute a golden sample and compare the outputs; see `GoldenCheck.reproduced`.
 
         Raises:
             BundleError: If the sample belongs to another model.
@@ -99,32 +110,61 @@ class OnnxRuntimeModel:
         except ValueError as error:
             raise BundleError(f"Expected the golden sample to fit the model, but got: {error}") from error
 
-    def _checked(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        if inputs.dtype != np.float32 or inputs.ndim != 4 or inputs.shape[1:] != self.input_shape:
-            raise ValueError(
-                f"Expected inputs to be float32 (N, {', '.join(map(str, self.input_shape))}), "
-                f"but got {inputs.dtype} {inputs.shape}"
-            )
-        return inputs
+    def _run(self, names: Sequence[str], inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
+        values = self._session.run(names, checked_inputs(self.signature, inputs))
+        return dict(zip(names, values, strict=True))
 
 
-def _checked_input_shape(session: Any, where: str) -> tuple[int, int, int]:
-    """Check that a session has the input and the output of a bundle, and return (C, H, W) of the input."""
-    inputs, outputs = session.get_inputs(), [output.name for output in session.get_outputs()]
-    if [tensor.name for tensor in inputs] != [INPUT_NAME] or OUTPUT_NAME not in outputs:
+def _file_signature(session: Any, outputs: Collection[str], where: str) -> Signature:
+    """Return the signature of an ONNX file; free dimensions have its names, or those of their places.
+
+    Args:
+        session: The session.
+        outputs: The outputs to include.
+        where: Name of the file in error messages.
+
+    Raises:
+        BundleError: If a tensor has a type that no signature has, or no batch dimension first.
+    """
+    taken = [_spec(tensor, where) for tensor in session.get_inputs()]
+    made = [_spec(tensor, where) for tensor in session.get_outputs() if tensor.name in outputs]
+    names = {size for tensor in taken for size in tensor.shape if isinstance(size, str)}
+    return Signature(tuple(taken), tuple(made), (), {name: FreeSize(example=1, least=0) for name in sorted(names)})
+
+
+def _spec(tensor: Any, where: str) -> TensorSpec:
+    if tensor.type not in DTYPES or not tensor.shape:
         raise BundleError(
-            f"Expected a model with the input {INPUT_NAME!r} and the output {OUTPUT_NAME!r}, but {where} has "
-            f"{[tensor.name for tensor in inputs]} and {outputs[:5]}"
+            f"Expected tensors of numbers with a batch dimension, but {tensor.name} of {where} is {tensor.type} "
+            f"{tensor.shape}"
         )
-    kind, shape = inputs[0].type, inputs[0].shape
-    if kind != "tensor(float)" or len(shape) != 4 or not all(isinstance(size, int) for size in shape[1:]):
-        raise BundleError(f"Expected a float32 input of a fixed (C, H, W), but {where} takes {kind} {shape}")
-    channels, height, width = shape[1:]
-    return channels, height, width
+    sizes = (size or f"{tensor.name}_{place}" for place, size in enumerate(tensor.shape[1:], start=1))
+    return TensorSpec(tensor.name, DTYPES[tensor.type], tuple(sizes))
 
 
-def _with_intermediates(source: str | bytes) -> bytes:
-    """Return the model with the integers of every activation quantizer as additional outputs.
+def _checked_signature(signature: Signature, found: Signature, where: str) -> Signature:
+    """Return a signature if a file has its inputs and outputs.
+
+    Raises:
+        BundleError: If it has others.
+    """
+    if all(
+        {(tensor.name, tensor.dtype) for tensor in ours} == {(tensor.name, tensor.dtype) for tensor in theirs}
+        for ours, theirs in ((signature.inputs, found.inputs), (signature.outputs, found.outputs))
+    ):
+        return signature
+    raise BundleError(
+        f"Expected a model from {_listed(signature.inputs)} to {_listed(signature.outputs)}, but {where} is from "
+        f"{_listed(found.inputs)} to {_listed(found.outputs)}"
+    )
+
+
+def _listed(tensors: Sequence[TensorSpec]) -> str:
+    return ", ".join(f"{tensor.name} ({tensor.dtype})" for tensor in tensors)
+
+
+def _with_intermediates(source: str | bytes) -> tuple[bytes, tuple[str, ...]]:
+    """Return the model with the integers of every activation quantizer as additional outputs, and their names.
 
     onnxruntime still fuses everything: the integers between two operators also exist in the fused graph.
     """
@@ -140,7 +180,8 @@ def _with_intermediates(source: str | bytes) -> bytes:
         raise BundleError(f"Expected an ONNX model, but got: {error}") from error
     types = {entry.name: entry.data_type for entry in model.graph.initializer}
     clipped = {node.input[0]: node.output[0] for node in model.graph.node if node.op_type == "Clip"}
-    present = {output.name for output in model.graph.output}
+    own = {output.name for output in model.graph.output}
+    present = set(own)
     for node in list(model.graph.node):
         if node.op_type != "QuantizeLinear":
             continue
@@ -149,5 +190,4 @@ def _with_intermediates(source: str | bytes) -> bytes:
         if name not in present:
             present.add(name)
             model.graph.output.append(onnx.helper.make_tensor_value_info(name, types[node.input[2]], None))
-    serialized: bytes = model.SerializeToString()
-    return serialized
+    return model.SerializeToString(), tuple(present - own)

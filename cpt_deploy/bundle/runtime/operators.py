@@ -41,7 +41,7 @@ _INPUTS_OF_QUANTIZED_QGEMM = 9
 
 
 def optimized_operators(model: bytes, provider: str = "cpu") -> dict[str, int]:
-    """Return the number of occurrences of each operator in onnxruntime's optimized graph, by name.
+    """Return the number of occurrences of each operator in onnxruntime's optimized graph and its sub-graphs, by name.
 
     Args:
         model: The serialized ONNX model.
@@ -51,7 +51,7 @@ def optimized_operators(model: bytes, provider: str = "cpu") -> dict[str, int]:
         BundleError: If onnxruntime cannot load the model.
         MissingExtraError: If `onnx` is not installed.
     """
-    return _count(optimize(model, provider).graph.node)
+    return _count(_all_nodes(optimize(model, provider).graph))
 
 
 def float_operators(model: bytes, provider: str = "cpu") -> dict[str, int]:
@@ -162,6 +162,14 @@ def require_onnx() -> Any:
             "Expected the package onnx, but it is not installed", hint="pip install 'cpt-deploy[train]'"
         ) from error
     return onnx
+
+
+def _all_nodes(graph: Any) -> Iterator[Any]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _all_nodes(attribute.g)
 
 
 def _in_float(graph: Any, outer: frozenset[str]) -> Iterator[Any]:

@@ -29,6 +29,7 @@ from cpt_deploy.integer.lowering.lookup import tabulate
 from cpt_deploy.integer.lowering.movements import KeptTensor, lower_kept
 from cpt_deploy.integer.lowering.paddings import with_paddings_inside
 from cpt_deploy.integer.lowering.quantized_tensors import quantized_tensor
+from cpt_deploy.integer.lowering.recurrent import lower_recurrent
 from cpt_deploy.integer.lowering.subpixel import transposed_convolution
 from cpt_deploy.quantization.graph.capture.tracing import propagate_shapes, results_of, sizes_of
 from cpt_deploy.quantization.graph.entries import has_float_operations
@@ -45,6 +46,7 @@ from cpt_deploy.quantization.modules.layers import (
     QuantizedLayer,
     QuantizedLinear,
 )
+from cpt_deploy.quantization.modules.recurrent import QuantizedRecurrent
 from cpt_deploy.quantization.numerics.folding import fold_layer
 from cpt_deploy.quantization.state.config import MOST_INTEGER_BITS
 from cpt_deploy.quantization.state.precision_state import Role
@@ -147,6 +149,8 @@ class _Lowering:
                 self._lower_quantizer(node, module)
             elif isinstance(module, Requantize):
                 self._lower_requantize(node, module)
+            elif isinstance(module, QuantizedRecurrent):
+                self._lower_recurrent(node, module)
             elif isinstance(module, QuantizedLinear):
                 operation = self._lower_layer(node, None, self.finished[node.all_input_nodes[0]], None)
                 self.operations.append(operation)
@@ -261,6 +265,20 @@ class _Lowering:
             dilations=layer.dilation,
             groups=layer.groups,
         )
+
+    def _lower_recurrent(self, node: fx.Node, layer: QuantizedRecurrent) -> None:
+        x, *state = node.args  # h and c may be the same node
+        assert isinstance(x, fx.Node)
+        source, name, path = self.finished[x], self.floats.real_name(node), str(node.target)
+        shape = (x.meta["shape"][1], layer.hidden_size)
+        hidden = quantized_tensor(
+            self._new_name(f"{name}_hidden"), layer.hidden_quantizer, self._bits_of(layer.role), shape
+        )
+        bits = self.layer_bits[f"{path}.input_layer"], self.layer_bits[f"{path}.hidden_layer"]
+        before = tuple(self.floats.name_of(part) for part in state if isinstance(part, fx.Node))
+        self.operations += lower_recurrent(layer, path, bits, (source, hidden), before, name)
+        self.tensors[hidden.name] = hidden
+        self.floats.names[node] = name
 
     def _lower_global_average(self, names: tuple[str, ...], output: QuantizedTensor) -> Operation:
         if len(output.shape) == 3:

@@ -2,6 +2,7 @@
 
 from cpt_deploy.models.language.catalog import build_language_model, language_model_names, language_models
 from cpt_deploy.models.language.lstm import LstmLanguageModel
+from cpt_deploy.models.language.preparing import preparing_arguments
 from cpt_deploy.models.language.summary import describe_language_model
 from cpt_deploy.models.language.transformer import TransformerLanguageModel
 
@@ -12,4 +13,5 @@ __all__ = [
     "describe_language_model",
     "language_model_names",
     "language_models",
+    "preparing_arguments",
 ]

@@ -12,15 +12,13 @@ from cpt_deploy.models.language.transformer import TransformerLanguageModel
 from cpt_deploy.registry import Registry, import_object, nearest_names
 
 LanguageModelFactory = Callable[..., nn.Module]
-"""A function that builds a `cpt_deploy.quantization.language.LanguageNetwork` from `vocabulary` and user arguments."""
+"""A function that builds a language model, see `preparing`, from `vocabulary` and user arguments."""
 
 language_models: Registry[LanguageModelFactory] = Registry("language model")
 """The project's own language models, by name."""
 
 language_models.register("lstm-lm")(LstmLanguageModel)
 language_models.register("transformer-lm")(TransformerLanguageModel)
-
-_NEEDED = ("vocabulary", "context", "carries_state", "embedding", "head", "initial_state", "features", "losses")
 
 
 def language_model_names(pattern: str = "*") -> list[str]:
@@ -33,7 +31,7 @@ def build_language_model(name: str, vocabulary: int, **args: Any) -> nn.Module:
 
     Args:
         name: One of `language_model_names`, or an import path "module:factory" of a class or function that returns a
-            `LanguageNetwork`; it gets `vocabulary`.
+            language model, see `preparing`; it gets `vocabulary`.
         vocabulary: Number of different tokens.
         **args: Further arguments of the model, such as `layers=2`.
 
@@ -58,10 +56,9 @@ def build_language_model(name: str, vocabulary: int, **args: Any) -> nn.Module:
             f"Expected arguments that model {name} takes, but got {args}: {error}", hint=f"it takes {known}"
         ) from error
     model = factory(vocabulary, **args)
-    missing = [attribute for attribute in _NEEDED if not hasattr(model, attribute)]
-    if not isinstance(model, nn.Module) or missing:
+    if not isinstance(model, nn.Module):
         raise UsageError(
-            f"Expected {name!r} to return a language model, but it has no {', '.join(missing) or 'parameters'}",
-            hint="see cpt_deploy.quantization.language.LanguageNetwork",
+            f"Expected {name!r} to return a language model, but it returns a {type(model).__name__}",
+            hint="see cpt_deploy.models.language.preparing",
         )
     return model

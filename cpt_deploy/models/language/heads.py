@@ -30,15 +30,10 @@ class SoftmaxHead(nn.Module):
         super().__init__()
         self.decoder = nn.Linear(features, vocabulary, bias=bias)
 
-    def log_probabilities(self, x: Tensor) -> Tensor:
-        """Map features (..., F) to log-probabilities (..., vocabulary)."""
-        return functional.log_softmax(self.decoder(x), dim=-1)
-
-    def losses(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return negative log-likelihoods (n,) and the number of hits, for features (n, F) and targets (n,)."""
-        logits = self.decoder(x).float()
-        hits = (logits.detach().argmax(1) == targets).sum()
-        return functional.cross_entropy(logits, targets, reduction="none"), hits
+    def forward(self, x: Tensor) -> Tensor:
+        """Map features (..., F) to logits (..., vocabulary)."""
+        logits: Tensor = self.decoder(x)
+        return logits
 
 
 class AdaptiveHead(nn.Module):
@@ -58,23 +53,15 @@ class AdaptiveHead(nn.Module):
         # torch has one matrix for the first band's tokens and the other bands; two matrices allow sharing the first
         self.softmax.head = _TwoLinears(features, cutoffs[0], len(cutoffs))  # type: ignore[assignment]
 
-    def log_probabilities(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Map features (..., F) to log-probabilities (..., vocabulary)."""
-        flat: Tensor = self.softmax.log_prob(x.reshape(-1, x.shape[-1]))
-        return flat.view(*x.shape[:-1], -1)
-
-    def losses(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return negative log-likelihoods (n,) and the number of hits, for features (n, F) and targets (n,).
-
-        Only hits in the first band are counted. If a token of the first band is more likely than each later band as a
-        whole, it is the most likely of all. Otherwise, finding the most likely token would take the probabilities of
-        all bands.
-        """
-        losses = -self.softmax(x, targets).output
-        with torch.no_grad():
-            likely = self.softmax.head(x).argmax(1)
-            hits = ((likely == targets) & (likely < self.softmax.shortlist_size)).sum()
-        return losses, hits
+        known = functional.log_softmax(self.softmax.head(x), dim=-1)
+        count = self.softmax.shortlist_size
+        parts = [known[..., :count]]
+        for number, tail in enumerate(self.softmax.tail):
+            band = known[..., count + number : count + number + 1]
+            parts.append(functional.log_softmax(tail(x), dim=-1) + band)
+        return torch.cat(parts, dim=-1)
 
     def band(self, number: int) -> nn.Linear:
         """Return the Linear of a band's tokens, with a weight of (tokens, dimensions of the band)."""
@@ -116,17 +103,14 @@ class AdaptiveEmbedding(nn.Module):
             nn.init.normal_(band.weight, std=width**-0.5)  # type: ignore[arg-type]
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Look up each token in its band; bands without a token in this batch are not computed."""
-        flat = tokens.reshape(-1)
-        out: Tensor | None = None
-        for start, end, band, projection in zip(self.edges, self.edges[1:], self.bands, self.projections, strict=False):
-            places = ((flat >= start) & (flat < end)).nonzero().squeeze(1)
-            if len(places):
-                rows = projection(band(flat[places] - start))
-                out = rows.new_zeros(len(flat), self.features) if out is None else out
-                out = out.index_copy(0, places, rows)
-        assert out is not None, "there is at least one token"
-        return out.view(*tokens.shape, -1)
+        """Look up each token in all bands, which are small but for the first, and select the row of its own."""
+        first, *others = zip(pairwise(self.edges), self.bands, self.projections, strict=True)
+        (_, end), band, projection = first
+        out: Tensor = projection(band(tokens.clamp(max=end - 1)))
+        for (start, end), band, projection in others:
+            rows = projection(band((tokens - start).clamp(0, end - start - 1)))
+            out = torch.where((tokens >= start)[..., None], rows, out)
+        return out
 
 
 def tie_bands(embedding: AdaptiveEmbedding, head: AdaptiveHead) -> None:

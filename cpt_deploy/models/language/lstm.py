@@ -1,8 +1,7 @@
 """The float network `lstm-lm`: embedding, LSTM layers with dropout between them, and a decoder (Zaremba et al., 2014).
 
-The state is (h, c), float32 (layers, N, hidden) each, so that ONNX can have the two as inputs and outputs. Dropout
-applies between layers, never between time steps. `prepare_language_model` quantizes the network; for the arithmetic
-see `cpt_deploy.quantization.modules.recurrent` and `.embedding`.
+The state is h and c, float32 (N, layers, hidden) each. Dropout applies between layers, never between time steps. For
+the arithmetic of the prepared network see `cpt_deploy.quantization.modules.recurrent`.
 """
 
 import torch
@@ -27,8 +26,7 @@ class LstmLanguageModel(nn.Module):
         UsageError: If weights are tied and the dimensions differ, or if a size is below 1.
     """
 
-    context = None
-    carries_state = True
+    ends = ("embedding", "head")
 
     def __init__(
         self,
@@ -62,32 +60,19 @@ class LstmLanguageModel(nn.Module):
         if tie_weights:
             self.head.decoder.weight = self.embedding.weight
 
-    def initial_state(self, batch: int) -> tuple[Tensor, ...]:
-        """Return zeros for h and c, (layers, batch, hidden) each."""
-        shape = (len(self.layers), batch, self.hidden)
+    def initial_state(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Return zeros for h and c."""
+        shape = (rows, len(self.layers), self.hidden)
         device = self.embedding.weight.device
         return torch.zeros(shape, device=device), torch.zeros(shape, device=device)
 
-    def features(self, tokens: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the hidden states of the last layer, (N, T, hidden), and the state after the last token."""
-        x = self.dropout(self.embedding(tokens))
+    def forward(self, input_ids: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the logits of each next token, (N, T, vocabulary), and the state after the last token."""
+        x = self.dropout(self.embedding(input_ids))
         ends = []
-        for layer, h, c in zip(self.layers, *(torch.split(part, 1) for part in state), strict=True):
-            x, end = layer(x, (h, c))
+        for number, layer in enumerate(self.layers):
+            x, end = layer(x, (h[:, number].unsqueeze(0), c[:, number].unsqueeze(0)))
             x = self.dropout(x)
             ends.append(end)
-        hidden, cell = zip(*ends, strict=True)
-        return x, (torch.cat(hidden), torch.cat(cell))
-
-    def log_probabilities(self, features: Tensor) -> Tensor:
-        """Return log-probabilities of all tokens."""
-        return self.head.log_probabilities(features)
-
-    def losses(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return negative log-likelihoods and the number of hits."""
-        return self.head.losses(features, targets)
-
-    def forward(self, tokens: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the log-probabilities of each next token, (N, T, vocabulary), and the new state."""
-        features, state = self.features(tokens, state)
-        return self.log_probabilities(features), state
+        hidden, cell = (torch.stack([part.squeeze(0) for part in parts], dim=1) for parts in zip(*ends, strict=True))
+        return self.head(x), hidden, cell

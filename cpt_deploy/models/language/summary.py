@@ -3,10 +3,10 @@
 from typing import Any
 
 import torch
+from torch import nn
 
 from cpt_deploy.models.language.catalog import build_language_model
 from cpt_deploy.models.summary import ModelSummary
-from cpt_deploy.quantization import QuantizationConfig, prepare_language_model
 
 
 def describe_language_model(name: str, vocabulary: int, **args: Any) -> ModelSummary:
@@ -22,7 +22,8 @@ def describe_language_model(name: str, vocabulary: int, **args: Any) -> ModelSum
     """
     with torch.random.fork_rng(devices=[]):
         network = build_language_model(name, vocabulary, **args)
-    layers = prepare_language_model(network, QuantizationConfig()).layers()
-    return ModelSummary(
-        sum(parameter.numel() for parameter in network.parameters()), sum(layer.macs for layer in layers)
-    )
+    layers = [module for module in network.modules() if isinstance(module, nn.Linear | nn.RNNBase)]
+    # a token multiplies each weight once; embeddings are looked up
+    matrices = [weight for layer in layers for weight in layer.parameters(recurse=False) if weight.dim() > 1]
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return ModelSummary(parameters, sum(weight.numel() for weight in matrices))

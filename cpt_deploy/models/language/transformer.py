@@ -2,8 +2,8 @@
 
 A block is `x + A(LN(x))`, then `x + F(LN(x))`. A has one Linear for queries, keys and values of all heads (features to
 3 · features, in this order) and one for its output; F is Linear, ReLU, Linear. Positions are the sinusoids of Vaswani
-et al., 2017. `prepare_language_model` quantizes the input and the weight of each Linear, and the embedding; LayerNorm,
-softmax, the sums and the two products of attention, QKᵀ and PV, stay in float32.
+et al., 2017. Preparing quantizes the input and the weight of each Linear, and the embedding; LayerNorm, softmax, the
+sums and the two products of attention, QKᵀ and PV, stay in float32.
 
 The state is a cache of keys and values, (k_0, v_0, k_1, v_1, …), float32 (N, heads, past, features / heads) each, for
 `past` earlier tokens, 0 at the beginning; the new state has the keys and values of the current tokens appended. In
@@ -38,13 +38,12 @@ class CausalAttention(nn.Module):
         self.qkv = nn.Linear(features, 3 * features)
         self.out = nn.Linear(features, features)
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the output, and all keys and values, (N, heads, past + T, F / heads), the current ones last."""
         batch, length, features = x.shape
-        parts = self.qkv(x).view(batch, length, 3, self.heads, features // self.heads)
-        q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)
+        parts = self.qkv(x).chunk(3, dim=-1)
+        q, k, v = (part.view(batch, length, self.heads, -1).transpose(1, 2) for part in parts)
         keys, values = torch.cat([keys, k], dim=2), torch.cat([values, v], dim=2)
-        mask = causal_mask(length, keys.shape[2], x.device)
         dropout = self.dropout if self.training else 0.0
         y = functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask, dropout_p=dropout)
         return self.out(y.transpose(1, 2).reshape(batch, length, features)), keys, values
@@ -69,9 +68,9 @@ class Block(nn.Module):
         self.outer = nn.Linear(inner, features)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the output, and all keys and values; see `CausalAttention.forward`."""
-        y, keys, values = self.attention(self.attention_norm(x), keys, values)
+        y, keys, values = self.attention(self.attention_norm(x), keys, values, mask)
         x = x + self.dropout(y)
         y = self.outer(functional.relu(self.inner(self.inner_norm(x))))
         return x + self.dropout(y), keys, values
@@ -97,7 +96,7 @@ class TransformerLanguageModel(nn.Module):
         UsageError: If a size is below 1, or `features` is odd or not divisible by `heads`.
     """
 
-    carries_state = False
+    ends = ("embedding", "head")
 
     def __init__(  # noqa: PLR0913  the shape of a Transformer
         self,
@@ -130,29 +129,21 @@ class TransformerLanguageModel(nn.Module):
         empty = self.norm.weight.new_zeros(batch, self.heads, 0, self.features_count // self.heads)
         return (empty.detach(),) * (2 * len(self.blocks))
 
-    def features(self, tokens: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the input of the head, (N, T, F), and all keys and values."""
-        past, length = state[0].shape[2], tokens.shape[1]
-        positions = self.get_buffer("positions")[past : past + length]
-        x = self.dropout(self.embedding(tokens) * math.sqrt(self.features_count) + positions)
+    def forward(self, input_ids: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """Return the scores of each next token, (N, T, vocabulary), and all keys and values.
+
+        Scores are logits, or log-probabilities if there are bands.
+        """
+        past, length = state[0].shape[2], input_ids.shape[1]
+        places = torch.arange(past, past + length, device=input_ids.device)
+        positions = self.get_buffer("positions").index_select(0, places)  # which rejects places beyond the context
+        x = self.dropout(self.embedding(input_ids) * math.sqrt(self.features_count) + positions)
+        mask = causal_mask(places, past + length)
         cache: list[Tensor] = []
         for number, block in enumerate(self.blocks):
-            x, keys, values = block(x, state[2 * number], state[2 * number + 1])
+            x, keys, values = block(x, state[2 * number], state[2 * number + 1], mask)
             cache += [keys, values]
-        return self.norm(x), tuple(cache)
-
-    def log_probabilities(self, features: Tensor) -> Tensor:
-        """Return log-probabilities of all tokens."""
-        return self.head.log_probabilities(features)
-
-    def losses(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return negative log-likelihoods and the number of hits."""
-        return self.head.losses(features, targets)
-
-    def forward(self, tokens: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the log-probabilities of each next token, (N, T, vocabulary), and the new state."""
-        features, state = self.features(tokens, state)
-        return self.log_probabilities(features), state
+        return (self.head(self.norm(x)), *cache)
 
 
 def sinusoids(length: int, features: int) -> Tensor:
@@ -162,9 +153,15 @@ def sinusoids(length: int, features: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def causal_mask(length: int, total: int, device: torch.device) -> Tensor:
-    """Return the attention mask of the last `length` of `total` tokens: bool (length, total), True if visible."""
-    return torch.ones(length, total, dtype=torch.bool, device=device).tril(total - length)
+def causal_mask(places: Tensor, total: int) -> Tensor:
+    """Return the mask to be added to the scores of attention: 0 for visible tokens, −∞ for later ones.
+
+    Args:
+        places: Positions of the tokens that attend, int64 (T,).
+        total: Number of tokens, float32 (T, total) in the mask.
+    """
+    later = torch.arange(total, device=places.device) > places[:, None]
+    return torch.where(later, -torch.inf, 0.0)
 
 
 def _ends(

@@ -6,13 +6,14 @@ model whose offsets are rounded already differs from its integer form only by th
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from cpt_deploy.quantization.graph.fusion import Norm, fused_operations, quantizer_of
-from cpt_deploy.quantization.graph.operator_kinds import Kind, module_of
+from cpt_deploy.quantization.graph.operator_kinds import Kind, kind_of, module_of
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer, Requantize
 from cpt_deploy.quantization.modules.layers import QuantizedLayer
+from cpt_deploy.quantization.modules.recurrent import QuantizedRecurrent
 from cpt_deploy.quantization.numerics.folding import channelwise, fold_layer, normalisation
 from cpt_deploy.quantization.state.config import MOST_INTEGER_BITS
 
@@ -31,6 +32,9 @@ def round_biases(model: QuantizedModel) -> None:
     network, precision = model.network, model.precision
     if max(*precision.weight_bits.values(), *precision.activation_bits.values()) > MOST_INTEGER_BITS:
         return  # integer kernels execute none of it
+    for node in network.graph.nodes:
+        if kind_of(node, network) is Kind.RECURRENT:
+            _round_recurrent(node, network)
     for operation in fused_operations(network):
         source = quantizer_of(operation.head.all_input_nodes[0], network) if operation.kind in _KINDS else None
         if source is None:
@@ -43,6 +47,15 @@ def round_biases(model: QuantizedModel) -> None:
             factor, offset = normalisation(module, module.num_features)
             folded = channelwise(factor, offset, 0, input_scale)
             _shift_norm(module, torch.from_numpy(folded.offsets(input_scale) - offset))
+
+
+def _round_recurrent(node: fx.Node, network: fx.GraphModule) -> None:
+    layer, source = module_of(node, network), quantizer_of(node.all_input_nodes[0], network)
+    assert isinstance(layer, QuantizedRecurrent)
+    assert source is not None, "the inputs of layers are quantized"
+    for product, quantizer in ((layer.input_layer, source), (layer.hidden_layer, layer.hidden_quantizer)):
+        bits = product.precision.weight_bits_of(product.index, product.role)
+        _round_layer(product, None, bits, _scale(quantizer))
 
 
 def _round_layer(layer: QuantizedLayer, norm: Norm | None, bits: int, input_scale: float) -> None:

@@ -1,21 +1,23 @@
 """Mixed precision: measure each layer's sensitivity to fewer bits, and choose bits per layer within a size budget.
 
-Each layer alone is quantized to fewer bits, and the cost is measured in nats: for a classifier the divergence of the
-class probabilities, for a language model the increase of the loss. The choice of bits is the same for both.
+Each layer alone is quantized to fewer bits, and the cost is the divergence of the outputs: of probabilities in nats, if
+the model returns logits.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from cpt_deploy.errors import DataError, UsageError
-from cpt_deploy.quantization.language import QuantizedLanguageModel
+from cpt_deploy.quantization.calibration.calibrate import inputs_of
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.state.scheduled_model import ScheduledModel
+from cpt_deploy.quantization.stateful import with_initial_state
 
 #: A budget is a fraction of the size of all weights at this number of bits.
 REFERENCE_BITS = 8
@@ -38,76 +40,58 @@ class LayerSensitivity:
     max_bits: int = REFERENCE_BITS
 
 
+def class_divergence(reference: Tensor, outputs: Tensor) -> Tensor:
+    """Return the Kullback-Leibler divergence of class probabilities from others, in nats, summed over samples, 0-dim.
+
+    Args:
+        reference: Logits or log-probabilities of the reference, (N, ..., K).
+        outputs: Those of the model, likewise.
+    """
+    log, other = (functional.log_softmax(scores, dim=-1) for scores in (reference, outputs))
+    return functional.kl_div(other, log, reduction="sum", log_target=True)
+
+
 def measure_sensitivity(
     model: QuantizedModel,
-    batches: Sequence[Tensor],
+    batches: Sequence[Any],
     candidates: Sequence[int],
     *,
+    divergence: Callable[[Any, Any], Tensor] = class_divergence,
     activation_bits: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[LayerSensitivity]:
-    """Measure how single layers at fewer bits change the class probabilities of a classifier.
+    """Measure how single layers at fewer bits change the outputs of a model.
 
     Meanwhile BatchNorm uses each batch's own statistics, since calibration at those bits would estimate new ones.
 
     Args:
         model: A trained model, calibrated at `activation_bits`; it is not changed.
-        batches: Training inputs, each of N > 1 samples; a few hundred in all.
+        batches: Training inputs as `calibrate` takes them, each of N > 1 samples; a few hundred samples in all.
         candidates: Bits to try in each scheduled layer.
+        divergence: Returns the divergence of outputs from others of the same batch, summed over its samples.
         activation_bits: Bits of the scheduled activations; None is max_bits.
         progress: Called with the number of layers that are done.
 
     Returns:
-        An entry for each scheduled layer, in the order of the graph. The cost is the mean Kullback-Leibler divergence
-        of the class probabilities from those with all layers at max_bits.
+        An entry for each scheduled layer, in the order of the graph. The cost is the mean divergence of a sample from
+        the outputs with all layers at max_bits.
 
     Raises:
         DataError: If there is no batch.
     """
     if not batches:
         raise DataError("Expected at least one batch to measure sensitivity on, but got none")
+    inputs = [with_initial_state(model.signature, inputs_of(batch, model)) for batch in batches]
+    samples = sum(len(batch[0]) for batch in inputs)
     with torch.no_grad(), _batch_statistics(model):
         with model.at_max_bits(None, activation_bits):
-            reference = [functional.log_softmax(model(batch), dim=1) for batch in batches]
-        return _measure(model, lambda: _divergence(model, batches, reference), candidates, activation_bits, progress)
+            reference = [model(*batch) for batch in inputs]
 
+        def cost() -> float:
+            pairs = zip(reference, inputs, strict=True)
+            return sum(float(divergence(outputs, model(*batch))) for outputs, batch in pairs) / samples
 
-def measure_loss_sensitivity(
-    model: QuantizedLanguageModel,
-    chunks: Sequence[tuple[Tensor, Tensor, bool]],
-    candidates: Sequence[int],
-    *,
-    activation_bits: int | None = None,
-    progress: Callable[[int], None] = lambda done: None,
-) -> list[LayerSensitivity]:
-    """Measure how single layers at fewer bits change the loss of a language model.
-
-    Args:
-        model: A trained model, calibrated at `activation_bits`; it is not changed.
-        chunks: Triples of tokens and their targets, int64 (N, T) each, negative where nothing is to be predicted, and
-            whether the rows begin here; some thousand tokens in all.
-        candidates: Bits to try in each scheduled layer.
-        activation_bits: Bits of the scheduled activations; None is max_bits.
-        progress: Called with the number of layers that are done.
-
-    Returns:
-        An entry for each scheduled layer, in the order of execution. The cost is the increase of the mean negative
-        log-likelihood per token; noise can make it negative.
-
-    Raises:
-        DataError: If there is no chunk.
-    """
-    if not chunks:
-        raise DataError("Expected at least one chunk of text to measure sensitivity on, but got none")
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            with model.at_max_bits(None, activation_bits):
-                reference = _loss(model, chunks)
-            return _measure(model, lambda: _loss(model, chunks) - reference, candidates, activation_bits, progress)
-    finally:
-        model.train(training)
+        return _measure(model, cost, candidates, activation_bits, progress)
 
 
 def _measure(
@@ -128,25 +112,6 @@ def _measure(
         results.append(LayerSensitivity(layer.name, layer.weights, costs, max_bits))
         progress(done)
     return results
-
-
-def _loss(model: QuantizedLanguageModel, chunks: Sequence[tuple[Tensor, Tensor, bool]]) -> float:
-    """Return the mean negative log-likelihood of a text at the present bits."""
-    total, count, state = 0.0, 0, None
-    for tokens, targets, first in chunks:
-        score = model.score(tokens, targets, None if first else state)
-        state = score.state if model.carries_state else None
-        total += float(score.losses.double().sum())
-        count += score.targets
-    return total / count
-
-
-def _divergence(model: QuantizedModel, batches: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
-    total = sum(
-        float(functional.kl_div(functional.log_softmax(model(batch), dim=1), log, reduction="sum", log_target=True))
-        for batch, log in zip(batches, reference, strict=True)
-    )
-    return total / sum(len(batch) for batch in batches)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from cpt_deploy.quantization.calibration.bias_rounding import round_biases
 from cpt_deploy.quantization.graph.capture.training_behaviour import keeps_statistics
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.state.scheduled_model import ScheduledModel, WeightBits
+from cpt_deploy.quantization.stateful import State, call_with_state, carries_state, plain_inputs
 from cpt_deploy.signature import BATCH, TensorSpec
 
 Batches = Iterable[Tensor | Sequence[Any] | Mapping[str, Any]]
@@ -39,7 +41,8 @@ def calibrate(
     Args:
         model: The model; its mode and bits are restored afterwards.
         batches: Training inputs as in the model's signature, or a DataLoader of (inputs, labels) or of dictionaries.
-            Some tens to hundreds of batches are enough. A last batch of one sample is joined to the one before it where
+            Some tens to hundreds of batches are enough. States may be left out: they begin as zeros, and those of a
+            fixed size continue from batch to batch. A last batch of one sample is joined to the one before it where
             BatchNorm needs more.
         weight_bits: Bits of the scheduled weights, or of single layers by name, if they are to be frozen at other bits
             than max_bits.
@@ -82,9 +85,25 @@ def _observe(model: QuantizedModel, inputs: Iterable[Inputs], *, statistics: boo
     first = next(remaining, None)
     if first is None:
         raise DataError("Expected at least one batch to calibrate on, but got none")
+    state: State | None = None
+    used = 0
     with calibrating(model, statistics=statistics):
-        model(*first)
-        return 1 + sum(1 for batch in remaining if model(*batch) is not None)
+        for batch in chain([first], remaining):
+            state = _called(model, batch, state)
+            used += 1
+    return used
+
+
+def _called(model: QuantizedModel, batch: Inputs, before: State | None) -> State | None:
+    """Run a model on a batch, and return the state with which the next begins: None for the initial one."""
+    signature = model.signature
+    if len(batch) == len(signature.inputs):
+        model(*batch)
+        return None
+    fits = before is not None and len(before[0]) == len(batch[0])
+    given = dict(zip((tensor.name for tensor in plain_inputs(signature)), batch, strict=True))
+    _, after = call_with_state(model, signature, given, before if fits else None)
+    return after if carries_state(signature) else None
 
 
 def _shares_norms(model: QuantizedModel) -> bool:
@@ -149,16 +168,23 @@ def inputs_of(batch: Any, model: QuantizedModel) -> Inputs:
 
 
 def _found(batch: Any, model: QuantizedModel) -> list[Tensor] | None:
-    tensors = model.signature.inputs
+    signature = model.signature
+    found = _fitting(batch, model, signature.inputs)
+    return _fitting(batch, model, plain_inputs(signature)) if found is None and signature.states else found
+
+
+def _fitting(batch: Any, model: QuantizedModel, tensors: Sequence[TensorSpec]) -> list[Tensor] | None:
+    """Return the batches of some of a model's inputs."""
     if isinstance(batch, Mapping):
-        names = zip(model.calling.parameters, (tensor.name for tensor in tensors), strict=True)
+        parameters = dict(zip(model.signature.inputs, model.calling.parameters, strict=True))
+        names = ((parameters[tensor], tensor.name) for tensor in tensors)
         named = [batch.get(parameter, batch.get(name)) for parameter, name in names]
         if any(value is None for value in named) and len(tensors) == 1:
             fitting = [value for value in batch.values() if _fits(value, tensors[0])]
             named = fitting if len(fitting) == 1 else [None]
         candidates: Any = named
     elif isinstance(batch, tuple | list) and batch and isinstance(batch[0], tuple | list | Mapping):
-        return _found(batch[0], model)
+        return _fitting(batch[0], model, tensors)
     else:
         candidates = batch[: len(tensors)] if isinstance(batch, tuple | list) else [batch]
     if len(candidates) != len(tensors):

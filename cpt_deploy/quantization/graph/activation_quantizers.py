@@ -11,6 +11,7 @@ from cpt_deploy.quantization.graph.naming import add_quantizer
 from cpt_deploy.quantization.graph.operator_kinds import Kind, kind_of, module_of
 from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer
 from cpt_deploy.quantization.modules.layers import CONVOLUTIONS, QuantizedLayer
+from cpt_deploy.quantization.modules.recurrent import QuantizedRecurrent
 from cpt_deploy.quantization.state.config import QuantizationConfig
 from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
 
@@ -67,7 +68,7 @@ def _readers(node: fx.Node, traced: fx.GraphModule) -> Iterator[fx.Node]:
 
 def _role(reader: fx.Node, traced: fx.GraphModule) -> Role | None:
     module = module_of(reader, traced)
-    return module.role if isinstance(module, QuantizedLayer) else None
+    return module.role if isinstance(module, QuantizedLayer | QuantizedRecurrent) else None
 
 
 def _insert_after(traced: fx.GraphModule, node: fx.Node, target: str) -> None:

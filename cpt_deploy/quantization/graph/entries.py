@@ -1,11 +1,14 @@
 """Insert quantizers where float values enter layers, and where scheduled layers read fixed activations."""
 
-from torch import fx
+from typing import TypeGuard
+
+from torch import fx, nn
 
 from cpt_deploy.quantization.graph.naming import add_quantizer
 from cpt_deploy.quantization.graph.operator_kinds import IS_FLOAT, module_of
 from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer, Requantize
 from cpt_deploy.quantization.modules.layers import QuantizedEmbedding, QuantizedLayer
+from cpt_deploy.quantization.modules.recurrent import QuantizedRecurrent
 from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
 
 
@@ -22,8 +25,7 @@ def insert_entries(traced: fx.GraphModule, precision: PrecisionState, momentum: 
     """
     by_source: dict[fx.Node, list[fx.Node]] = {}
     for node in traced.graph.nodes:
-        module = module_of(node, traced)
-        if isinstance(module, QuantizedLayer) and not isinstance(module, QuantizedEmbedding):
+        if reads_codes(module_of(node, traced)):
             source = node.all_input_nodes[0]
             if not isinstance(module_of(source, traced), ActivationQuantizer | Requantize):
                 by_source.setdefault(source, []).append(node)
@@ -33,6 +35,11 @@ def insert_entries(traced: fx.GraphModule, precision: PrecisionState, momentum: 
         _insert(traced, source, add_quantizer(traced, "activation_quantizers", source.name, quantizer), layers)
         if quantizer.role == "fixed":
             insert_requantize(traced, [node for node in layers if _role(node, traced) != "fixed"], quantizer)
+
+
+def reads_codes(module: nn.Module | None) -> TypeGuard[QuantizedLayer | QuantizedRecurrent]:
+    """Return whether a module multiplies its first input, which has to be quantized, by weights."""
+    return isinstance(module, QuantizedLayer | QuantizedRecurrent) and not isinstance(module, QuantizedEmbedding)
 
 
 def insert_requantize(traced: fx.GraphModule, layers: list[fx.Node], quantizer: ActivationQuantizer) -> None:
@@ -47,7 +54,7 @@ def insert_requantize(traced: fx.GraphModule, layers: list[fx.Node], quantizer: 
 
 def _role(node: fx.Node, traced: fx.GraphModule) -> Role:
     layer = module_of(node, traced)
-    assert isinstance(layer, QuantizedLayer)
+    assert isinstance(layer, QuantizedLayer | QuantizedRecurrent)
     return layer.role
 
 

@@ -5,8 +5,6 @@ are compared as well. Parameters at their initial value (zeros, ones) would hide
 sides.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,17 +18,16 @@ from cpt_deploy.quantization.graph.capture.tracing import NoIntegerFormError
 from cpt_deploy.quantization.graph.first_difference import first_difference
 from cpt_deploy.quantization.graph.handed_in import HandedIn, seed_all, untouched
 from cpt_deploy.quantization.graph.results import Structure
+from cpt_deploy.quantization.graph.running import Inputs, Run, float_bits, result_of, tensors_of, varied, with_list
 from cpt_deploy.quantization.graph.signature import Example
 from cpt_deploy.quantization.model import QuantizedModel
-from cpt_deploy.quantization.state.config import MOST_BITS
-from cpt_deploy.quantization.state.precision_state import Bits
 from cpt_deploy.signature import Signature
 
-Inputs = tuple[Tensor, ...]
-
 #: Size and scale of each batch. Values of the second are four times as large, so they reach bounds that the first does
-#: not. Other free dimensions have different sizes in the second batch, too.
-_BATCHES = ((2, 1.0), (3, 4.0))
+#: not. The other free dimensions have the sizes of `Signature.trials`, which are four for networks with states.
+_BATCHES = ((2, 1.0), (3, 4.0), (1, 1.0), (4, 1.0))
+#: The number of batches that run in training, too: the others are calls as in serving.
+_TRAINED = 2
 #: Maximum difference, relative to the largest result, that float32 rounding explains.
 _TOLERANCE = 1e-5
 #: The same in float64, for results that differed by more in float32.
@@ -45,27 +42,6 @@ class DiffersError(NoIntegerFormError):
     """A graph does not compute the same as the network that it was made from."""
 
 
-@dataclass(frozen=True)
-class Run:
-    """One batch through a network.
-
-    Attributes:
-        training: Whether in training mode.
-        seed: Seed of the random state, and index of the batch.
-    """
-
-    training: bool
-    seed: int
-
-    @property
-    def mode(self) -> str:
-        """The mode in words."""
-        return "training" if self.training else "evaluation"
-
-
-RUNS = tuple(Run(training, seed) for training in (True, False) for seed in range(len(_BATCHES)))
-
-
 @dataclass
 class Reference:
     """The results of a network on random batches, to compare prepared networks with.
@@ -75,13 +51,15 @@ class Reference:
         example: Its inputs.
         structure: Structure of its outputs.
         batches: The inputs.
-        results: The tensors of each of `RUNS`.
+        runs: The batches in training, then in evaluation.
+        results: The tensors of each of `runs`.
     """
 
     given: HandedIn
     example: Example
     structure: Structure
     batches: list[Inputs]
+    runs: list[Run]
     results: list[list[Tensor]] = field(default_factory=list)
 
     @classmethod
@@ -94,20 +72,23 @@ class Reference:
         model = given.model
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         generator = torch.Generator().manual_seed(0)
+        trials = example.signature.trials()
         batches: list[Inputs] = []
-        for number, (rows, factor) in enumerate(_BATCHES):
-            batches.append(tuple(x.to(device) for x in example.random(rows, factor, generator, number)))
+        for (rows, factor), sizes in zip(_BATCHES, trials if len(trials) > 1 else trials * _TRAINED, strict=False):
+            batches.append(tuple(x.to(device) for x in example.random(rows, factor, generator, sizes)))
+        runs = [Run(True, seed) for seed in range(_TRAINED)] + [Run(False, seed) for seed in range(len(batches))]
         with untouched(model), given.watched(), varied(model):
-            found = [_checked_result(model, example, batches[run.seed], run) for run in RUNS]
+            found = [_checked_result(model, example, batches[run.seed], run) for run in runs]
         structures = [Structure(result) for result in found]
-        other = next((run for run, one in zip(RUNS, structures, strict=True) if one != structures[-1]), None)
+        other = next((run for run, one in zip(runs, structures, strict=True) if one != structures[-1]), None)
         if other is not None:
             raise ConversionError(
                 f"Expected a network that always returns the same structure of tensors, but {type(model).__name__} "
-                f"returns others in {other.mode} of {len(batches[other.seed][0])} samples than in {RUNS[-1].mode}",
+                f"returns others in {other.mode} of {len(batches[other.seed][0])} samples than in {runs[-1].mode}",
                 hint="switch auxiliary outputs off, or wrap it in a module whose forward always returns the same",
             )
-        return cls(given, example, structures[0], batches, [structures[0].tensors(result) for result in found])
+        results = [structures[0].tensors(result) for result in found]
+        return cls(given, example, structures[0], batches, runs, results)
 
     def result(self, model: nn.Module, batch: Inputs, run: Run) -> list[Tensor]:
         """Return the output tensors of the network for a batch, in the mode and from the random state of a run."""
@@ -121,7 +102,7 @@ class Reference:
             DiffersError: If their results differ; names the first operation or module that differs.
         """
         with float_bits(prepared), varied(prepared):
-            for run, expected in zip(RUNS, self.results, strict=True):
+            for run, expected in zip(self.runs, self.results, strict=True):
                 if not all(map(_are_close, self._prepared_result(prepared, run), expected)):
                     break
             else:
@@ -154,10 +135,10 @@ class Reference:
     def _compare(self, model: nn.Module, prepared: QuantizedModel, dtype: torch.dtype, tolerance: float) -> None:
         batches = [tuple(x.to(dtype) if x.is_floating_point() else x for x in batch) for batch in self.batches]
         with untouched(model), float_bits(prepared), varied(model), varied(prepared):
-            expected = [self.result(model, batches[run.seed], run) for run in RUNS]
+            expected = [self.result(model, batches[run.seed], run) for run in self.runs]
         with float_bits(prepared), varied(prepared):
-            results = [tensors_of(prepared.network, batches[run.seed], run) for run in RUNS]
-        for run, wanted, gotten in zip(RUNS, expected, results, strict=True):
+            results = [tensors_of(prepared.network, batches[run.seed], run) for run in self.runs]
+        for run, wanted, gotten in zip(self.runs, expected, results, strict=True):
             for place, (want, got) in enumerate(zip(wanted, gotten, strict=True)):
                 distance = _distance(got, want) if got.shape == want.shape else float("inf")
                 if not distance <= tolerance * _size(want) and not distance <= _ROUNDINGS * self._moved(
@@ -170,7 +151,7 @@ class Reference:
         with untouched(model), varied(model):
             nearby = [
                 self.result(model, tuple(map(_rounded, batches[other.seed])), other)
-                for other in RUNS[: RUNS.index(run) + 1]
+                for other in self.runs[: self.runs.index(run) + 1]
             ]
         return _distance(nearby[-1][place], want)
 
@@ -186,8 +167,8 @@ class Reference:
         call = partial(self.example.call, model)
 
         def replay(network: nn.Module) -> None:
-            for earlier in RUNS[: RUNS.index(run)]:
-                result_of(call if network is model else _with_list(network), network, batches[earlier.seed], earlier)
+            for earlier in self.runs[: self.runs.index(run)]:
+                result_of(call if network is model else with_list(network), network, batches[earlier.seed], earlier)
             network.train(run.training)
             seed_all(run.seed)
 
@@ -214,27 +195,6 @@ def _advice(given: HandedIn, run: Run) -> str:
     )
 
 
-# --- running ------------------------------------------------------------------------------------------------------
-
-
-def result_of(call: Callable[..., Any], model: nn.Module, batch: Inputs, run: Run) -> Any:
-    """Return the result of a call of a network on a batch, in the mode and from the random state of a run."""
-    model.train(run.training)
-    seed_all(run.seed)
-    with torch.no_grad():
-        return call([x.clone() for x in batch])
-
-
-def tensors_of(network: nn.Module, batch: Inputs, run: Run) -> list[Tensor]:
-    """Return the output tensors of a graph for a batch, in the mode and from the random state of a run."""
-    result = result_of(_with_list(network), network, batch, run)
-    return [result] if isinstance(result, Tensor) else list(result)
-
-
-def _with_list(network: nn.Module) -> Callable[[list[Tensor]], Any]:
-    return lambda inputs: network(*inputs)
-
-
 def _checked_result(model: nn.Module, example: Example, batch: Inputs, run: Run) -> Any:
     try:
         return result_of(partial(example.call, model), model, batch, run)
@@ -249,45 +209,6 @@ def _checked_result(model: nn.Module, example: Example, batch: Inputs, run: Run)
             + f"failed: {cause}",
             hint='where sizes have to be multiples, dynamic_shapes says so: 8 * Dim("height")' if others else None,
         ) from error
-
-
-@contextmanager
-def float_bits(prepared: QuantizedModel) -> Iterator[None]:
-    """Switch the quantizers of a prepared network off inside the context, and restore them afterwards."""
-    state = prepared.precision
-    before = state.bits()
-    with untouched(prepared):
-        off = dict.fromkeys(state.weight_bits, MOST_BITS)
-        state.restore(Bits(off, off, MOST_BITS, {}))
-        try:
-            yield
-        finally:
-            state.restore(before)
-
-
-@contextmanager
-def varied(model: nn.Module) -> Iterator[None]:
-    """Vary trained parameters whose values are all equal, as a function of their size alone, and restore them."""
-    trained = [p for p in model.parameters() if p.requires_grad]  # weights that are buffers are not trained
-    alike = [p for p in trained if p.is_floating_point() and p.numel() and _is_constant(p)]
-    before = [parameter.detach().clone() for parameter in alike]
-    with torch.no_grad():
-        for parameter in alike:
-            generator = torch.Generator().manual_seed(parameter.numel())
-            noise = torch.rand(parameter.numel(), generator=generator, dtype=torch.float32) - 0.5
-            size = max(1.0, abs(float(parameter.flatten()[0])))
-            parameter.add_(0.5 * size * noise.view(parameter.shape).to(parameter))
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, values in zip(alike, before, strict=True):
-                parameter.copy_(values)
-
-
-def _is_constant(parameter: Tensor) -> bool:
-    first = parameter.detach().flatten()[:2]
-    return bool(first[0] == first[-1]) and bool((parameter == first[0]).all())
 
 
 def _rounded(x: Tensor) -> Tensor:

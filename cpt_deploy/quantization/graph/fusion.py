@@ -100,7 +100,7 @@ def fused_operations(network: fx.GraphModule) -> list[FusedOperation]:
     absorbed: set[fx.Node] = set()
     for node in network.graph.nodes:
         kind = kind_of(node, network)
-        computes = kind not in (None, Kind.KEEP, Kind.QUANTIZER, Kind.FLOAT)
+        computes = kind not in (None, Kind.KEEP, Kind.QUANTIZER, Kind.RECURRENT, Kind.FLOAT)
         if node not in absorbed and (computes or (node.op == "placeholder" and node.users)):
             found.append(fused_operation(node, network))
             absorbed.update(found[-1].nodes)

@@ -13,7 +13,7 @@ from cpt_deploy.quantization.graph.capture.training_behaviour import replace_by_
 from cpt_deploy.quantization.graph.chosen_layers import EXCLUDED
 from cpt_deploy.quantization.graph.fusion import fused_operation
 from cpt_deploy.quantization.graph.naming import free_name
-from cpt_deploy.quantization.graph.operator_kinds import IS_FLOAT, module_of
+from cpt_deploy.quantization.graph.operator_kinds import IS_FLOAT, Kind, kind_of, module_of
 from cpt_deploy.quantization.kernels import Clamp
 from cpt_deploy.quantization.modules.layers import CONVOLUTIONS
 
@@ -52,7 +52,11 @@ def lift(traced: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
                 f"{describe(node, traced)}"
             )
     for node in traced.graph.nodes:
-        if node not in on_codes and node.op in ("call_module", "call_function"):
+        if (
+            node not in on_codes
+            and kind_of(node, traced) is not Kind.RECURRENT
+            and node.op in ("call_module", "call_function")
+        ):
             node.meta[IS_FLOAT] = True
     traced.graph.eliminate_dead_code()
     lean = fx.GraphModule(traced, traced.graph, class_name=type(model).__name__)

@@ -19,6 +19,7 @@ from cpt_deploy.quantization.graph.capture.tracing import (
 )
 from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer, Requantize
 from cpt_deploy.quantization.modules.layers import QuantizedLayer, is_quantizable
+from cpt_deploy.quantization.modules.recurrent import QuantizedRecurrent, RecurrentLayer
 from cpt_deploy.quantization.modules.synchronized_norm import SynchronizedBatchNorm1d, SynchronizedBatchNorm2d
 
 
@@ -36,6 +37,7 @@ class Kind(Enum):
     GLOBAL_AVERAGE = "mean over all positions"
     KEEP = "codes are moved, selected or left alone: same scale before and after"
     QUANTIZER = "a quantizer"
+    RECURRENT = "a layer of an LSTM or GRU, in one direction"
     FLOAT = "computed in float: between quantizers, or where no integer form would gain anything"
 
 
@@ -151,6 +153,8 @@ def _reads_two_tensors(node: fx.Node) -> bool:
 
 def kind_of(node: fx.Node, traced: fx.GraphModule) -> Kind | None:
     """Return the kind of a node; None if it does not compute on tensors, or has no integer form."""
+    if isinstance(module_of(node, traced), RecurrentLayer | QuantizedRecurrent):
+        return Kind.RECURRENT
     if not computes(node):
         return None
     if node.meta.get(IS_FLOAT) or isinstance(node.target, torch._ops.OpOverload):

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import fx, nn
 
@@ -31,6 +31,7 @@ from cpt_deploy.quantization.graph.results import complete_signature
 from cpt_deploy.quantization.graph.signature import (
     DynamicShapes,
     ExampleInputs,
+    States,
     check_parameters,
     read_example,
     unwrapped,
@@ -43,9 +44,10 @@ from cpt_deploy.quantization.modules.layers import (
     QuantizedLayer,
     quantized_layer,
 )
+from cpt_deploy.quantization.modules.recurrent import QuantizedRecurrent, RecurrentLayer, quantized_recurrent
 from cpt_deploy.quantization.state.config import QuantizationConfig
 from cpt_deploy.quantization.state.groups import layer_roles
-from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
+from cpt_deploy.quantization.state.precision_state import PrecisionState
 from cpt_deploy.quantization.state.scheduled_model import LayerInfo
 
 Trial = Callable[[QuantizedModel], None]
@@ -57,6 +59,7 @@ def prepare(
     config: QuantizationConfig,
     *,
     dynamic_shapes: DynamicShapes = None,
+    states: States = None,
     trial: Trial | None = None,
 ) -> QuantizedModel:
     """Convert a float model to one that trains with cyclic precision and can be frozen to integers.
@@ -64,7 +67,8 @@ def prepare(
     Every Conv, Linear and Embedding gets a quantized weight and a quantized output gradient. Every activation that
     integer execution needs gets a quantizer: after each layer (with its BatchNorm and ReLU, which fuse into it), sum,
     product, concatenation and average, at the inputs and at the outputs. Activations that only scheduled layers read
-    follow the schedule; all others stay at max_bits, so the residual stream is never cut to min_bits.
+    follow the schedule; all others stay at max_bits, so the residual stream is never cut to min_bits. An Embedding has
+    the role of the first and the last layer; so have all layers in the modules that the model's attribute `ends` names.
 
     A model with operations that have no integer form (LayerNorm, softmax, GELU, parameters outside of layers) keeps
     them in float: quantizers are then inserted at the input of each Linear and around each Conv, and the operations
@@ -83,7 +87,11 @@ def prepare(
             others have the names of arguments, keys and fields.
         config: Bounds of the bits, and which layers are scheduled.
         dynamic_shapes: Free dimensions beside the batch, as in `torch.export`: `{2: Dim("height")}` for one tensor, a
-            tuple or dictionary of these for several; `8 * Dim("height")` where sizes have to be multiples.
+            tuple or dictionary of these for several; `8 * Dim("height")` where sizes have to be multiples. A size that
+            only states have may be 0: `Dim("past", min=0)`.
+        states: Pairs (input, output) of names: the output of a call is the input of the next, as the keys and values of
+            a causal Transformer. In `signature` such an output is called by its input with "_after" at the end, and a
+            single other output "logits". The maximum of a free size also bounds the sum of all: a context.
         trial: Raises a ConversionError for a prepared model that cannot be deployed; then a model that keeps operations
             in float is tried. `cpt_deploy.prepare` freezes the model and writes it as ONNX.
 
@@ -91,12 +99,12 @@ def prepare(
         The CPT model, at max_bits. Its calls have the arguments and the result structure of the float model.
 
     Raises:
-        UsageError: If the example inputs are not such tensors, or `dynamic_shapes` do not fit them.
+        UsageError: If the example inputs are not such tensors, or `dynamic_shapes` or `states` do not fit them.
         ConversionError: If the model cannot be captured, products with weights have no integer form, or no graph
             computes the same as the model; names the operation and the module.
     """
     model = unwrapped(model)
-    example = read_example(model, example_inputs, dynamic_shapes)
+    example = read_example(model, example_inputs, dynamic_shapes, states)
     check_parameters(model)
     if any(isinstance(module, QuantizedModel) for module in model.modules()):
         raise ConversionError(
@@ -141,12 +149,13 @@ def _first_that_is_the_same(
     source, model = reference.given.to_convert()
     try:
         check_capturable(model)
-        traced = capture(source, model, reference.example, reference.structure)
+        traced = capture(source, model, reference.example, reference.structure, excluded)
         mark_excluded(traced, excluded)
         lifted = lift(traced, model)
         prepared = _prepared(lifted, config, reference)
         prepared.float_layers = float_layers(lifted)
         reference.check(prepared)
+        _join_biases(prepared)
         if trial is not None:
             trial(prepared)
     except ConversionError as error:
@@ -170,13 +179,15 @@ def _try(prepared: QuantizedModel, trial: Trial | None) -> None:
 def _prepared(traced: fx.GraphModule, config: QuantizationConfig, reference: Reference) -> QuantizedModel:
     """Quantize the layers and activations of a graph in the vocabulary, and return the model."""
     precision = PrecisionState(config.max_bits, config.seed, {group.name: group.max_bits for group in config.groups})
-    layers = _replace_layers(traced, precision, config)
+    ends: Sequence[str] = getattr(reference.given.model, "ends", ())
+    layers = _replace_layers(traced, precision, config, ends)
     insert_quantizers(traced, precision, config)
     traced.graph.lint()
     traced.recompile()
     device = next((parameter.device for parameter in traced.parameters()), None)
     calling = Calling(reference.example.parameters, reference.structure)
-    signature = complete_signature(traced, reference.example.signature, reference.structure.names)
+    example = reference.example
+    signature = complete_signature(traced, example.signature, reference.structure.names, example.states)
     return QuantizedModel(traced, precision, config, signature, calling, layers).to(device)
 
 
@@ -231,23 +242,53 @@ def _check_output(traced: fx.GraphModule) -> None:
 # --- layers ---------------------------------------------------------------------------------------------------------
 
 
-def _replace_layers(traced: fx.GraphModule, precision: PrecisionState, config: QuantizationConfig) -> list[LayerInfo]:
-    calls = [node for node in traced.graph.nodes if kind_of(node, traced) is Kind.LAYER]
+def _is_end(target: str, traced: fx.GraphModule, ends: Sequence[str]) -> bool:
+    """Return whether a layer is at an end of the network: an Embedding, or in one of the modules that it names."""
+    return isinstance(traced.get_submodule(target), nn.Embedding) or any(
+        f"{target}.".startswith(f"{end}.") for end in ends
+    )
+
+
+def _replace_layers(
+    traced: fx.GraphModule, precision: PrecisionState, config: QuantizationConfig, ends: Sequence[str]
+) -> list[LayerInfo]:
+    calls = [node for node in traced.graph.nodes if kind_of(node, traced) in (Kind.LAYER, Kind.RECURRENT)]
     if not calls:
-        raise ConversionError("Expected a model with at least one Conv or Linear layer, but got none")
+        raise ConversionError("Expected a model with at least one Conv, Linear, LSTM or GRU layer, but got none")
     targets = list(dict.fromkeys(str(node.target) for node in calls))
-    roles = layer_roles(targets, config)
+    roles = layer_roles(targets, config, {target for target in targets if _is_end(target, traced, ends)})
     infos: list[LayerInfo] = []
-    for index, target in enumerate(targets):
-        module = traced.get_submodule(target)
-        # an Embedding computes no products, which fewer bits would make cheaper
-        role: Role = "fixed" if isinstance(module, nn.Embedding) else roles[target]
+    for target in targets:
+        module, index, role = traced.get_submodule(target), len(infos), roles[target]
         nodes = [node for node in calls if node.target == target]
+        if isinstance(module, RecurrentLayer):
+            recurrent = quantized_recurrent(module, precision, role, index, config.range_momentum)
+            traced.set_submodule(target, recurrent)
+            infos += _products(target, recurrent, sum(_steps(node) for node in nodes))
+            continue
         layer = quantized_layer(module, precision, role, index)
         traced.set_submodule(target, layer)
         macs = sum(_macs(node, layer) for node in nodes)
         infos.append(LayerInfo(target, macs, role, layer.weight_shape.numel()))
     return infos
+
+
+def _products(target: str, layer: QuantizedRecurrent, steps: int) -> list[LayerInfo]:
+    """Return the two products of a recurrent layer that runs `steps` steps per sample."""
+    parts = (("input_layer", layer.input_layer), ("hidden_layer", layer.hidden_layer))
+    sizes = ((part, product.weight_shape.numel()) for part, product in parts)
+    return [LayerInfo(f"{target}.{part}", steps * size, layer.role, size) for part, size in sizes]
+
+
+def _steps(node: fx.Node) -> int:
+    return int(node.all_input_nodes[0].meta["shape"][0])  # the time comes first
+
+
+def _join_biases(prepared: QuantizedModel) -> None:
+    """Give LSTMs one bias instead of two, after the comparison with the network, which has two."""
+    for module in prepared.modules():
+        if isinstance(module, QuantizedRecurrent):
+            module.join_biases()
 
 
 def _macs(node: fx.Node, layer: QuantizedLayer) -> int:

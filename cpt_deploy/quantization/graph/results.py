@@ -1,7 +1,7 @@
 """Flatten a network's result (tuples, lists, dictionaries, dataclasses) to a list of tensors, and rebuild it."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -9,17 +9,15 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree
 
-from cpt_deploy.errors import ConversionError
+from cpt_deploy.errors import ConversionError, UsageError
 from cpt_deploy.quantization.graph.signature import zeros_of
-from cpt_deploy.signature import OUTPUT_NAME, Signature, Size, TensorSpec, size_of
+from cpt_deploy.signature import AFTER, OUTPUT_NAME, Signature, Size, TensorSpec, size_at, size_of
 
 
 class _Leaf(Enum):
     TENSOR = "placeholder of a tensor among the leaves of a structure"
 
 
-#: Number of sizes of the free dimensions at which the shapes of results are measured.
-_TRIALS = 4
 _CONSTANTS = (bool, int, float, str, type(None))
 
 
@@ -109,63 +107,102 @@ def _distinct(names: list[str]) -> tuple[str, ...]:
     return tuple(taken)
 
 
-def complete_signature(network: fx.GraphModule, signature: Signature, names: Sequence[str]) -> Signature:
+def complete_signature(
+    network: fx.GraphModule, signature: Signature, names: Sequence[str], states: Sequence[tuple[str, str]] = ()
+) -> Signature:
     """Return a signature with the outputs of a network, found by running it on zeros in evaluation mode.
 
     Args:
         network: Network that takes the tensors of the signature, and returns one tensor or a tuple of them.
         signature: The inputs.
-        names: Names of the outputs; one that is also an input's gets the suffix "_output".
+        names: The network's own names of the outputs. One that is also an input's gets the suffix "_output"; a state is
+            called by its input with the suffix "_after", and a single output beside states "logits".
+        states: Pairs (input, output) of states, by the network's own names.
 
     Raises:
+        UsageError: If an output of `states` is missing, or its shape is not that of the next call's input.
         ConversionError: If the first dimension of a result is not the batch.
     """
-    # two sizes determine an affine function, two more check that it is affine
-    shapes = _shapes(network, signature, range(_TRIALS if signature.free else 1))
-    taken = {tensor.name for tensor in signature.inputs}
+    trials = _trials(signature)
+    shapes = [_shapes(network, signature, sizes, 2 + number) for number, sizes in enumerate(trials)]
     outputs = []
-    for given, seen in zip(names, zip(*shapes, strict=True), strict=True):
-        name = f"{given}_output" if given in taken else given
+    for name, seen in zip(_output_names(signature, names, states), zip(*shapes, strict=True), strict=True):
         shape = tuple(
-            _size(signature, f"{name}_size_{axis}", [sizes[axis] for sizes in seen]) for axis in range(1, len(seen[0]))
+            _size(trials, f"{name}_size_{axis}", [sizes[axis] for sizes in seen]) for axis in range(1, len(seen[0]))
         )
         outputs.append(TensorSpec(name, "float32", shape))
-    return dataclasses.replace(signature, outputs=tuple(outputs))
+    complete = dataclasses.replace(signature, outputs=tuple(outputs))
+    _check_states(complete)
+    return complete
 
 
-def _shapes(network: fx.GraphModule, signature: Signature, numbers: Iterable[int]) -> list[list[tuple[int, ...]]]:
-    """Return the shapes of a network's results with the free sizes `signature.sizes(number)` for each number."""
+def _output_names(signature: Signature, names: Sequence[str], states: Sequence[tuple[str, str]]) -> list[str]:
+    after = {output: before + AFTER for before, output in states}
+    unknown = [output for output in after if output not in names]
+    if unknown:
+        raise UsageError(f"Expected states among the results {', '.join(names)}, but got {unknown[0]!r}")
+    others = [name for name in names if name not in after]
+    if states and len(others) == 1:
+        after[others[0]] = OUTPUT_NAME
+    taken = {tensor.name for tensor in signature.inputs}
+    named = [after.get(name, name) for name in names]
+    return [f"{name}_output" if name in taken else name for name in named]
+
+
+def _check_states(signature: Signature) -> None:
+    """Check that the output of each state has the sizes of its input, except for free ones."""
+    tensors = {tensor.name: tensor for tensor in (*signature.inputs, *signature.outputs)}
+    for before, after in signature.states:
+        given, made = tensors[before].shape, tensors[after].shape
+        fits = len(given) == len(made) and all(
+            made[axis] == size if isinstance(size, int) else True for axis, size in enumerate(given)
+        )
+        if not fits:
+            raise UsageError(
+                f"Expected states whose output can be the next call's input, but {before!r} has the shape "
+                f"(N, {', '.join(map(str, given))}) before and (N, {', '.join(map(str, made))}) after a call",
+                hint="sizes that change have to be free: dynamic_shapes",
+            )
+
+
+def _trials(signature: Signature) -> list[dict[str, int]]:
+    """Return sizes of the free dimensions that determine sums of multiples of them, and others to check these."""
+    if not signature.free:
+        return [{}]
+    base, other = signature.sizes(1), signature.sizes(2)
+    return [base, *(base | {name: other[name]} for name in base), signature.sizes(0), signature.sizes(3)]
+
+
+def _shapes(
+    network: fx.GraphModule, signature: Signature, sizes: Mapping[str, int], rows: int
+) -> list[tuple[int, ...]]:
+    """Return the shapes of a network's results for given free sizes."""
     modes = {module: module.training for module in network.modules()}
     device = next((parameter.device for parameter in network.parameters()), None)
-    found = []
     with torch.no_grad():
-        network.eval()
-        for number in numbers:
-            rows = 2 + number
-            result = network(*zeros_of(signature, rows, number=number, device=device))
-            shapes = [tuple(tensor.shape) for tensor in ([result] if isinstance(result, Tensor) else result)]
-            if any(shape[:1] != (rows,) for shape in shapes):
-                raise ConversionError(
-                    f"Expected results with the batch dimension first, but of {rows} samples one has the shape "
-                    f"{next(shape for shape in shapes if shape[:1] != (rows,))}",
-                    hint="return a row for each sample; averages over a batch belong to the loss",
-                )
-            found.append(shapes)
+        result = network.eval()(*zeros_of(signature, rows, sizes, device=device))
     for module, mode in modes.items():
         module.training = mode
-    return found
+    shapes = [tuple(tensor.shape) for tensor in ([result] if isinstance(result, Tensor) else result)]
+    if any(shape[:1] != (rows,) for shape in shapes):
+        raise ConversionError(
+            f"Expected results with the batch dimension first, but of {rows} samples one has the shape "
+            f"{next(shape for shape in shapes if shape[:1] != (rows,))}",
+            hint="return a row for each sample; averages over a batch belong to the loss",
+        )
+    return shapes
 
 
-def _size(signature: Signature, name: str, seen: Sequence[int]) -> Size:
-    """Return the size, as a function of a free dimension, that was seen at several sizes of the free dimensions."""
+def _size(trials: Sequence[Mapping[str, int]], name: str, seen: Sequence[int]) -> Size:
+    """Return the size, as a sum of multiples of free sizes, that was seen in the trials; or else a new name."""
     if len(set(seen)) == 1:
         return seen[0]
-    for free in signature.free:
-        sizes = [signature.sizes(number)[free] for number in range(len(seen))]
-        if sizes[0] == sizes[1]:
-            continue
-        factor = (seen[1] - seen[0]) // (sizes[1] - sizes[0])
-        offset = seen[0] - factor * sizes[0]
-        if factor > 0 and all(factor * size + offset == got for size, got in zip(sizes, seen, strict=True)):
-            return size_of(free, factor, offset)
-    return name
+    base = trials[0]
+    factors: dict[str, int] = {}
+    for free, trial, size in zip(base, trials[1:], seen[1:], strict=False):
+        if size != seen[0]:
+            factors[free] = (size - seen[0]) // (trial[free] - base[free])
+    if not factors or min(factors.values()) < 0:
+        return name
+    found: Size = size_of(factors, seen[0] - size_at(size_of(factors, 0), base))
+    return found if all(size_at(found, trial) == got for trial, got in zip(trials, seen, strict=True)) else name

@@ -1,8 +1,8 @@
 """Derive a network's signature and calling convention from example inputs, and make random inputs of that kind."""
 
 import inspect
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,14 +12,14 @@ from torch.nn.parameter import is_lazy
 
 from cpt_deploy.errors import ConversionError, UsageError
 from cpt_deploy.signature import (
+    AFTER,
     INPUT_NAME,
     TOKENS_NAME,
     FreeSize,
     Signature,
     Size,
     TensorSpec,
-    free_name,
-    size_at,
+    factors_of,
     size_of,
 )
 
@@ -27,6 +27,9 @@ ExampleInputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 """A tensor, several by position, or several by the names of their parameters. The first dimension is the batch."""
 DynamicShapes = Mapping[Any, Any] | Sequence[Any] | None
 """Free dimensions beside the batch, as in `torch.export`: `Dim`s by axis, for each input."""
+
+States = Sequence[tuple[str, str]] | None
+"""Pairs (input, output) of names: the output of a call is the input of the next."""
 
 _TYPES = (torch.float32, torch.int64, torch.int32, torch.bool)
 
@@ -70,16 +73,18 @@ class Example:
     """Inputs of a network.
 
     Attributes:
-        signature: Signature of the inputs; outputs are not known yet.
+        signature: Signature of the inputs, and the pairs of its states; outputs are not known yet.
         parameters: Names of forward's parameters, in the order of the inputs.
         by_name: Whether they are passed by name.
         ranges: Min and max of each integer input: for each position, or for all positions where sizes are free.
+        states: The names of the states among the inputs, each with the network's own name of the output.
     """
 
     signature: Signature
     parameters: tuple[str, ...]
     by_name: bool
     ranges: tuple[tuple[Tensor, Tensor], ...]
+    states: tuple[tuple[str, str], ...] = ()
 
     @property
     def is_float(self) -> bool:
@@ -90,17 +95,19 @@ class Example:
         """Call a network, or a function in its place, with its inputs."""
         return function(**dict(zip(self.parameters, inputs, strict=True))) if self.by_name else function(*inputs)
 
-    def random(self, rows: int, factor: float, generator: torch.Generator, number: int = 0) -> tuple[Tensor, ...]:
+    def random(
+        self, rows: int, factor: float, generator: torch.Generator, sizes: Mapping[str, int] | None = None
+    ) -> tuple[Tensor, ...]:
         """Return a random batch: normal values times `factor`, and integers between those of the example.
 
         Args:
             rows: Size of the batch.
             factor: Factor of the normal values.
             generator: Source of randomness.
-            number: Selects the sizes of free dimensions, see `Signature.sizes`.
+            sizes: Sizes of the free dimensions; by default those of the example.
         """
         inputs = []
-        given = zip(self.signature.inputs, self.signature.input_shapes(number), self.ranges, strict=True)
+        given = zip(self.signature.inputs, self.signature.input_shapes(sizes), self.ranges, strict=True)
         for tensor, shape, (least, most) in given:
             dtype = getattr(torch, tensor.dtype)
             if dtype.is_floating_point:
@@ -120,25 +127,28 @@ class Example:
 
 
 def zeros_of(
-    signature: Signature, rows: int, *, number: int = 0, device: torch.device | None = None
+    signature: Signature, rows: int, sizes: Mapping[str, int] | None = None, *, device: torch.device | None = None
 ) -> tuple[Tensor, ...]:
-    """Return a batch of zeros for each input; `number` selects the sizes of free dimensions."""
+    """Return a batch of zeros for each input; `sizes` of the free dimensions are by default those of the example."""
     return tuple(
         torch.zeros(rows, *shape, dtype=getattr(torch, tensor.dtype), device=device)
-        for tensor, shape in zip(signature.inputs, signature.input_shapes(number), strict=True)
+        for tensor, shape in zip(signature.inputs, signature.input_shapes(sizes), strict=True)
     )
 
 
-def read_example(model: nn.Module, inputs: ExampleInputs, dynamic_shapes: DynamicShapes = None) -> Example:
+def read_example(
+    model: nn.Module, inputs: ExampleInputs, dynamic_shapes: DynamicShapes = None, states: States = None
+) -> Example:
     """Derive the inputs of a network from example inputs.
 
     Args:
         model: The network.
         inputs: Example inputs; of their values only the range of integers matters.
         dynamic_shapes: The free dimensions beside the batch.
+        states: Pairs (input, output) of names.
 
     Raises:
-        UsageError: If the inputs are not such tensors, or `dynamic_shapes` do not fit them.
+        UsageError: If the inputs are not such tensors, or `dynamic_shapes` or `states` do not fit them.
         ConversionError: If the network takes other inputs; names its parameters.
     """
     alone, by_name = isinstance(inputs, Tensor), isinstance(inputs, Mapping)
@@ -152,7 +162,7 @@ def read_example(model: nn.Module, inputs: ExampleInputs, dynamic_shapes: Dynami
             hint="for example prepare(model, torch.zeros(2, 3, 32, 32), config)",
         )
     _check_values(values)
-    parameters = tuple(inputs) if isinstance(inputs, Mapping) else _parameters(model, len(values))
+    parameters = tuple(inputs) if isinstance(inputs, Mapping) else parameter_names(model, len(values))
     _check_takes(model, parameters, by_name=by_name)
     names = [TOKENS_NAME if not values[0].is_floating_point() else INPUT_NAME] if alone else list(parameters)
     free: dict[str, FreeSize] = {}
@@ -161,8 +171,52 @@ def read_example(model: nn.Module, inputs: ExampleInputs, dynamic_shapes: Dynami
         TensorSpec(name, str(value.dtype).removeprefix("torch."), _shape(name, value, spec, free))
         for name, value, spec in zip(names, values, specs, strict=True)
     )
+    pairs = _states(states, tensors)
+    others = {size for tensor in tensors if tensor.name not in dict(pairs) for size in tensor.shape}
+    used = {name for size in others for name in factors_of(size)[0]}
+    # `torch.export.Dim` has 0 as its minimum by default, which only sizes of states have
+    free = {name: replace(size, least=max(size.least, int(name in used))) for name, size in free.items()}
+    _check_filled(values, tensors, {name for name, size in free.items() if not size.least})
     ranges = tuple(_range(value, tensor.shape) for value, tensor in zip(values, tensors, strict=True))
-    return Example(Signature(tensors, (), free=free), parameters, by_name, ranges)
+    signature = Signature(tensors, (), tuple((name, name + AFTER) for name, _ in pairs), free)
+    return Example(signature, parameters, by_name, ranges, pairs)
+
+
+def _states(states: States, inputs: Sequence[TensorSpec]) -> tuple[tuple[str, str], ...]:
+    if states is None:
+        return ()
+    known = {tensor.name: tensor for tensor in inputs}
+    if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in states):
+        raise UsageError(
+            f"Expected states as pairs of names, (input, output), but got {states!r}",
+            hint='for example states=[("state_0", "output_1")]',
+        )
+    pairs = tuple((str(before), str(after)) for before, after in states)
+    for place in (0, 1):
+        names = [pair[place] for pair in pairs]
+        if len({*names}) < len(names):
+            raise UsageError(f"Expected states with different names, but got {', '.join(names)}")
+    for before, _ in pairs:
+        if before not in known:
+            raise UsageError(f"Expected states among the inputs {', '.join(known)}, but got {before!r}")
+        if known[before].dtype != "float32":
+            raise UsageError(f"Expected states of float32, but {before!r} is of {known[before].dtype}")
+    if len(pairs) == len(inputs):
+        raise UsageError("Expected an input that is no state, but all are states")
+    return pairs
+
+
+def _check_filled(values: Sequence[Tensor], tensors: Sequence[TensorSpec], may_be_empty: Set[str]) -> None:
+    for value, tensor in zip(values, tensors, strict=True):
+        filled = [
+            size
+            for size, name in zip(value.shape[1:], tensor.shape, strict=True)
+            if not may_be_empty & {*factors_of(name)[0]}
+        ]
+        if not len(value) or 0 in filled:
+            raise UsageError(
+                f"Expected example inputs of which none is empty, but {tensor.name!r} is {tuple(value.shape)}"
+            )
 
 
 def _is_sequence(value: Any) -> bool:
@@ -176,10 +230,8 @@ def _check_values(values: Sequence[Tensor]) -> None:
                 f"Expected example inputs of {', '.join(str(kind).removeprefix('torch.') for kind in _TYPES)}, "
                 f"but got {value.dtype}"
             )
-        if not value.dim() or not value.numel():
-            raise UsageError(
-                f"Expected example inputs with a batch dimension first and no empty one, but got {tuple(value.shape)}"
-            )
+        if not value.dim():
+            raise UsageError("Expected example inputs with a batch dimension first, but got one without dimensions")
     if len({len(value) for value in values}) > 1:
         shapes = ", ".join(str(tuple(value.shape)) for value in values)
         raise UsageError(f"Expected example inputs of one batch size, but got shapes {shapes}")
@@ -187,12 +239,14 @@ def _check_values(values: Sequence[Tensor]) -> None:
 
 def _range(value: Tensor, shape: tuple[Size, ...]) -> tuple[Tensor, Tensor]:
     values = value.detach().cpu().to(torch.float64)
+    if value.is_floating_point():
+        return values.new_zeros(()), values.new_ones(())
     free = any(isinstance(size, str) for size in shape)
     least, most = (values.min(), values.max()) if free else (values.amin(0), values.amax(0))
     return least.clamp(max=0), most.clamp(min=1)
 
 
-def _parameters(model: nn.Module, count: int) -> tuple[str, ...]:
+def parameter_names(model: nn.Module, count: int) -> tuple[str, ...]:
     """Return the names of the parameters that receive `count` positional values."""
     names: list[str] = []
     for parameter in inspect.signature(model.forward).parameters.values():
@@ -218,10 +272,18 @@ def _check_takes(model: nn.Module, parameters: tuple[str, ...], *, by_name: bool
         ) from error
 
 
-def dims_of(signature: Signature) -> tuple[dict[int, Any], ...]:
-    """Return the free dimensions of each input, the batch included, as `torch.export` takes them."""
+def dims_of(signature: Signature, *, together: bool = False) -> tuple[dict[int, Any], ...]:
+    """Return the free dimensions of each input, the batch included, as `torch.export` takes them.
+
+    Args:
+        signature: The signature.
+        together: Whether bounds are such that all sizes may be at their maximum, see `Signature.most`.
+    """
     batch = Dim("batch", min=1)
-    dims = {name: Dim(name, min=free.least, max=free.most) for name, free in signature.free.items()}
+    dims = {
+        name: Dim(name, min=free.least, max=signature.most(name) if together else free.most)
+        for name, free in signature.free.items()
+    }
     return tuple(
         {0: batch} | {axis: _dim(size, dims) for axis, size in enumerate(tensor.shape, 1) if not isinstance(size, int)}
         for tensor in signature.inputs
@@ -229,10 +291,8 @@ def dims_of(signature: Signature) -> tuple[dict[int, Any], ...]:
 
 
 def _dim(size: Size, dims: Mapping[str, Any]) -> Any:
-    name = free_name(size)
-    assert name is not None, "inputs have free sizes that follow from a dimension"
-    offset = size_at(size, {name: 0})
-    factor = size_at(size, {name: 1}) - offset
+    factors, offset = factors_of(size)
+    ((name, factor),) = factors.items()  # a size of an input follows from one dimension
     dim = dims[name] if factor == 1 else factor * dims[name]
     return dim + offset if offset else dim
 
@@ -281,17 +341,17 @@ def _size(name: str, example: int, dim: Any, free: dict[str, FreeSize]) -> int |
     offset = int(derive(0))
     factor = int(derive(1)) - offset
     most = int(root.max) if isinstance(root.max, int) else None
-    found = FreeSize((example - offset) // factor, max(1, int(root.min)), most)
+    found = FreeSize((example - offset) // factor, max(0, int(root.min)), most)
     known = free.setdefault(root.__name__, found)
     if (
         known != found
         or (example - offset) % factor
         or found.example < found.least
-        or found.example > (most or example)
+        or found.example > (example if most is None else most)
     ):
         raise UsageError(
             f"Expected example inputs whose sizes fit dynamic_shapes, but {name!r} has size {example} where "
             f"{dim!r} is free"
             + (f", and another input has {root.__name__} = {known.example}" if known != found else "")
         )
-    return size_of(root.__name__, factor, offset)
+    return size_of({root.__name__: factor}, offset)

@@ -1,7 +1,5 @@
 """Activation quantizers, placed between the operation that computes a tensor and those that read it; requantization."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -106,10 +104,6 @@ class ActivationQuantizer(nn.Module):
 
     def _average(self) -> Average:
         return Average(self.low, self.high, self.batches, 0.0 if self.cumulative else self.momentum)
-
-    def forget(self) -> None:
-        """Set the current range to the empty one, with min above max, until the next forward pass."""
-        self.current, self._observed = (self.low.new_tensor(math.inf), self.low.new_tensor(-math.inf)), None
 
     def reset(self) -> None:
         """Reset the moving average."""

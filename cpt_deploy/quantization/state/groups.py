@@ -1,6 +1,6 @@
 """Assign roles to layers: scheduled precision, fixed precision (max_bits), or a group with its own bits."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from fnmatch import fnmatchcase
 
 from cpt_deploy.errors import UsageError
@@ -9,7 +9,7 @@ from cpt_deploy.quantization.state.precision_state import Role
 from cpt_deploy.registry import nearest_names
 
 
-def layer_roles(names: Sequence[str], config: QuantizationConfig) -> dict[str, Role]:
+def layer_roles(names: Sequence[str], config: QuantizationConfig, ends: Set[str] = frozenset()) -> dict[str, Role]:
     """Return the role of each layer.
 
     The first and the last layer have fixed precision if the configuration says so, whatever groups match them; each
@@ -18,11 +18,12 @@ def layer_roles(names: Sequence[str], config: QuantizationConfig) -> dict[str, R
     Args:
         names: The layers, in the order of the graph.
         config: Groups and ends.
+        ends: Further layers that have the role of the first and the last one.
 
     Raises:
         UsageError: If a group gets no layer; the hint lists the nearest names.
     """
-    held = {names[0], names[-1]} if config.ends == "fixed" else set()
+    held = {names[0], names[-1], *ends} if config.ends == "fixed" else set()
     roles: dict[str, Role] = {}
     for name in names:
         matching = (group.name for group in config.groups if fnmatchcase(name, group.match))

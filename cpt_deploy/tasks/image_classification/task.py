@@ -1,33 +1,33 @@
-"""Image classification as a `Task`, which delegates to the other modules of this folder."""
+"""Image classification as a `Task`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cpt_deploy.bundle import Bundle
+from cpt_deploy.bundle import Processor
 from cpt_deploy.recipe import Recipe
-from cpt_deploy.recipe.tasks import CLASSIFICATION
-from cpt_deploy.tasks.evidence import BundleCheck, Evidence, Origin, ValidationOptions
-from cpt_deploy.tasks.exporting import ExportOptions, ExportSummary
-from cpt_deploy.tasks.reporting import Reporter
+from cpt_deploy.recipe.tasks import IMAGE_CLASSIFICATION
+from cpt_deploy.signature import Signature
+from cpt_deploy.tasks.catalogs import DataEntry, ModelEntry, ModelSize
+from cpt_deploy.tasks.interface import Task
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
-    from cpt_deploy.tasks.image_classification.export import ImageExport
-    from cpt_deploy.tasks.image_classification.sweep import ImageSweep
+    from cpt_deploy.bundle import ImageProcessor
+    from cpt_deploy.quantization import QuantizedModel
     from cpt_deploy.tasks.image_classification.training import Classification
+    from cpt_deploy.training import RunDirectory, RunReport
+    from cpt_deploy.validation import Accuracy, Samples
 
 
-class ImageClassification:
+class ImageClassification(Task):
     """See `Task`."""
 
-    name = CLASSIFICATION
-    pipeline_tag = "image-classification"
+    name = IMAGE_CLASSIFICATION
     unit = "images"
-
-    def knows(self, data: str) -> bool:
-        """Return False: data that no other task knows are images."""
-        return False
+    processor = "cpt_deploy.bundle.processors.image_processor:ImageProcessor"
+    adapter = "cpt_serving.adapters.images:ImageAdapter"
 
     def load_training(self, recipe: Recipe, device: "torch.device", processes: int) -> "Classification":
         """See `Task`."""
@@ -35,48 +35,66 @@ class ImageClassification:
 
         return load_classification(recipe, device, processes)
 
-    def open_bundle(self, path: Path) -> Bundle:
+    def read_processor(self, report: "RunReport", directory: "RunDirectory") -> "ImageProcessor":
+        """Return preprocessing and labels, which the report has, see `Task`."""
+        from cpt_deploy.bundle import ImageProcessor, Preprocessing
+
+        return ImageProcessor(Preprocessing.from_dict(report.preprocessing), report.classes)
+
+    def build_model(self, recipe: Recipe, processor: Processor) -> "QuantizedModel":
         """See `Task`."""
-        return Bundle.open(path)
+        from cpt_deploy.training.loop.setup import build_cpt_model
 
-    def begin_export(self, run_dir: Path, options: ExportOptions, data_dir: Path | None) -> "ImageExport":
+        own = _expected(processor)
+        return build_cpt_model(recipe, len(own.labels), own.preprocessing, trained=True)
+
+    def samples(
+        self, data: str, root: Path | None, processor: Processor, signature: Signature, limit: int | None
+    ) -> "Samples":
         """See `Task`."""
-        from cpt_deploy.tasks.image_classification.export import begin_export
+        from cpt_deploy.tasks.image_classification.samples import test_samples
 
-        return begin_export(run_dir, options, data_dir)
+        return test_samples(data, root, _expected(processor), limit)
 
-    def describe_export(self, bundle: Bundle) -> ExportSummary:
+    def scoring(self) -> "Accuracy":
         """See `Task`."""
-        from cpt_deploy.tasks.image_classification.export_summary import describe_export
+        from cpt_deploy.validation import Accuracy
 
-        return describe_export(bundle)
+        return Accuracy()
 
-    def check_validation(self, options: ValidationOptions) -> None:
+    def source_network(self, path: Path, model: str | None, processor: Processor) -> "nn.Module":
         """See `Task`."""
-        from cpt_deploy.tasks.image_classification.validation import check_options
+        from cpt_deploy.models.imported import open_source
 
-        check_options(options)
+        own = _expected(processor)
+        return open_source(path, model).build(own.preprocessing.input_shape, len(own.labels))
 
-    def validate(
-        self, bundle: Bundle, options: ValidationOptions, origin: Origin, reporter: Reporter, *, require_exact: bool
-    ) -> Evidence:
+    def model_names(self, pattern: str | None) -> list[str]:
+        """See `Task`; without a pattern, the project's own networks."""
+        from cpt_deploy.models import model_names
+
+        return model_names(pattern) if pattern else [name for name in model_names() if "/" not in name]
+
+    def describe_model(self, name: str, size: ModelSize) -> ModelEntry:
         """See `Task`."""
-        from cpt_deploy.tasks.image_classification.validation import validate_bundle
+        from cpt_deploy.tasks.image_classification.catalog import model_entry
 
-        return validate_bundle(bundle, options, origin, reporter, require_exact=require_exact)
+        return model_entry(name, size)
 
-    def check_bundle(self, bundle: Bundle, provider: str, *, require_exact: bool) -> BundleCheck:
+    def known_data(self, pattern: str) -> list[DataEntry]:
         """See `Task`."""
-        from cpt_deploy.tasks.image_classification.validation import check_bundle
+        from cpt_deploy.tasks.image_classification.catalog import data_entries
 
-        return check_bundle(bundle, provider, require_exact=require_exact)
-
-    def sweep(self, run_dir: Path, data_dir: Path | None, limit: int | None) -> "ImageSweep":
-        """See `Task`."""
-        from cpt_deploy.tasks.image_classification.sweep import ImageSweep
-
-        return ImageSweep(run_dir, limit)
+        return data_entries(pattern)
 
     def example_request(self, address: str) -> str:
         """See `Task`."""
         return f"-F file=@image.png {address}/predict"
+
+
+def _expected(processor: Processor) -> "ImageProcessor":
+    from cpt_deploy.bundle import ImageProcessor
+
+    if not isinstance(processor, ImageProcessor):
+        raise TypeError(f"Expected an ImageProcessor, but got {type(processor).__name__}")
+    return processor

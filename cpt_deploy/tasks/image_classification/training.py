@@ -2,47 +2,43 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cpt_deploy.data import ArrayImages, FileImages, eval_loader, training_stream
-from cpt_deploy.errors import UsageError
+from cpt_deploy.data import WHOLE, ArrayImages, FileImages, Share, eval_loader, training_stream
+from cpt_deploy.metric import ACCURACY
 from cpt_deploy.quantization import QuantizedModel, ScheduledModel
 from cpt_deploy.recipe import Recipe
-from cpt_deploy.recipe.tasks import CLASSIFICATION
+from cpt_deploy.recipe.tasks import IMAGE_CLASSIFICATION
 from cpt_deploy.training.distributed.process_group import ProcessGroup
-from cpt_deploy.training.distributed.synchronization import Synchronization
 from cpt_deploy.training.evaluation import evaluate
 from cpt_deploy.training.fine_tuning import Pretrained, build_pretrained, resolve_weights
 from cpt_deploy.training.loop.inputs import calibration_inputs
 from cpt_deploy.training.loop.setup import RunData, build_cpt_model, load_data
 from cpt_deploy.training.reporting.reports import Evaluation
-from cpt_deploy.training.run_directory.run_directory import RunDirectory
-from cpt_deploy.training.task import Final, StepOutcome, Stop
+from cpt_deploy.training.task import StepOutcome, Stop, TrainingTask
 
 
-class Classification:
+class Classification(TrainingTask):
     """The task, see `TrainingTask`.
 
     Args:
         data: Images and their preprocessing.
     """
 
-    name = CLASSIFICATION
+    name = IMAGE_CLASSIFICATION
     unit = "images"
+    metric = ACCURACY
+    train_metrics = ("accuracy",)
+    test_metrics = ("accuracy", "top5")
+    replayable = True
 
     def __init__(self, data: RunData) -> None:
-        self.data = data
+        self.data, self.recipe = data, data.recipe
         self.pretrained: Pretrained | None = None
         self.loss = nn.CrossEntropyLoss(label_smoothing=data.recipe.train.label_smoothing)
-
-    @property
-    def recipe(self) -> Recipe:
-        """See `TrainingTask`."""
-        return self.data.recipe
 
     @property
     def workers(self) -> int:
@@ -55,19 +51,9 @@ class Classification:
         return self.data.steps_per_epoch
 
     @property
-    def total_steps(self) -> int:
-        """See `TrainingTask`."""
-        return self.data.total_steps
-
-    @property
     def step_samples(self) -> int:
         """Number of images of a batch."""
         return min(self.recipe.train.batch_size, len(self.data.train))
-
-    @property
-    def rows(self) -> int:
-        """Number of images of a batch."""
-        return self.step_samples
 
     @property
     def classes(self) -> int:
@@ -88,26 +74,12 @@ class Classification:
                 counts.update({**images.left_out, **({"unreadable": len(images.skipped)} if images.skipped else {})})
         return dict(counts.most_common())
 
-    def check_processes(self, count: int) -> None:
-        """Check that each process has an image of each batch, see `TrainingTask`."""
-        if self.step_samples < count:
-            raise UsageError(
-                f"Expected batches of at least one image for each process, but got {self.step_samples} for {count}",
-                hint="raise train.batch_size, which is that of all processes together, or start fewer processes",
-            )
-
     def build_model(self) -> QuantizedModel:
         """Build the model, with the initial weights of the recipe, see `TrainingTask`."""
         if self.recipe.model.weights is None:
             return build_cpt_model(self.recipe, self.classes, self.data.preprocessing)
         model, self.pretrained = build_pretrained(self.recipe, self.classes, self.data.preprocessing)
         return model
-
-    def begin(self, directory: RunDirectory) -> None:
-        """Write nothing: the report contains classes and preprocessing."""
-
-    def check(self, directory: RunDirectory) -> None:
-        """Check nothing: the recipe names the data."""
 
     def stream(self, steps: range, process_group: ProcessGroup, *, pin_memory: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield inputs and labels, see `TrainingTask`."""
@@ -134,15 +106,6 @@ class Classification:
         correct = (logits.detach().argmax(1) == y).sum()
         return StepOutcome(self.loss(logits.float(), y), correct, len(y), self.step_samples)
 
-    def state(self, model: ScheduledModel, process_group: ProcessGroup) -> Mapping[str, Tensor]:
-        """Return nothing: batches do not depend on each other."""
-        return {}
-
-    def restore(
-        self, state: Mapping[str, Tensor], model: ScheduledModel, device: torch.device, process_group: ProcessGroup
-    ) -> None:
-        """Restore nothing."""
-
     def evaluate(
         self, model: ScheduledModel, device: torch.device, step: int, stop: Stop, process_group: ProcessGroup
     ) -> Evaluation | None:
@@ -160,30 +123,13 @@ class Classification:
             model, batches, classes=self.classes, device=device, step=step, stop=stop, process_group=process_group
         )
 
-    def is_better(self, evaluation: Evaluation, best: Evaluation) -> bool:
-        """Return whether the accuracy is higher."""
-        return evaluation.top1 > best.top1
-
-    def calibrate(
-        self, synchronization: Synchronization, device: torch.device, stop: Stop, process_group: ProcessGroup
-    ) -> None:
-        """Calibrate on training batches of the epochs after the last one, distributed over the processes."""
-        batches = calibration_inputs(
-            self.recipe,
-            self.data.preprocessing,
-            self.data.train_inputs,
-            workers=self.workers,
-            share=process_group.share,
-        )
-        wanted = takewhile(lambda _: not stop(), batches)
-        synchronization.calibrate(inputs.to(device, memory_format=torch.channels_last) for inputs in wanted)
-
-    def evaluate_calibrated(
-        self, model: ScheduledModel, device: torch.device, step: int, stop: Stop, process_group: ProcessGroup
-    ) -> Final | None:
-        """See `TrainingTask`."""
-        result = self.evaluate(model, device, step, stop, process_group)
-        return None if result is None else Final(result, result)
+    def calibration_inputs(self, share: Share = WHOLE) -> Iterator[Tensor]:
+        """Yield augmented training batches of the epochs after the last one, see `TrainingTask`."""
+        data = self.data
+        for inputs in calibration_inputs(
+            self.recipe, data.preprocessing, data.train_inputs, workers=self.workers, share=share
+        ):
+            yield inputs.contiguous(memory_format=torch.channels_last)
 
     def describe(self) -> dict[str, Any]:
         """See `TrainingTask`."""

@@ -1,29 +1,33 @@
-"""Text generation as a `Task`, which delegates to the other modules of this folder."""
+"""Text generation as a `Task`."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cpt_deploy.bundle.language import LanguageBundle
+from cpt_deploy.bundle import Processor
 from cpt_deploy.recipe import Recipe
-from cpt_deploy.recipe.tasks import LANGUAGE_MODEL
-from cpt_deploy.tasks.evidence import BundleCheck, Evidence, Origin, ValidationOptions
-from cpt_deploy.tasks.exporting import ExportOptions, ExportSummary
-from cpt_deploy.tasks.reporting import Reporter
+from cpt_deploy.recipe.tasks import TEXT_GENERATION
+from cpt_deploy.signature import Signature
+from cpt_deploy.tasks.catalogs import DataEntry, ModelEntry, ModelSize
+from cpt_deploy.tasks.interface import Task
 
 if TYPE_CHECKING:
     import torch
 
-    from cpt_deploy.tasks.text_generation.export import TextExport
-    from cpt_deploy.tasks.text_generation.sweep import TextSweep
+    from cpt_deploy.bundle import TextProcessor
+    from cpt_deploy.quantization import QuantizedModel
     from cpt_deploy.tasks.text_generation.training import LanguageModelling
+    from cpt_deploy.training import RunDirectory, RunReport, TrainedRun
+    from cpt_deploy.validation import Perplexity, Samples
 
 
-class TextGeneration:
+class TextGeneration(Task):
     """See `Task`."""
 
-    name = LANGUAGE_MODEL
-    pipeline_tag = "text-generation"
+    name = TEXT_GENERATION
     unit = "tokens"
+    processor = "cpt_deploy.bundle.processors.text_processor:TextProcessor"
+    adapter = "cpt_serving.adapters.text:TextAdapter"
 
     def knows(self, data: str) -> bool:
         """Return whether the data are a known corpus or a text file."""
@@ -37,54 +41,64 @@ class TextGeneration:
 
         return load_language_modelling(recipe)
 
-    def open_bundle(self, path: Path) -> LanguageBundle:
+    def read_processor(self, report: "RunReport", directory: "RunDirectory") -> "TextProcessor":
+        """Return the processor with the vocabulary in the run's directory, see `Task`."""
+        from cpt_deploy.tasks.text_generation.training import read_vocabulary
+
+        return read_vocabulary(report, directory)
+
+    def build_model(self, recipe: Recipe, processor: Processor) -> "QuantizedModel":
         """See `Task`."""
-        return LanguageBundle.open(path)
+        from cpt_deploy.training.loop.setup import build_language_run_model
 
-    def begin_export(self, run_dir: Path, options: ExportOptions, data_dir: Path | None) -> "TextExport":
+        return build_language_run_model(recipe, _expected(processor).size, trained=True)
+
+    def samples(
+        self, data: str, root: Path | None, processor: Processor, signature: Signature, limit: int | None
+    ) -> "Samples":
         """See `Task`."""
-        from cpt_deploy.tasks.text_generation.export import begin_export
+        from cpt_deploy.tasks.text_generation.samples import test_samples
 
-        return begin_export(run_dir, options, data_dir)
+        return test_samples(data, root, _expected(processor), signature, limit)
 
-    def describe_export(self, bundle: LanguageBundle) -> ExportSummary:
+    def scoring(self) -> "Perplexity":
         """See `Task`."""
-        from cpt_deploy.tasks.text_generation.export_summary import describe_export
+        from cpt_deploy.validation import Perplexity
 
-        return describe_export(bundle)
+        return Perplexity()
 
-    def check_validation(self, options: ValidationOptions) -> None:
+    def measure_again(self, run: "TrainedRun", samples: "Samples") -> Callable[[], float] | None:
+        """Return the perplexity as the run measured it: in its rows and chunks, see `Task`."""
+        from cpt_deploy.tasks.text_generation.training import perplexity_of_run
+
+        return lambda: perplexity_of_run(run)
+
+    def model_names(self, pattern: str | None) -> list[str]:
         """See `Task`."""
-        from cpt_deploy.tasks.text_generation.validation import check_options
+        from cpt_deploy.models.language import language_model_names
 
-        check_options(options)
+        return language_model_names(pattern or "*")
 
-    def validate(
-        self,
-        bundle: LanguageBundle,
-        options: ValidationOptions,
-        origin: Origin,
-        reporter: Reporter,
-        *,
-        require_exact: bool,
-    ) -> Evidence:
+    def describe_model(self, name: str, size: ModelSize) -> ModelEntry:
         """See `Task`."""
-        from cpt_deploy.tasks.text_generation.validation import validate_bundle
+        from cpt_deploy.tasks.text_generation.catalog import model_entry
 
-        return validate_bundle(bundle, options, origin, reporter, require_exact=require_exact)
+        return model_entry(name, size)
 
-    def check_bundle(self, bundle: LanguageBundle, provider: str, *, require_exact: bool) -> BundleCheck:
+    def known_data(self, pattern: str) -> list[DataEntry]:
         """See `Task`."""
-        from cpt_deploy.tasks.text_generation.validation import check_bundle
+        from cpt_deploy.tasks.text_generation.catalog import data_entries
 
-        return check_bundle(bundle, provider)
-
-    def sweep(self, run_dir: Path, data_dir: Path | None, limit: int | None) -> "TextSweep":
-        """See `Task`."""
-        from cpt_deploy.tasks.text_generation.sweep import TextSweep
-
-        return TextSweep(run_dir, data_dir, limit)
+        return data_entries(pattern)
 
     def example_request(self, address: str) -> str:
         """See `Task`."""
         return """-d '{"prompt": "The"}' """ + f"{address}/generate"
+
+
+def _expected(processor: Processor) -> "TextProcessor":
+    from cpt_deploy.bundle import TextProcessor
+
+    if not isinstance(processor, TextProcessor):
+        raise TypeError(f"Expected a TextProcessor, but got {type(processor).__name__}")
+    return processor

@@ -13,8 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from cpt_deploy.bundle.processors.tokenization import Ids, Tokenizer
+from cpt_deploy.bundle import TextProcessor
+from cpt_deploy.bundle.processors.text_processor import context_of
+from cpt_deploy.bundle.processors.tokenization import Ids, Tokenizer, read_tokenizer
+from cpt_deploy.data import WHOLE, Share
 from cpt_deploy.data.text import (
     Chunk,
     Corpus,
@@ -29,22 +33,25 @@ from cpt_deploy.data.text import (
     training_rows,
 )
 from cpt_deploy.errors import CheckpointError, UsageError
-from cpt_deploy.quantization import QuantizedLanguageModel, ScheduledModel, calibrating
-from cpt_deploy.quantization.language import Score, State, detached
+from cpt_deploy.metric import PERPLEXITY
+from cpt_deploy.quantization import QuantizedModel, ScheduledModel, calibrating, class_divergence, round_biases
+from cpt_deploy.quantization.stateful import State
 from cpt_deploy.recipe import Recipe
-from cpt_deploy.recipe.tasks import LANGUAGE_MODEL
+from cpt_deploy.recipe.tasks import TEXT_GENERATION
+from cpt_deploy.signature import TOKENS_NAME, Signature
 from cpt_deploy.training.distributed.process_group import ProcessGroup
 from cpt_deploy.training.distributed.synchronization import Synchronization
-from cpt_deploy.training.fine_tuning import Pretrained, refuse_weights
-from cpt_deploy.training.loop.setup import build_quantized_language_model
-from cpt_deploy.training.reporting.reports import Evaluation
+from cpt_deploy.training.fine_tuning import refuse_weights
+from cpt_deploy.training.loop.setup import build_language_run_model
+from cpt_deploy.training.reporting.reports import Evaluation, RunReport
 from cpt_deploy.training.run_directory.files import disk_errors, write_atomically
 from cpt_deploy.training.run_directory.run_directory import RunDirectory
-from cpt_deploy.training.task import Final, StepOutcome, Stop
-from cpt_deploy.training.text_evaluation import evaluate_text
+from cpt_deploy.training.run_directory.saved_runs import TrainedRun
+from cpt_deploy.training.task import Final, StepOutcome, Stop, TrainingTask
+from cpt_deploy.training.text_evaluation import evaluate_text, scores_of, token_losses
 
 
-class LanguageModelling:
+class LanguageModelling(TrainingTask):
     """The task, see `TrainingTask`.
 
     Args:
@@ -57,10 +64,11 @@ class LanguageModelling:
         DataError: If the text cannot be read or is too short.
     """
 
-    name = LANGUAGE_MODEL
+    name = TEXT_GENERATION
     unit = "tokens"
-    workers = 0
-    pretrained: Pretrained | None = None
+    metric = PERPLEXITY
+    train_metrics = test_metrics = ("accuracy", "perplexity")
+    held_out = "validation"
 
     def __init__(self, recipe: Recipe, corpus: Corpus, tokenizer: Tokenizer) -> None:
         _check_settings(recipe)
@@ -70,16 +78,12 @@ class LanguageModelling:
         self.train_rows = training_rows(self.train, recipe.train.batch_size)
         self._held_out: dict[TextSplit, Ids] = {}
         self._carried: State | None = None
+        self._signature: Signature
 
     @property
     def steps_per_epoch(self) -> int:
         """See `TrainingTask`."""
         return steps_per_epoch(self.train_rows, self.length)
-
-    @property
-    def total_steps(self) -> int:
-        """See `TrainingTask`."""
-        return self.recipe.train.total_steps(self.steps_per_epoch)
 
     @property
     def step_samples(self) -> int:
@@ -101,11 +105,6 @@ class LanguageModelling:
         """Number of training and of test tokens."""
         return len(self.train), len(self.ids("test"))
 
-    @property
-    def left_out(self) -> Mapping[str, int]:
-        """Return no files: a corpus is read completely."""
-        return {}
-
     def ids(self, split: TextSplit) -> Ids:
         """Return the tokens of a split."""
         if split == "train":
@@ -120,20 +119,13 @@ class LanguageModelling:
         limit = self.recipe.data.limit
         return ids if limit is None else ids[: rows * (limit * self.length + 1)]
 
-    def check_processes(self, count: int) -> None:
-        """Check that each process has a row of each batch, see `TrainingTask`."""
-        if self.rows < count:
-            raise UsageError(
-                f"Expected batches of at least one row of text for each process, but got {self.rows} for {count}",
-                hint="raise train.batch_size, which is that of all processes together, or start fewer processes",
-            )
-
-    def build_model(self) -> QuantizedLanguageModel:
+    def build_model(self) -> QuantizedModel:
         """See `TrainingTask`."""
-        model = build_quantized_language_model(self.recipe, self.tokenizer.size)
-        if model.context is not None and self.length + self.context > model.context:
+        model = build_language_run_model(self.recipe, self.tokenizer.size)
+        self._signature, most = model.signature, context_of(model.signature)
+        if most is not None and self.length + self.context > most:
             raise UsageError(
-                f"Expected sequences of at most {model.context} tokens, the model's context, but data.text has "
+                f"Expected sequences of at most {most} tokens, the model's context, but data.text has "
                 f"sequence={self.length} and context={self.context}",
                 hint="lower them or raise model.args.context",
             )
@@ -169,26 +161,24 @@ class LanguageModelling:
         """See `TrainingTask`."""
         before = None if batch.first else self._carried
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            score: Score = model(batch.tokens.to(device), batch.targets.to(device), before)
-        self._carried = None if score.state is None else detached(score.state)
-        whole = self.rows * batch.tokens.shape[1]
-        return StepOutcome(score.losses.float().mean(), score.hits, score.targets, whole)
+            scores, after = scores_of(model, self._signature, batch.tokens.to(device), before)
+            losses, hits = token_losses(scores, batch.targets.to(device))
+        self._carried = None if after is None else tuple(part.detach() for part in after)
+        return StepOutcome(losses.float().mean(), hits, batch.tokens.numel(), self.rows * batch.tokens.shape[1])
 
     def state(self, model: ScheduledModel, process_group: ProcessGroup) -> Mapping[str, Tensor]:
         """Return the carried state of all rows."""
-        assert isinstance(model, QuantizedLanguageModel)
         if self._carried is None:
             return {}
         parts = process_group.collect(tuple(tensor.cpu() for tensor in self._carried))
-        return {str(place): tensor for place, tensor in enumerate(model.joined(parts))}
+        return {str(place): torch.cat(rows) for place, rows in enumerate(zip(*parts, strict=True))}
 
     def restore(
         self, state: Mapping[str, Tensor], model: ScheduledModel, device: torch.device, process_group: ProcessGroup
     ) -> None:
         """Restore the state of this process's rows."""
-        assert isinstance(model, QuantizedLanguageModel)
-        whole = tuple(state[str(place)].to(device) for place in range(len(state)))
-        self._carried = model.rows_of(whole, process_group.share.of(self.rows)) if whole else None
+        rows = process_group.share.of(self.rows)
+        self._carried = tuple(state[str(place)][rows].to(device) for place in range(len(state))) or None
 
     def evaluate(
         self, model: ScheduledModel, device: torch.device, step: int, stop: Stop, process_group: ProcessGroup
@@ -196,24 +186,31 @@ class LanguageModelling:
         """Evaluate on the validation text, see `TrainingTask`."""
         return self._evaluate("valid", model, device, step, stop, process_group)
 
-    def is_better(self, evaluation: Evaluation, best: Evaluation) -> bool:
-        """Return whether the loss is lower."""
-        return evaluation.loss < best.loss
+    def calibration_inputs(self, share: Share = WHOLE) -> Iterator[dict[str, Tensor]]:
+        """Yield the first chunks of the training text, with a process's share of the rows, see `TrainingTask`."""
+        rows = self.train_rows[share.of(self.rows)]
+        for number in range(self.recipe.train.calibration_batches):
+            yield {TOKENS_NAME: training_chunk(rows, self.length, number).tokens}
+
+    def divergence(self, reference: Any, outputs: Any) -> Tensor:
+        """Return the divergence of the next tokens' probabilities, see `TrainingTask`."""
+        scores, others = (tree_leaves(result)[0] for result in (reference, outputs))
+        return class_divergence(scores, others)
 
     def calibrate(
         self, synchronization: Synchronization, device: torch.device, stop: Stop, process_group: ProcessGroup
     ) -> None:
         """Calibrate on the first chunks of the training text, with carried state; each process reads its own rows."""
         model = synchronization.model
-        assert isinstance(model, QuantizedLanguageModel)
-        with torch.no_grad(), model.at_max_bits(), calibrating(model):
+        assert isinstance(model, QuantizedModel)
+        with torch.no_grad(), model.at_max_bits():
             state: State | None = None
-            for chunk in self.stream(range(self.recipe.train.calibration_batches), process_group, pin_memory=False):
-                synchronization.begin()
-                _, state = model(chunk.tokens.to(device), None if chunk.first else state)
-                state = state if model.carries_state else None
-                if synchronization.exchange_ranges(stop()):
-                    return
+            with calibrating(model):
+                for batch in self.calibration_inputs(process_group.share):
+                    _, state = scores_of(model, model.signature, batch[TOKENS_NAME].to(device), state)
+                    if synchronization.exchange_ranges(stop()):
+                        return
+            round_biases(model)
 
     def evaluate_calibrated(
         self, model: ScheduledModel, device: torch.device, step: int, stop: Stop, process_group: ProcessGroup
@@ -243,7 +240,7 @@ class LanguageModelling:
         stop: Stop,
         process_group: ProcessGroup,
     ) -> Evaluation | None:
-        assert isinstance(model, QuantizedLanguageModel)
+        assert isinstance(model, QuantizedModel)
         rows = self.recipe.train.eval_batch_size
         chunks = evaluation_chunks(self.ids(split), rows, self.length, self.context, process_group.share)
         return evaluate_text(model, chunks, device=device, step=step, stop=stop, process_group=process_group)
@@ -256,7 +253,6 @@ def _check_settings(recipe: Recipe) -> None:
         for name, given in (
             ("data.augment", bool(recipe.data.augment)),
             ("train.label_smoothing", recipe.train.label_smoothing > 0.0),
-            ("precision.groups", bool(recipe.precision.groups)),
         )
         if given
     ]
@@ -277,3 +273,31 @@ def load_language_modelling(recipe: Recipe) -> LanguageModelling:
     corpus = load_corpus(name, root)
     tokenizer = build_tokenizer(corpus.text("train"), settings.text.level, settings.text.vocabulary_size)
     return LanguageModelling(recipe.model_copy(update={"data": data}), corpus, tokenizer)
+
+
+def read_vocabulary(report: RunReport, directory: RunDirectory) -> TextProcessor:
+    """Return the processor of a finished run, with the vocabulary that the model was trained with.
+
+    Raises:
+        CheckpointError: If the vocabulary is another one.
+    """
+    tokenizer = read_tokenizer(directory.tokenizer)
+    known = report.data["vocabulary"]
+    digest = hashlib.sha256(directory.tokenizer.read_bytes()).hexdigest()
+    if tokenizer.size != known["size"] or digest != known["sha256"]:
+        raise CheckpointError(
+            f"Expected the vocabulary of {known['size']} tokens that the model was trained with at "
+            f"{directory.tokenizer}, but got another one, of {tokenizer.size} tokens",
+            hint="copy the run's own tokenizer.json back",
+        )
+    return TextProcessor(tokenizer)
+
+
+def perplexity_of_run(run: TrainedRun) -> float:
+    """Return the perplexity of a run's model on its test text, measured as after training."""
+    training = load_language_modelling(run.recipe)
+    text, rows = run.recipe.data.text, run.recipe.train.eval_batch_size
+    chunks = evaluation_chunks(training.ids("test"), rows, text.sequence, text.context)
+    result = evaluate_text(run.model, chunks, device=torch.device("cpu"))
+    assert result is not None
+    return result.metrics[PERPLEXITY.name]

@@ -54,8 +54,6 @@ class Synchronization:
     def __init__(self, model: ScheduledModel, process_group: ProcessGroup, device: torch.device) -> None:
         self.model, self.process_group = model, process_group
         self.quantizers = [quantizer for _, quantizer in model.quantizers()]
-        #: Whether the tokens of a process decide which layers it computes: the clusters of an adaptive softmax.
-        self.partial = any(isinstance(module, nn.AdaptiveLogSoftmaxWithLoss) for module in model.modules())
         self.replica = model.training_module()
         if process_group.count == 1:
             return
@@ -69,17 +67,10 @@ class Synchronization:
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its older name
         self.replica = replicate(
             self.replica,
-            find_unused_parameters=self.partial,
             device_ids=[device.index] if device.type == "cuda" else None,
             gradient_as_bucket_view=True,
             **{buffers: False},  # statistics and ranges are equal already
         )
-
-    def begin(self) -> None:
-        """Reset ranges before a forward pass whose ranges will be exchanged."""
-        if self.process_group.count > 1 and self.partial:
-            for quantizer in self.quantizers:
-                quantizer.forget()
 
     def exchange(self, loss: Tensor, correct: Tensor, signal: int) -> StepTotals:
         """Exchange loss, hits, signal and ranges of this step's forward; every process must call it once per step.
@@ -114,11 +105,8 @@ class Synchronization:
         told = self.process_group.gather(torch.cat([lows, highs, figures]))
         count = len(self.quantizers)
         low, high = told[:, :count].amin(0), told[:, count : 2 * count].amax(0)
-        # A tensor that no process computed keeps its average; finding out takes a read from the device.
-        missed = (low > high).tolist() if self.partial else [False] * count
-        for quantizer, least, greatest, is_missed in zip(self.quantizers, low, high, missed, strict=True):
-            if not is_missed:
-                quantizer.observe(least, greatest)
+        for quantizer, least, greatest in zip(self.quantizers, low, high, strict=True):
+            quantizer.observe(least, greatest)
         return told[:, 2 * count :].T
 
     def calibrate(self, inputs: Iterable[Tensor]) -> int:
@@ -133,7 +121,7 @@ class Synchronization:
         Returns:
             The number of batches of all processes.
         """
-        assert isinstance(self.model, QuantizedModel), "language models are calibrated on parts of batches"
+        assert isinstance(self.model, QuantizedModel)
         iterator = iter(inputs)
         first = next(iterator, None)
         batches = iter(()) if first is None else chain([first], iterator)

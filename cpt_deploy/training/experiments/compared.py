@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cpt_deploy.errors import CheckpointError, UsageError
+from cpt_deploy.metric import Metric
 from cpt_deploy.recipe import Recipe, load_recipe
-from cpt_deploy.report import Measure
 from cpt_deploy.training.reporting.reports import RunReport
 from cpt_deploy.training.run_directory.run_directory import RunDirectory
 
@@ -45,15 +45,14 @@ class FinishedRun:
         return self.recipe.seed
 
     @property
-    def measure(self) -> Measure:
-        """The measure by which the run is compared."""
-        return "accuracy" if self.report.test.perplexity is None else "perplexity"
+    def metric(self) -> Metric:
+        """The metric by which the run is compared."""
+        return self.report.metric
 
     @property
     def figure(self) -> float:
-        """The measure of the calibrated model: accuracy on the test images, 0 to 1, or perplexity of the test text."""
-        test = self.report.test
-        return test.top1 if test.perplexity is None else test.perplexity
+        """Value of the metric for the calibrated model on the test split."""
+        return self.report.figure
 
 
 @dataclass(frozen=True)
@@ -71,13 +70,13 @@ class RunGroup:
     repeated: tuple[FinishedRun, ...] = ()
 
     @property
-    def measure(self) -> Measure:
-        """The measure by which the runs are compared."""
-        return self.runs[0].measure
+    def metric(self) -> Metric:
+        """The metric by which the runs are compared."""
+        return self.runs[0].metric
 
     @property
     def figures(self) -> tuple[float, ...]:
-        """Accuracy of each run, 0 to 1, or its perplexity."""
+        """Value of the metric for each run."""
         return tuple(run.figure for run in self.runs)
 
     @property
@@ -130,15 +129,15 @@ def group_runs(runs: Iterable[FinishedRun]) -> list[RunGroup]:
     differ between groups, by the last part of their names where that is unambiguous.
 
     Raises:
-        UsageError: If some classify images and others are language models.
+        UsageError: If runs have different metrics.
     """
     runs = list(runs)
-    if len({run.measure for run in runs}) > 1:
-        examples = {run.measure: run.path for run in reversed(runs)}
+    examples = {run.metric.title: run.path for run in reversed(runs)}
+    if len(examples) > 1:
+        listed = " and ".join(f"{title} ({path})" for title, path in sorted(examples.items()))
         raise UsageError(
-            "Expected runs that are judged by the same figure, but got accuracy of images "
-            f"({examples['accuracy']}) and perplexity of text ({examples['perplexity']})",
-            hint="compare classifiers and language models each by themselves",
+            f"Expected runs that are judged by the same metric, but got {listed}",
+            hint="compare the runs of each task by themselves",
         )
     members: dict[tuple[tuple[str, str], ...], list[FinishedRun]] = {}
     for run in runs:

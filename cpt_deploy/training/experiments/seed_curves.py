@@ -26,17 +26,18 @@ def seed_curves(group: RunGroup) -> SeedCurves:
     return SeedCurves(
         group.label,
         seed_band(logs, "loss"),
-        seed_band(logs, group.measure),
-        seed_band([[row for row in rows if not row["calibrated"]] for rows in logs], f"test_{group.measure}"),
+        seed_band(logs, group.metric.name),
+        seed_band([[row for row in rows if not row["calibrated"]] for rows in logs], f"test_{group.metric.name}"),
         bit_steps,
         bits,
-        group.measure,
+        group.metric,
+        group.runs[0].report.held_out,
     )
 
 
 def seed_band(logs: Sequence[Rows], column: str) -> SeedBand:
     """Return mean and sample standard deviation of a column over several logs, at their common steps."""
-    values = [{int(row["step"]): float(row[column]) for row in rows if row[column]} for rows in logs]
+    values = [{int(row["step"]): float(row[column]) for row in rows if row.get(column)} for rows in logs]
     steps = sorted(set(values[0]).intersection(*values[1:]))
     means = [statistics.fmean(log[step] for log in values) for step in steps]
     if len(logs) == 1:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cpt_deploy.errors import MissingExtraError
+from cpt_deploy.metric import Metric
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 TrialState = Literal["waiting", "running", "finished", "failed", "interrupted"]
 JOURNAL = "trials.log"
 _READY = "ready"
-_MEASURE = "measure"
+_METRIC = "metric"
 _POLL_SECONDS = 0.2
 #: Max time for another process to fill a queue that it has created.
 _FILLING_SECONDS = 10.0
@@ -35,15 +36,15 @@ class TrialOutcome:
 
     Args:
         state: "finished", "failed" or "interrupted".
-        accuracy: Of a finished image classifier, 0 to 1.
+        figure: Value of the metric of a finished run.
         message: Why it is not finished.
-        perplexity: Of a finished language model.
+        metric: The metric of a finished run.
     """
 
     state: TrialState
-    accuracy: float | None = None
+    figure: float | None = None
     message: str | None = None
-    perplexity: float | None = None
+    metric: Metric | None = None
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,16 @@ class TrialStatus:
     Args:
         name: The point of the grid.
         state: State of its last attempt.
-        accuracy: Of a finished image classifier, 0 to 1.
+        figure: Value of the metric of a finished run.
         message: Why it is not finished, or where it runs.
-        perplexity: Of a finished language model.
+        metric: The metric of a finished run.
     """
 
     name: str
     state: TrialState
-    accuracy: float | None
+    figure: float | None
     message: str | None
-    perplexity: float | None = None
+    metric: Metric | None = None
 
 
 class TrialQueue:
@@ -170,11 +171,9 @@ class TrialQueue:
 
         trial.set_user_attr("outcome", outcome.state)
         trial.set_user_attr("message", outcome.message)
-        is_text = outcome.perplexity is not None
-        figure = outcome.perplexity if is_text else outcome.accuracy
-        if outcome.state == "finished" and figure is not None:
-            trial.set_user_attr(_MEASURE, "perplexity" if is_text else "accuracy")
-            self._study.tell(trial, figure)
+        if outcome.state == "finished" and outcome.figure is not None and outcome.metric is not None:
+            trial.set_user_attr(_METRIC, outcome.metric.to_dict())
+            self._study.tell(trial, outcome.figure)
         else:
             self._study.tell(trial, state=State.FAIL)
 
@@ -205,9 +204,7 @@ def _status(name: str, trial: "FrozenTrial") -> TrialStatus:
         where = f"on {attributes.get('host', 'an unknown machine')}"
         return TrialStatus(name, "running", None, where)
     if trial.state.name == "COMPLETE":
-        if attributes.get(_MEASURE) == "perplexity":
-            return TrialStatus(name, "finished", None, None, trial.value)
-        return TrialStatus(name, "finished", trial.value, None)
+        return TrialStatus(name, "finished", trial.value, None, Metric.from_dict(attributes[_METRIC]))
     if trial.state.name == "WAITING":
         return TrialStatus(name, "waiting", None, None)
     state: TrialState = "interrupted" if attributes.get("outcome") == "interrupted" else "failed"

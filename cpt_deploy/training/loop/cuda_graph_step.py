@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from cpt_deploy.errors import UsageError
-from cpt_deploy.recipe.tasks import CLASSIFICATION
 from cpt_deploy.training.loop.run import Run
 from cpt_deploy.training.task import StepOutcome
 
@@ -109,16 +108,16 @@ def cuda_graph_step(run: Run, *, autocast: bool) -> CudaGraphStep | None:
         autocast: Whether float operations compute in bfloat16.
 
     Raises:
-        UsageError: If the run is not on a GPU, is one of several processes, or does not classify images.
+        UsageError: If the run is not on a GPU, is one of several processes, or its steps depend on each other.
     """
     task, objects = run.task, run.objects
     if not task.recipe.train.cuda_graph:
         return None
-    if objects.device.type != "cuda" or run.process_group.count > 1 or task.name != CLASSIFICATION:
+    if objects.device.type != "cuda" or run.process_group.count > 1 or not task.replayable:
         count = run.process_group.count
         what = f"{task.name} on {objects.device.type} in {count} process{'es' * (count > 1)}"
         raise UsageError(
-            f"Expected train.cuda_graph for classification on cuda in one process, but got {what}",
+            f"Expected train.cuda_graph for batches of tensors on cuda in one process, but got {what}",
             hint="leave train.cuda_graph at false",
         )
     parameters = [parameter for parameter in objects.model.parameters() if parameter.requires_grad]

@@ -75,6 +75,8 @@ def draw_curves(run: Run) -> None:
         plot_curves(
             directory.metrics,
             directory.curves,
+            metric=run.task.metric,
+            held_out=run.task.held_out,
             title=run.task.recipe.name,
             bits=[objects.forward.bits_at(step, total) for step in range(total)],
             grad_bits=[objects.backward.bits_at(step, total) for step in range(total)],
@@ -139,6 +141,8 @@ def _report(run: Run, result: Final, weights_sha256: str, calibration_seconds: f
             **({} if task.pretrained is None else {"weights": asdict(task.pretrained)}),
         },
         task=task.name,
+        metric=task.metric,
+        held_out=task.held_out,
         **task.describe(),
         bits={
             "min_bits": precision.min_bits,
@@ -151,7 +155,7 @@ def _report(run: Run, result: Final, weights_sha256: str, calibration_seconds: f
         steps=progress.step,
         epochs=progress.step / task.steps_per_epoch,
         test=result.test,
-        valid=result.held_out if task.unit == "tokens" else None,
+        valid=None if task.held_out == "test" else result.held_out,
         best=progress.best,
         cost={**cost.to_dict(), "ratio_to_static": 1.0 - cost.saving},
         seconds={

@@ -88,7 +88,6 @@ class TrainingLoop:
         set_learning_rate(objects.optimizer, now.lr)
         if self.process_group.count > 1:  # dropout differs between processes, and is the same after resuming
             seed_torch(self.task.recipe.seed, progress.step, self.process_group.rank)
-        self.parts.synchronization.begin()
         replayed = self._replayed(batch)
         loss, correct, samples, whole = replayed or self.task.step(
             self.parts.synchronization.replica, batch, objects.device, autocast=self.autocast
@@ -237,10 +236,12 @@ class TrainingLoop:
         self._read_losses()
         progress, at = self.progress, self._position(self.progress.step - 1)
         progress.latest, progress.window = progress.window.means(), Window()
+        if "accuracy" not in self.task.train_metrics:
+            del progress.latest["accuracy"]
         groups = self.objects.group_bits(progress.step - 1, self.total)
         bits = {"bits": at.bits, "grad_bits": at.grad_bits, "group_bits": groups}
         row: dict[str, Any] = {**self._place(), "lr": at.lr, **bits, **progress.latest}
-        if self.task.unit == "tokens":
+        if "perplexity" in self.task.train_metrics:
             row["perplexity"] = perplexity_of(row["loss"])
         seconds = round(progress.train_seconds + progress.eval_seconds, 3)
         cost = self.parts.costs.columns(at.bits)

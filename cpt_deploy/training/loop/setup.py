@@ -26,16 +26,15 @@ from cpt_deploy.data import (
 )
 from cpt_deploy.errors import UsageError
 from cpt_deploy.models import build_model
-from cpt_deploy.models.language import build_language_model
+from cpt_deploy.models.language import build_language_model, preparing_arguments
 from cpt_deploy.precision import BitOpsMeter, LayerCost, PrecisionSchedule, share_of_steps
 from cpt_deploy.quantization import (
     LayerGroup,
     QuantizationConfig,
-    QuantizedLanguageModel,
     QuantizedModel,
     ScheduledModel,
-    prepare_language_model,
 )
+from cpt_deploy.quantization.graph.signature import DynamicShapes, ExampleInputs, States
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.training.loop.optimizers import build_optimizer
 
@@ -192,7 +191,8 @@ def build_cpt_model(
     Raises:
         CptError: If the model is unknown, cannot take these images, or has no quantized form.
     """
-    return prepare_network(build_network(recipe, classes, preprocessing), recipe, preprocessing, trained=trained)
+    network = build_network(recipe, classes, preprocessing)
+    return prepare_network(network, recipe, torch.zeros(2, *preprocessing.input_shape), trained=trained)
 
 
 def build_network(recipe: Recipe, classes: int, preprocessing: Preprocessing) -> nn.Module:
@@ -211,9 +211,23 @@ def build_network(recipe: Recipe, classes: int, preprocessing: Preprocessing) ->
 
 
 def prepare_network(
-    network: nn.Module, recipe: Recipe, preprocessing: Preprocessing, *, trained: bool = False
+    network: nn.Module,
+    recipe: Recipe,
+    example_inputs: ExampleInputs,
+    *,
+    trained: bool = False,
+    dynamic_shapes: DynamicShapes = None,
+    states: States = None,
 ) -> QuantizedModel:
     """Prepare the float network of a recipe for training, with its weights.
+
+    Args:
+        network: The network.
+        recipe: The settings.
+        example_inputs: Inputs of two or more samples, see `prepare`.
+        trained: Whether it will get the weights of a run; then the trial conversion, made before that run, is skipped.
+        dynamic_shapes: See `prepare`.
+        states: See `prepare`.
 
     Raises:
         CptError: If it has no quantized form.
@@ -233,32 +247,25 @@ def prepare_network(
         exclude=precision.exclude,
     )
     convert = quantization.prepare if trained else preparation.prepare
-    prepared = convert(network, torch.zeros(2, *preprocessing.input_shape), config)
+    prepared = convert(network, example_inputs, config, dynamic_shapes=dynamic_shapes, states=states)
     prepared.compute = recipe.train.compute
     return prepared
 
 
-def build_quantized_language_model(recipe: Recipe, vocabulary: int) -> QuantizedLanguageModel:
+def build_language_run_model(recipe: Recipe, vocabulary: int, *, trained: bool = False) -> QuantizedModel:
     """Build and prepare the language model of a recipe, with fresh weights, on the CPU.
 
+    Args:
+        recipe: The settings.
+        vocabulary: Number of different tokens.
+        trained: See `prepare_network`.
+
     Raises:
-        UsageError: If the model is unknown, or does not take the arguments.
+        CptError: If the model is unknown, does not take the arguments, or has no quantized form.
     """
-    precision = recipe.precision
-    if precision.include or precision.exclude:
-        raise UsageError(
-            f"Expected no precision.include and precision.exclude for {recipe.model.name}, all of whose layers are "
-            "quantized"
-        )
-    config = QuantizationConfig(
-        min_bits=precision.min_bits,
-        max_bits=precision.max_bits,
-        ends=precision.ends,
-        range_momentum=precision.range_momentum,
-        seed=recipe.seed,
-    )
     network = build_language_model(recipe.model.name, vocabulary, **recipe.model.args)
-    return prepare_language_model(network, config)
+    inputs, shapes, states = preparing_arguments(network, vocabulary)
+    return prepare_network(network, recipe, inputs, trained=trained, dynamic_shapes=shapes, states=states)
 
 
 def build_objects(model: ScheduledModel, recipe: Recipe, total_steps: int, device: torch.device) -> RunObjects:

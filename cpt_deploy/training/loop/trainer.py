@@ -27,7 +27,7 @@ from cpt_deploy.training.reporting.profiling import StepProfiler
 from cpt_deploy.training.reporting.reports import RunReport, SilentReporter, TrainPlan, TrainReporter
 from cpt_deploy.training.reporting.step_costs import StepCosts
 from cpt_deploy.training.run_directory.checkpoints import Checkpoint, read_checkpoint
-from cpt_deploy.training.run_directory.metrics_log import MetricsLog, NoLog
+from cpt_deploy.training.run_directory.metrics_log import MetricsLog, NoLog, columns_of
 from cpt_deploy.training.run_directory.run_directory import RunDirectory
 from cpt_deploy.training.run_directory.run_lock import run_lock
 from cpt_deploy.training.run_directory.run_state import restore
@@ -89,7 +89,7 @@ def train(
         )
         progress, costs = _restored(objects, task, following, directory, process_group, resume=resume)
         reporter.start(_plan(task, objects, directory.path, progress.step, process_group))
-        log = _open_log(directory, progress, process_group)
+        log = _open_log(directory, task, progress, process_group)
         synchronization = Synchronization(objects.model, process_group, device)
         run = Run(
             task,
@@ -182,10 +182,13 @@ def _restored(
     return RunProgress.from_state_dict(state), costs
 
 
-def _open_log(directory: RunDirectory, progress: RunProgress, process_group: ProcessGroup) -> MetricsLog | NoLog:
+def _open_log(
+    directory: RunDirectory, task: TrainingTask, progress: RunProgress, process_group: ProcessGroup
+) -> MetricsLog | NoLog:
     if not process_group.is_main:
         return NoLog()
-    return MetricsLog(directory, progress.step, after_evaluation=progress.evaluated_step == progress.step)
+    columns = columns_of(task.train_metrics, task.test_metrics)
+    return MetricsLog(directory, columns, progress.step, after_evaluation=progress.evaluated_step == progress.step)
 
 
 def plan_run(recipe: Recipe, run_dir: Path) -> TrainPlan:
@@ -222,6 +225,8 @@ def _plan(
         processes=process_group.count,
         workers=task.workers,
         unit=task.unit,
+        metric=task.metric,
+        held_out=task.held_out,
         pretrained=task.pretrained,
         left_out=task.left_out,
         conversion=objects.model.conversion,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cpt_deploy.errors import CheckpointError
+from cpt_deploy.metric import ACCURACY, Metric
 from cpt_deploy.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from cpt_deploy.training.fine_tuning import Pretrained
     from cpt_deploy.training.reporting.profiling import ProfileReport
 
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ class TrainPlan:
         steps_per_epoch: Batches per epoch.
         total_steps: Number of steps of the run.
         first_step: 0, or the step at which a resumed run continues.
-        unit: The kind of samples, in the plural: "images" or "tokens".
+        unit: The kind of samples, in the plural: "images", "tokens".
+        metric: The task's metric.
+        held_out: Name of the split that evaluations during training are on.
         pretrained: The pretrained weights; `None` if training starts from random weights.
         left_out: Number of unused files in the data set, by their type or the reason.
         conversion: How the network was converted, and why.
@@ -60,6 +63,8 @@ class TrainPlan:
     processes: int = 1
     workers: int = 0
     unit: str = "images"
+    metric: Metric = ACCURACY
+    held_out: str = "test"
     pretrained: "Pretrained | None" = None
     left_out: Mapping[str, int] = field(default_factory=dict)
     conversion: "Conversion | None" = None
@@ -77,7 +82,7 @@ class StepProgress:
         grad_bits: Gradient bits of this step.
         lr: Learning rate of this step.
         loss: Mean training loss of the last log interval; `None` before there is one.
-        accuracy: Top-1 accuracy on training batches in the last log interval, 0 to 1.
+        accuracy: Top-1 accuracy on training batches in the last log interval, 0 to 1; `None` if the task has none.
         images_per_s: Throughput in the last log interval, in images or tokens.
         data_share: Share of the time spent waiting for batches in the last log interval, 0 to 1.
     """
@@ -96,29 +101,25 @@ class StepProgress:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The evaluation of the model at max_bits on held-out samples: images, or the tokens of a text.
+    """The evaluation of the model at max_bits on held-out samples.
 
     Args:
         step: Number of finished steps.
-        loss: Mean cross-entropy.
-        top1: Share of samples whose class, or next token, is the most likely one.
-        top5: Share of samples whose class is among the five most likely; `None` with up to five classes, and for text.
-        images: Number of samples.
+        loss: Mean loss.
+        metrics: Further figures by name, among them the task's metric.
+        samples: Number of samples.
         seconds: Time it took.
         calibrated: Whether it is the final one, after calibration.
         best: Whether it is the best of the run so far (the final one is not compared).
-        perplexity: exp(loss) of a text; `None` for images.
     """
 
     step: int
     loss: float
-    top1: float
-    top5: float | None
-    images: int
+    metrics: Mapping[str, float]
+    samples: int
     seconds: float
     calibrated: bool = False
     best: bool = False
-    perplexity: float | None = None
 
 
 @dataclass(frozen=True)
@@ -130,14 +131,16 @@ class RunReport:
         model: Name, parameters, MACs, quantized layers by role, how it was converted and why, and its pretrained
             weights, if any.
         data: Name, numbers of images, and digests of the data set if it is in memory.
-        classes: Names of the classes; none for text.
-        preprocessing: How an image becomes an input, see `Preprocessing.from_dict`; empty for text.
+        classes: Names of the classes; none if the task has no classes.
+        preprocessing: How a sample becomes an input; of images see `Preprocessing.from_dict`.
         bits: The min_bits and max_bits, the schedules' names, and the share of steps at each number of bits.
         steps: Number of steps.
         epochs: Number of epochs.
         test: The final evaluation of the calibrated model.
-        task: "classification" or "language-model".
-        valid: The calibrated model on the validation text; `None` for images.
+        task: Name of the task.
+        metric: The task's metric.
+        held_out: Name of the split that evaluations during training are on.
+        valid: The calibrated model on that split; `None` if it is the test split.
         best: The best evaluation during training, whose model is in `checkpoints/best.safetensors`; `None` if there was
             none.
         cost: GBitOPs, those of static precision at max_bits, and the ratio and saving.
@@ -168,10 +171,17 @@ class RunReport:
     device: str
     versions: Mapping[str, str]
     weights_sha256: str
+    task: str
+    metric: Metric
+    held_out: str = "test"
     steps_by_bits: Mapping[str, Mapping[str, float | int | None]] = field(default_factory=dict)
-    task: str = "classification"
     valid: Evaluation | None = None
     report_version: int = REPORT_VERSION
+
+    @property
+    def figure(self) -> float:
+        """Value of the task's metric for the calibrated model on the test split."""
+        return self.test.metrics[self.metric.name]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON types."""
@@ -187,12 +197,11 @@ class RunReport:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             version = values["report_version"]
-            if version <= REPORT_VERSION:
-                # defaults of fields that reports of earlier versions do not have
-                values = {"steps_by_bits": {}, "task": "classification", "valid": None, **values}
+            if version == REPORT_VERSION:
                 known = {field.name: values[field.name] for field in fields(cls)}
                 for name in ("test", "best", "valid"):
                     known[name] = Evaluation(**known[name]) if known[name] else None
+                known["metric"] = Metric.from_dict(known["metric"])
                 return cls(**{**known, "classes": tuple(known["classes"])})
         except FileNotFoundError as error:
             raise CheckpointError(
@@ -203,7 +212,9 @@ class RunReport:
             raise CheckpointError(f"Expected a whole report at {path}, but got: {error!r}") from error
         raise CheckpointError(
             f"Expected a report of format {REPORT_VERSION} at {path}, but got format {version}",
-            hint="it was written by a newer cpt-deploy: upgrade",
+            hint="a newer cpt-deploy wrote it: upgrade"
+            if version > REPORT_VERSION
+            else "an older cpt-deploy wrote it: train again",
         )
 
 

@@ -3,32 +3,32 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from cpt_deploy.bundle import Preprocessing
-from cpt_deploy.bundle.processors.tokenization import Tokenizer, read_tokenizer
+from cpt_deploy.bundle import Processor
 from cpt_deploy.errors import CheckpointError, UsageError
-from cpt_deploy.quantization import QuantizedLanguageModel, QuantizedModel, ScheduledModel
+from cpt_deploy.quantization import QuantizedModel
 from cpt_deploy.recipe import Recipe, load_recipe
-from cpt_deploy.recipe.tasks import CLASSIFICATION, LANGUAGE_MODEL
-from cpt_deploy.training.loop.setup import build_cpt_model, build_quantized_language_model
+from cpt_deploy.recipe.tasks import tasks
 from cpt_deploy.training.reporting.reports import RunReport
 from cpt_deploy.training.run_directory.run_directory import RunDirectory
 
+P = TypeVar("P", bound=Processor)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class TrainedRun:
-    """A finished run of an image classifier.
+    """A finished run.
 
     Args:
         path: Its directory.
         recipe: All settings as resolved.
         model: The calibrated model at max_bits, in evaluation mode, on the CPU.
-        classes: Names of the classes.
-        preprocessing: How an image becomes an input.
+        processor: The processor of its inputs and answers.
         weights_sha256: SHA-256 of `model.safetensors`.
         report: The content of `report.json`.
     """
@@ -36,75 +36,45 @@ class TrainedRun:
     path: Path
     recipe: Recipe
     model: QuantizedModel
-    classes: tuple[str, ...]
-    preprocessing: Preprocessing
+    processor: Processor
     weights_sha256: str
     report: RunReport
 
+    def expect_processor(self, kind: type[P]) -> P:
+        """Return the processor if it is of a class.
 
-def load_run(run_dir: Path) -> TrainedRun:
-    """Load a finished run; its files are verified against the report first.
+        Raises:
+            UsageError: If it is of another one, since the run is of another task.
+        """
+        if not isinstance(self.processor, kind):
+            raise UsageError(
+                f"Expected a run with a {kind.__name__}, but {self.path} is of the task {self.report.task}"
+            )
+        return self.processor
+
+
+def load_run(run_dir: Path, *, data_dir: Path | None = None) -> TrainedRun:
+    """Load a finished run of any task; its files are verified against the report first.
+
+    Args:
+        run_dir: The directory of the run.
+        data_dir: Folder of its data; None is the recipe's.
 
     Raises:
         CheckpointError: If the run is missing, unfinished, or damaged.
         CptError: If its model cannot be built here, for example because a user-defined module is missing.
     """
     directory, recipe, report = _read_run(run_dir)
-    if report.task != CLASSIFICATION:
-        raise UsageError(f"Expected a run that classifies images in {run_dir}, but got one of a {report.task}")
+    if data_dir is not None:
+        data = recipe.data.model_copy(update={"root": str(data_dir)})
+        recipe = recipe.model_copy(update={"data": data})
     content, digest = _verified_weights(directory, report)
-    preprocessing = Preprocessing.from_dict(report.preprocessing)
+    task: Any = tasks.get(report.task)
+    processor = task.read_processor(report, directory)
     with torch.random.fork_rng(devices=[]):
-        model = build_cpt_model(recipe, len(report.classes), preprocessing, trained=True)
+        model = task.build_model(recipe, processor)
     _load_weights(model, content, recipe, directory)
-    return TrainedRun(run_dir, recipe, model, report.classes, preprocessing, digest, report)
-
-
-@dataclass(frozen=True)
-class TrainedLanguageModel:
-    """A finished run of a language model.
-
-    Args:
-        path: Its directory.
-        recipe: All settings as resolved.
-        model: The calibrated model at max_bits, in evaluation mode, on the CPU.
-        tokenizer: Its vocabulary.
-        weights_sha256: SHA-256 of `model.safetensors`.
-        report: The content of `report.json`.
-    """
-
-    path: Path
-    recipe: Recipe
-    model: QuantizedLanguageModel
-    tokenizer: Tokenizer
-    weights_sha256: str
-    report: RunReport
-
-
-def load_language_model(run_dir: Path) -> TrainedLanguageModel:
-    """Load a finished run of a language model; its files are verified against the report first.
-
-    Raises:
-        CheckpointError: If the run is missing, unfinished, or damaged, or its vocabulary is not the one it began with.
-        UsageError: If it is a run of an image classifier.
-    """
-    directory, recipe, report = _read_run(run_dir)
-    if report.task != LANGUAGE_MODEL:
-        raise UsageError(f"Expected a run of a language model in {run_dir}, but got one of {report.task}")
-    content, digest = _verified_weights(directory, report)
-    tokenizer = read_tokenizer(directory.tokenizer)
-    known = report.data["vocabulary"]
-    digest_of_words = hashlib.sha256(directory.tokenizer.read_bytes()).hexdigest()
-    if tokenizer.size != known["size"] or digest_of_words != known["sha256"]:
-        raise CheckpointError(
-            f"Expected the vocabulary of {known['size']} tokens that the model was trained with at "
-            f"{directory.tokenizer}, but got another one, of {tokenizer.size} tokens",
-            hint="copy the run's own tokenizer.json back",
-        )
-    with torch.random.fork_rng(devices=[]):
-        model = build_quantized_language_model(recipe, tokenizer.size)
-    _load_weights(model, content, recipe, directory)
-    return TrainedLanguageModel(run_dir, recipe, model, tokenizer, digest, report)
+    return TrainedRun(run_dir, recipe, model, processor, digest, report)
 
 
 def _read_run(run_dir: Path) -> tuple[RunDirectory, Recipe, RunReport]:
@@ -131,7 +101,7 @@ def _verified_weights(directory: RunDirectory, report: RunReport) -> tuple[bytes
     return content, digest
 
 
-def _load_weights(model: ScheduledModel, content: bytes, recipe: Recipe, directory: RunDirectory) -> None:
+def _load_weights(model: QuantizedModel, content: bytes, recipe: Recipe, directory: RunDirectory) -> None:
     """Load the calibrated weights and set the model to evaluation mode at max_bits."""
     try:
         model.load_state_dict(load(content))

@@ -1,56 +1,45 @@
-"""The reference of a validation: the trained model with its own preprocessing and labels, and its recorded accuracy.
+"""The reference of a validation: the trained model with its own samples, and its recorded metric.
 
-The trained model never reads inputs from the bundle's preprocessing: an edited bundle would then affect both sides
-alike and go unnoticed.
+The trained model never reads inputs from the bundle's processor: an edited bundle would then affect both sides alike
+and go unnoticed.
 """
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from cpt_deploy.bundle import Bundle, Preprocessing
-from cpt_deploy.bundle.integrity.consistency import preprocessing_differences
-from cpt_deploy.validation.accuracy.statistics import Proportion, wilson_interval
-from cpt_deploy.validation.comparison import Logits
-
-Inputs = npt.NDArray[np.float32]
-
-TrainedModel = Callable[[Inputs], Logits]
-"""Maps normalised images, float32 (N, C, H, W), to logits, float32 (N, K)."""
+from cpt_deploy.bundle import Bundle, Processor
+from cpt_deploy.validation.accuracy.samples import Runtime, Samples
 
 TRAINED_TEST = "trained_test"
-"""Key in a bundle's config.json of the number and digest of the samples on which its accuracy was measured."""
-
-RECORDED_POINTS, RECORDED_SAMPLES = 0.5, 2
-"""Points, or samples if that is more, by which a second measurement of the trained model may differ from the first.
-
-Another device or batch size sums floats in another order, which changes some quantized values and with them a few
-labels.
-"""
+"""Key in a bundle's config.json of the metric of the trained model, with number and digest of the samples."""
 
 
 @dataclass(frozen=True)
-class RecordedAccuracy:
-    """The accuracy of a trained model as measured in training.
+class Recorded:
+    """The metric of a trained model as measured in training.
 
     Args:
-        accuracy: Share of correct labels, 0 to 1.
+        value: The metric.
         samples: Number of samples.
         dataset: Name of the data set.
-        dataset_sha256: Digest of its content; `None` if it was not recorded.
+        sha256: Digest of its content; `None` if it was not recorded.
     """
 
-    accuracy: float
+    value: float
     samples: int
     dataset: str
-    dataset_sha256: str | None = None
+    sha256: str | None = None
 
-    def is_of(self, dataset: str, sha256: str, samples: int) -> bool:
+    def is_of(self, samples: Samples) -> bool:
         """Return whether it was measured on the same samples."""
-        same = dataset == self.dataset if self.dataset_sha256 is None else sha256 == self.dataset_sha256
-        return same and samples == self.samples
+        same = samples.name == self.dataset if self.sha256 is None else samples.sha256 == self.sha256
+        return same and samples.count == self.samples
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON types."""
+        return {"value": self.value, "samples": self.samples, "sha256": self.sha256}
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,64 +47,79 @@ class Reference:
     """A trained model.
 
     Args:
-        model: Maps inputs to logits.
-        preprocessing: Maps images to inputs, as in training.
-        classes: Names of its classes, in the order of its logits.
+        model: The model at max_bits.
+        processor: The processor of its own inputs.
+        samples: The samples of the validation as inputs of its own processor.
         source: Origin of these, for messages, such as "the run".
-        recorded: Its recorded accuracy.
+        recorded: Its recorded metric.
+        again: Measures that metric again as training measured it; `None` if the validation itself does so.
     """
 
-    model: TrainedModel
-    preprocessing: Preprocessing
-    classes: tuple[str, ...]
+    model: Runtime
+    processor: Processor
+    samples: Samples
     source: str = "the run"
-    recorded: RecordedAccuracy | None = None
-
-    def differences(self, bundle: Bundle) -> list[str]:
-        """Return the differences between a bundle and the trained model, as sentences."""
-        found = preprocessing_differences(bundle.preprocessing, self.preprocessing, self.source)
-        if self.classes != bundle.labels:
-            pairs = list(zip(bundle.labels, self.classes, strict=False))
-            served, trained = next((pair for pair in pairs if pair[0] != pair[1]), (len(bundle.labels), len(pairs)))
-            found.append(f"labels.txt is not as in {self.source}: {served!r} instead of {trained!r}")
-        return found
+    recorded: Recorded | None = None
+    again: Callable[[], float] | None = None
 
 
-def recorded_accuracy(bundle: Bundle) -> RecordedAccuracy | None:
-    """Return the accuracy of the trained model recorded in a bundle; `None` if there is none."""
-    facts = bundle.facts
+def recorded_metric(bundle: Bundle) -> Recorded | None:
+    """Return the metric of the trained model recorded in a bundle; `None` if there is none."""
     try:
-        test = facts[TRAINED_TEST]
+        test = bundle.facts[TRAINED_TEST]
         digest = test["sha256"]
-        return RecordedAccuracy(
-            float(facts["trained_accuracy"]),
+        return Recorded(
+            float(test["value"]),
             int(test["samples"]),
-            str(facts["dataset"]),
+            str(bundle.facts["dataset"]),
             None if digest is None else str(digest),
         )
     except (KeyError, TypeError, ValueError):
         return None
 
 
-def recorded_loss(recorded: RecordedAccuracy, served: Proportion) -> tuple[float, float]:
-    """Return the interval of the loss against a recorded accuracy, without the answers to single samples.
-
-    R. Newcombe, "Interval estimation for the difference between independent proportions: comparison of eleven
-    methods", Statistics in Medicine 17 (1998), 873-890, method 10. Answers to the same samples agree more than by
-    chance, so the interval is wider than that of pairs.
+def processor_differences(served: Processor, trained: Processor, source: str) -> list[str]:
+    """Return the differences of a bundle's processor from the trained model's, as sentences.
 
     Args:
-        recorded: Accuracy of the trained model.
-        served: Accuracy of the served model.
+        served: The processor of the bundle.
+        trained: The processor of the trained model.
+        source: Where that is from.
     """
-    before = wilson_interval(round(recorded.accuracy * recorded.samples), recorded.samples)
-    loss = before.value - served.value
-    low = loss - float(np.hypot(before.value - before.low, served.high - served.value))
-    high = loss + float(np.hypot(before.high - before.value, served.value - served.low))
-    return low, high
+    ours, theirs = served.files(), trained.files()
+    found = [
+        _difference(name, ours.get(name, b""), theirs.get(name, b""), source)
+        for name in sorted({*ours, *theirs})
+        if ours.get(name) != theirs.get(name)
+    ]
+    if not found and served.facts() != trained.facts():
+        found.append(f"config.json is not as in {source}: {_differing_keys(served.facts(), trained.facts())}")
+    return found
 
 
-def differs_from_recorded(recorded: RecordedAccuracy, measured: Proportion) -> bool:
-    """Return whether a second measurement of a trained model differs from the first by more than rounding explains."""
-    allowed = max(RECORDED_POINTS / 100 * recorded.samples, RECORDED_SAMPLES)
-    return abs(measured.successes - recorded.accuracy * recorded.samples) > allowed + 1e-6
+def _difference(name: str, ours: bytes, theirs: bytes, source: str) -> str:
+    if name.endswith(".json"):
+        one, other = (_own_section(content) for content in (ours, theirs))
+        if one is not None and other is not None:
+            return f"{name} is not as in {source}: {_differing_keys(one, other)}"
+    if name.endswith(".txt"):
+        lines = [content.decode(errors="replace").splitlines() for content in (ours, theirs)]
+        pairs = list(zip(*lines, strict=False))
+        lengths = tuple(f"{len(each)} lines" for each in lines)
+        ours_first, theirs_first = next((pair for pair in pairs if pair[0] != pair[1]), lengths)
+        return f"{name} is not as in {source}: {ours_first!r} instead of {theirs_first!r}"
+    return f"{name} is not that of {source}"
+
+
+def _own_section(content: bytes) -> Mapping[str, Any] | None:
+    """Return the section "cpt" of a JSON file; `None` if it has none."""
+    try:
+        values = json.loads(content)["cpt"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def _differing_keys(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    keys = [key for key in dict.fromkeys([*ours, *theirs]) if ours.get(key) != theirs.get(key)]
+    return ", ".join(f"{key} is {ours.get(key)} instead of {theirs.get(key)}" for key in keys)

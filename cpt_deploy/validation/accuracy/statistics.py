@@ -1,7 +1,7 @@
 """Confidence intervals of accuracies, and tests whether two differ: Wilson's interval and McNemar's exact test."""
 
 from dataclasses import dataclass
-from math import comb, sqrt
+from math import comb, hypot, sqrt
 from statistics import NormalDist
 
 
@@ -75,3 +75,22 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     tail = sum(comb(discordant, k) for k in range(min(only_first, only_second) + 1))
     all_outcomes: int = 2**discordant
     return min(1.0, 2 * tail / all_outcomes)
+
+
+def recorded_loss(recorded: float, samples: int, served: Proportion) -> tuple[float, float]:
+    """Return the interval of the loss against a recorded share, without the answers to single samples.
+
+    R. Newcombe, "Interval estimation for the difference between independent proportions: comparison of eleven
+    methods", Statistics in Medicine 17 (1998), 873-890, method 10. Answers to the same samples agree more than by
+    chance, so the interval is wider than that of pairs.
+
+    Args:
+        recorded: Share of right answers of the trained model.
+        samples: Number of samples that it was measured on.
+        served: The same of the served model.
+    """
+    before = wilson_interval(round(recorded * samples), samples)
+    loss = before.value - served.value
+    low = loss - hypot(before.value - before.low, served.high - served.value)
+    high = loss + hypot(before.high - before.value, served.value - served.low)
+    return low, high

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy.typing as npt
 
-from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.bundle import Bundle
 from cpt_deploy.precision.accumulators import INT32_MOST, worst_average_sum, worst_sums
-from cpt_deploy.validation.integers.saturation import executed_codes, read_layers
+from cpt_deploy.validation.integers.saturation import executed_codes, multiplied, read_layers
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Accumulator:
     """The bound of a layer's integer sums.
 
     Args:
-        name: Name of the layer's output tensor; in a language model, of the layer itself.
+        name: Name of the layer's output tensor.
         worst_sum: The max magnitude of a partial sum, for any input and any order of summation.
     """
 
@@ -30,13 +30,13 @@ class Accumulator:
         return self.worst_sum / INT32_MOST
 
 
-def bundle_accumulators(bundle: OpenedBundle) -> tuple[Accumulator, ...]:
+def bundle_accumulators(bundle: Bundle) -> tuple[Accumulator, ...]:
     """Bound the sums of every layer and average of a bundle, in the order of the graph.
 
     Raises:
         BundleError: If the bundle's graph is incomplete or malformed.
     """
-    return read_layers(bundle, _graph_sums, _products)
+    return read_layers(bundle, _graph_sums)
 
 
 def _graph_sums(graph: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> Iterable[Accumulator]:
@@ -47,7 +47,7 @@ def _graph_sums(graph: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> 
             source = sources[operation["inputs"][0]]
             yield Accumulator(name, worst_average_sum(math.prod(source["shape"][1:]), quant_max=_quant_max(source)))
         elif "codes" in operation and operation["type"] != "Embed":
-            source = sources[operation["inputs"][0]]
+            source = sources[multiplied(operation)]
             least = -(2 ** (int(source["bits"]) - 1)) if source.get("signed") else 0
             worst = worst_sums(
                 executed_codes(operation, tensors),
@@ -56,13 +56,6 @@ def _graph_sums(graph: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> 
                 zero_point=int(source["zero_point"]) - least,
             )
             yield Accumulator(name, int(worst.max(initial=0)))
-
-
-def _products(activations: Sequence[dict[str, Any]], tensors: dict[str, npt.NDArray[Any]]) -> Iterable[Accumulator]:
-    for entry in activations:
-        name = entry["name"].removesuffix(".codes")
-        worst = worst_sums(tensors[f"{name}.weight"], quant_max=_quant_max(entry), zero_point=int(entry["zero_point"]))
-        yield Accumulator(name, int(worst.max(initial=0)))
 
 
 def _quant_max(tensor: dict[str, Any]) -> int:

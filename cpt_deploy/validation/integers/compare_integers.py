@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from cpt_deploy.bundle.runtime.sessions import open_session
-from cpt_deploy.validation.comparison import IntegerComparison, TensorResult
+from cpt_deploy.validation.comparison import TensorResult
+from cpt_deploy.validation.integers.inside import InsideComparison
+from cpt_deploy.validation.integers.integer_model import ExecutedGraph
 from cpt_deploy.validation.integers.intermediate_outputs import with_intermediate_outputs
 
 if TYPE_CHECKING:
@@ -52,48 +53,28 @@ def compare_integers(
         provider: The execution provider of onnxruntime.
 
     Raises:
-        UsageError: If the inputs are not those of the graph.
+        ValueError: If the inputs are not those of the graph.
     """
-    import torch  # everything else here works without it
-
-    from cpt_deploy.integer import IntegerExecutor
-    from cpt_deploy.integer.graph import product_units, reached_from
+    from cpt_deploy.integer.graph import product_units
 
     file = onnx_file if isinstance(onnx_file, bytes) else onnx_file.read_bytes()
-    units = product_units(graph)
-    observable = with_intermediate_outputs(file, provider, units)
-    session = open_session(observable.model, provider=provider)
-    names = [output.name for output in session.get_outputs()]
-    got = dict(zip(names, session.run(names, dict(inputs)), strict=True))
-
-    executor = IntegerExecutor(graph)
-    given = {name: torch.from_numpy(x) for name, x in inputs.items()}
-    codes = {name: torch.from_numpy(got[name]) for name in graph.entries if name in got}
-    replayed = {name: values.numpy() for name, values in executor.trace(given, codes).items()}
-    own = {name: values.numpy() for name, values in executor.trace(given).items()}
-
-    judged = {*graph.tensors, *units} - reached_from(graph, set(graph.entries) - codes.keys()) - set(graph.entries)
-    exact = IntegerComparison(
-        [intermediate for intermediate in observable.intermediates if intermediate.name in judged], units
-    )
-    exact.add(replayed, got)
-    free = IntegerComparison(
-        [intermediate for intermediate in observable.intermediates if intermediate.name in graph.tensors]
-    )
-    free.add(own, got)
-    outputs = {}
-    for tensor, made in zip(graph.signature.outputs, graph.outputs, strict=True):
-        wanted = replayed[made]
-        if made in graph.tensors:
-            quantized = graph.tensors[made]
-            wanted = (wanted.astype(np.float32) - np.float32(quantized.zero_point)) * np.float32(quantized.scale)
-        outputs[tensor.name] = _difference(wanted, got[tensor.name])
+    model, observable = ExecutedGraph(graph), with_intermediate_outputs(file, provider, product_units(graph))
+    inside = InsideComparison(observable, graph.signature, provider, model)
+    served = inside.session.run(inputs)
+    inside.add(inputs, model.run(inputs), served)
+    assert inside.comparison is not None
+    assert inside.free_running is not None
+    entries = {name: integers for name, integers in inside.session.trace(inputs).items() if name in model.entries}
+    replayed = model.follow(inputs, entries).outputs
     return GraphComparison(
-        exact.results(), free.results(), outputs, tuple(intermediate.name for intermediate in observable.hidden)
+        inside.comparison.results(),
+        inside.free_running.results(),
+        {name: _share(replayed[name], values) for name, values in served.items()},
+        tuple(intermediate.name for intermediate in observable.hidden),
     )
 
 
-def _difference(wanted: npt.NDArray[Any], got: npt.NDArray[Any]) -> float:
+def _share(wanted: npt.NDArray[Any], got: npt.NDArray[Any]) -> float:
     """Return the greatest difference of an output as a share of its greatest finite value; equal NaN do not differ."""
     if wanted.dtype.kind not in "fc":
         return float(np.count_nonzero(wanted != got)) / max(1, wanted.size)

@@ -1,26 +1,41 @@
-"""Execute the integer graph of a bundle, as the reference for onnxruntime's integers."""
+"""Execute an integer graph, as the reference for onnxruntime's integers."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from cpt_deploy.bundle import Bundle
+from cpt_deploy.bundle.runtime.tensors import checked_inputs
 from cpt_deploy.errors import MissingExtraError
-from cpt_deploy.validation.comparison import Codes, Logits
+from cpt_deploy.validation.accuracy.samples import Arrays
+
+if TYPE_CHECKING:
+    from cpt_deploy.integer import IntegerGraph
+
+
+@dataclass(frozen=True, eq=False)
+class Execution:
+    """Result of executing a batch.
+
+    Args:
+        outputs: Outputs by name.
+        integers: Integers of quantized tensors by their names in the ONNX graph; in a replay also the real results of
+            layers that are not quantized.
+    """
+
+    outputs: Arrays
+    integers: Arrays
 
 
 class IntegerModel(Protocol):
     """Executes a frozen model and returns its intermediate integers."""
 
-    def run(self, inputs: npt.NDArray[np.float32]) -> tuple[Logits, Mapping[str, Codes]]:
-        """Return the logits, float32 (N, K), and the integers of each quantized tensor by its name in the ONNX graph.
-
-        Args:
-            inputs: Normalised images, float32 (N, C, H, W).
-        """
+    def run(self, inputs: Arrays) -> Execution:
+        """Execute a batch of inputs by name."""
         ...
 
 
@@ -37,90 +52,103 @@ class Replay(Protocol):
         """The layers whose results are real numbers, with the min real value of one unit of their integer sums."""
         ...
 
-    def follow(
-        self, inputs: npt.NDArray[np.float32], entries: Mapping[str, Codes]
-    ) -> tuple[Logits, Mapping[str, npt.NDArray[np.generic]]]:
-        """Return logits, float32 (N, K), and integers of tensors and results of products by name.
-
-        All are computed from the given integers at the boundaries.
+    def follow(self, inputs: Arrays, entries: Arrays) -> Execution:
+        """Execute a batch from the given integers at the boundaries.
 
         Args:
-            inputs: Normalised images, float32 (N, C, H, W).
+            inputs: Inputs by name.
             entries: Integers at the boundaries. Integers computed from an omitted one are omitted from the result.
         """
         ...
 
 
-class BundledIntegerModel:
-    """The integer executor on the integer graph of a bundle (needs PyTorch).
+class ExecutedGraph:
+    """The integer executor on a graph, as an `IntegerModel` and a `Replay` (needs PyTorch).
 
     Args:
-        bundle: The bundle.
+        graph: The graph.
+    """
+
+    def __init__(self, graph: "IntegerGraph") -> None:
+        # Imported here, since everything else works without PyTorch and must not load it.
+        from cpt_deploy.integer import IntegerExecutor
+
+        self._graph = graph
+        self._executor = IntegerExecutor(graph)
+
+    def run(self, inputs: Arrays) -> Execution:
+        """See `IntegerModel`."""
+        traced = self._trace(inputs, {})
+        return Execution(self._outputs(traced), _only(traced, self._graph.tensors))
+
+    @property
+    def output_scales(self) -> dict[str, float]:
+        """Scales of the quantized outputs by name; real outputs have none."""
+        graph = self._graph
+        return {
+            tensor.name: graph.tensors[made].scale
+            for tensor, made in zip(graph.signature.outputs, graph.outputs, strict=True)
+            if made in graph.tensors
+        }
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """See `Replay.entries`."""
+        return self._graph.entries
+
+    @property
+    def products(self) -> Mapping[str, float]:
+        """See `Replay.products`."""
+        from cpt_deploy.integer.graph import product_units
+
+        return product_units(self._graph)
+
+    def follow(self, inputs: Arrays, entries: Arrays) -> Execution:
+        """See `Replay.follow`."""
+        from cpt_deploy.integer.graph import reached_from
+
+        traced = self._trace(inputs, entries)
+        left_out = reached_from(self._graph, set(self.entries) - set(entries))
+        compared = {*self._graph.tensors, *self.products} - left_out - set(self.entries)
+        return Execution(self._outputs(traced), _only(traced, compared))
+
+    def _trace(self, inputs: Arrays, entries: Arrays) -> dict[str, npt.NDArray[Any]]:
+        import torch
+
+        given, fixed = (
+            {name: torch.from_numpy(array) for name, array in arrays.items()}
+            for arrays in (checked_inputs(self._graph.signature, inputs), entries)
+        )
+        return {name: tensor.numpy() for name, tensor in self._executor.trace(given, fixed).items()}
+
+    def _outputs(self, traced: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """Return the outputs; running the executor a second time for them would double the time."""
+        outputs: dict[str, npt.NDArray[Any]] = {}
+        for tensor, made in zip(self._graph.signature.outputs, self._graph.outputs, strict=True):
+            quantized = self._graph.tensors.get(made)
+            values = traced[made]
+            if quantized is not None:  # as in DequantizeLinear
+                values = (values.astype(np.float32) - np.float32(quantized.zero_point)) * np.float32(quantized.scale)
+            outputs[tensor.name] = values
+        return outputs
+
+
+def bundled_integer_model(bundle: Bundle) -> ExecutedGraph:
+    """Return the integer executor on the integer graph of a bundle.
 
     Raises:
         MissingExtraError: If PyTorch is not installed.
         BundleError: If the bundle's graph is damaged.
     """
+    if find_spec("torch") is None:
+        raise MissingExtraError(
+            "Expected PyTorch for the integer executor, but it is not installed",
+            hint="pip install 'cpt-deploy[train]', or validate without the executor",
+        )
+    from cpt_deploy.integer import graph_from_bundle
 
-    def __init__(self, bundle: Bundle) -> None:
-        if find_spec("torch") is None:
-            raise MissingExtraError(
-                "Expected PyTorch for the integer executor, but it is not installed",
-                hint="pip install 'cpt-deploy[train]', or validate without the executor",
-            )
-        # Imported here, since everything else works without PyTorch and must not load it.
-        from cpt_deploy.integer import IntegerExecutor, graph_from_bundle
+    return ExecutedGraph(graph_from_bundle(bundle))
 
-        self._graph = graph_from_bundle(bundle)
-        self._executor = IntegerExecutor(self._graph)
 
-    def run(self, inputs: npt.NDArray[np.float32]) -> tuple[Logits, Mapping[str, Codes]]:
-        """Execute a batch; see `IntegerModel.run`."""
-        import torch
-
-        traced = {name: tensor.numpy() for name, tensor in self._executor.trace(torch.from_numpy(inputs)).items()}
-        codes = {name: values for name, values in traced.items() if name in self._graph.tensors}
-        return self._logits(traced), codes
-
-    @property
-    def logit_scale(self) -> float | None:
-        """Scale of the quantized logits; `None` if they are real numbers."""
-        output = self._graph.tensors.get(self._graph.outputs[0])
-        return None if output is None else output.scale
-
-    def _logits(self, traced: Mapping[str, npt.NDArray[Any]]) -> Logits:
-        output = self._graph.tensors.get(self._graph.outputs[0])
-        if output is None:
-            real: Logits = traced[self._graph.outputs[0]]
-            return real
-        # As in DequantizeLinear; running the executor a second time for its logits would double the time.
-        centred = traced[output.name].astype(np.float32) - np.float32(output.zero_point)
-        logits: Logits = centred * np.float32(output.scale)
-        return logits
-
-    @property
-    def entries(self) -> tuple[str, ...]:
-        """See `Follower.entries`."""
-        return self._graph.entries
-
-    @property
-    def products(self) -> Mapping[str, float]:
-        """See `Follower.products`."""
-        from cpt_deploy.integer.graph import product_units
-
-        return product_units(self._graph)
-
-    def follow(
-        self, inputs: npt.NDArray[np.float32], entries: Mapping[str, Codes]
-    ) -> tuple[Logits, Mapping[str, npt.NDArray[np.generic]]]:
-        """See `Follower.follow`."""
-        import torch
-
-        from cpt_deploy.integer.graph import reached_from
-
-        given = {name: torch.from_numpy(codes) for name, codes in entries.items()}
-        trace = self._executor.trace(torch.from_numpy(inputs), given)
-        traced = {name: values.numpy() for name, values in trace.items()}
-        left_out = reached_from(self._graph, set(self.entries) - set(entries))
-        compared = {*self._graph.tensors, *self.products} - left_out - set(self.entries)
-        return self._logits(traced), {name: values for name, values in traced.items() if name in compared}
+def _only(arrays: Arrays, names: Any) -> dict[str, npt.NDArray[Any]]:
+    return {name: array for name, array in arrays.items() if name in names}

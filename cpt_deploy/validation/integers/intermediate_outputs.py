@@ -3,12 +3,13 @@
 Needs the `onnx` package.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from cpt_deploy.bundle.runtime.operators import optimized_operators, require_onnx
 from cpt_deploy.bundle.runtime.providers import keeps_operators
+from cpt_deploy.onnx_graph.outputs import IN_BODY, add_outputs, scans, tensors_of
 
 _MOVING = frozenset(
     {
@@ -70,7 +71,7 @@ def quantized_tensors(model: bytes) -> tuple[IntermediateOutput, ...]:
         if _holds_codes(node, types.get(name), onnx.TensorProto)
         and not (node.op_type in _MOVING and types.get(node.input[0]) == onnx.TensorProto.UINT8)
         and not (readers.get(name) and all(reader.op_type == "Clip" for reader in readers[name]))
-    )
+    ) + tuple(IntermediateOutput(name, node.op_type) for node, body in scans(graph) for name in _quantized_in(body))
 
 
 def add_intermediate_outputs(model: bytes, names: Collection[str], real: Collection[str] = ()) -> bytes:
@@ -82,16 +83,11 @@ def add_intermediate_outputs(model: bytes, names: Collection[str], real: Collect
         real: Names of those that hold real values instead.
     """
     onnx = require_onnx()
-    proto = onnx.load_from_string(model)
-    signed = _signed_tensors(proto, onnx)
-    present = {output.name for output in proto.graph.output}
-    for name in names:
-        if name not in present:
-            kind = onnx.TensorProto.INT8 if name in signed else onnx.TensorProto.UINT8
-            kind = onnx.TensorProto.FLOAT if name in real else kind
-            proto.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
-    serialized: bytes = proto.SerializeToString()
-    return serialized
+    types, signed = onnx.TensorProto, _signed_tensors(onnx.load_from_string(model).graph, onnx)
+    return add_outputs(
+        model,
+        {name: types.FLOAT if name in real else types.INT8 if name in signed else types.UINT8 for name in names},
+    )
 
 
 def with_intermediate_outputs(model: bytes, provider: str = "cpu", products: Collection[str] = ()) -> ObservableModel:
@@ -150,14 +146,17 @@ def _real_results(model: bytes, names: Collection[str]) -> tuple[IntermediateOut
     made_by = {name: node for node in graph.node for name in node.output}
     nodes = {name: made_by[name] for name in names if name in made_by}
     multiplied = {name: made_by.get(node.input[0]) if node.op_type == "Add" else node for name, node in nodes.items()}
+    stepped = {name for _, body in scans(graph) for name in tensors_of(body) if name in names}
     return tuple(
         IntermediateOutput(name, "MatMul" if node is None else str(node.op_type)) for name, node in multiplied.items()
-    )
+    ) + tuple(IntermediateOutput(name, "MatMulInteger") for name in names if name in stepped)
 
 
 def _in_graph_order(model: bytes, intermediates: tuple[IntermediateOutput, ...]) -> tuple[IntermediateOutput, ...]:
-    nodes = require_onnx().load_from_string(model).graph.node
-    order = {name: i for i, node in enumerate(nodes) for name in node.output}
+    graph = require_onnx().load_from_string(model).graph
+    bodies = {node.name: tensors_of(body) for node, body in scans(graph)}
+    made = [name for node in graph.node for name in (*bodies.get(node.name, ()), *node.output)]
+    order = {name: i for i, name in enumerate(made)}
     return tuple(sorted(intermediates, key=lambda intermediate: order[intermediate.name]))
 
 
@@ -166,14 +165,25 @@ def _holds_codes(node: Any, kind: int | None, types: Any) -> bool:
     return bool(kind == types.UINT8 or (kind == types.INT8 and node.op_type == "QuantizeLinear"))
 
 
-def _signed_tensors(proto: Any, onnx: Any) -> set[str]:
-    """Return the names of the int8 outputs of a model's QuantizeLinear nodes."""
-    kinds = {entry.name: entry.data_type for entry in proto.graph.initializer}
-    return {
+def _quantized_in(body: Any) -> Iterator[str]:
+    """Yield the quantized tensors in the body of a Scan, by their names as outputs."""
+    clipped = {node.input[0] for node in body.node if node.op_type == "Clip"}
+    for node in body.node:
+        name = str(node.output[0])
+        if node.op_type in {"Clip", "QuantizeLinear"} and name.endswith(IN_BODY) and name not in clipped:
+            yield name.removesuffix(IN_BODY)
+
+
+def _signed_tensors(graph: Any, onnx: Any) -> set[str]:
+    """Return the names of the int8 outputs of a graph's QuantizeLinear nodes, also in the bodies of Scans."""
+    kinds = {entry.name: entry.data_type for entry in graph.initializer}
+    signed = {
         node.output[0]
-        for node in proto.graph.node
+        for node in graph.node
         if node.op_type == "QuantizeLinear" and kinds.get(node.input[2]) == onnx.TensorProto.INT8
     }
+    inner = (_signed_tensors(body, onnx) for _, body in scans(graph))
+    return signed | {name.removesuffix(IN_BODY) for names in inner for name in names}
 
 
 def _computing_operators(model: bytes, provider: str) -> dict[str, int]:

@@ -15,8 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from cpt_deploy.bundle.language import LanguageBundle
-from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.bundle import Bundle
 from cpt_deploy.bundle.runtime.cpu import CpuInfo
 from cpt_deploy.errors import BundleError
 
@@ -31,7 +30,7 @@ class LayerSaturation:
     """The bound of a layer's pairs of products, against the 16-bit limits.
 
     Args:
-        name: Name of the layer's output tensor; in a language model, of the layer itself.
+        name: Name of the layer's output tensor.
         activation_bits: Bits of its input.
         worst_pair_sum: The max magnitude of the sum of two products.
         channels: Number of output channels.
@@ -83,7 +82,7 @@ class Portability:
         return sum(layer.reduced_channels for layer in self.reduced)
 
 
-def bundle_portability(bundle: OpenedBundle) -> Portability | None:
+def bundle_portability(bundle: Bundle) -> Portability | None:
     """Return the reductions of a bundle that was exported as portable, else None.
 
     Raises:
@@ -126,34 +125,27 @@ def layer_saturation(
     )
 
 
-def bundle_saturation(bundle: OpenedBundle) -> tuple[LayerSaturation, ...]:
+def bundle_saturation(bundle: Bundle) -> tuple[LayerSaturation, ...]:
     """Judge every layer of a bundle that multiplies activations by weights, in the order of the graph.
 
     Raises:
         BundleError: If the bundle's graph is incomplete or malformed.
     """
-    return read_layers(bundle, _graph_layers, _products)
+    return read_layers(bundle, _graph_layers)
 
 
-def read_layers(
-    bundle: OpenedBundle,
-    of_graph: Callable[[dict[str, Any], Tensors], Iterable[T]],
-    of_products: Callable[[Sequence[dict[str, Any]], Tensors], Iterable[T]],
-) -> tuple[T, ...]:
+def read_layers(bundle: Bundle, of_graph: Callable[[dict[str, Any], Tensors], Iterable[T]]) -> tuple[T, ...]:
     """Read quantization.json and the tensors of a bundle, and judge its layers in the order of the graph.
 
     Args:
         bundle: The bundle.
         of_graph: Judges the operations of an integer graph.
-        of_products: Judges the products of a language model.
 
     Raises:
         BundleError: If the bundle's graph is incomplete or malformed.
     """
     tensors = bundle.load_tensors()
     try:
-        if isinstance(bundle, LanguageBundle):
-            return tuple(of_products(bundle.quantization["activations"], tensors))
         return tuple(of_graph(bundle.quantization["graph"], tensors))
     except (KeyError, TypeError, IndexError) as error:
         raise BundleError(
@@ -167,22 +159,20 @@ def _graph_layers(graph: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -
     for operation in graph["operations"]:
         if "codes" in operation and operation["type"] != "Embed":  # Embed looks up rows without multiplying
             codes = executed_codes(operation, tensors)
-            source = sources[operation["inputs"][0]]
+            source = sources[multiplied(operation)]
             signed = bool(source.get("signed", False))
             yield layer_saturation(operation["output"], codes, int(source["bits"]), signed=signed)
+
+
+def multiplied(operation: dict[str, Any]) -> str:
+    """Return the name of the tensor that an operation with weights multiplies."""
+    return str(operation["hidden"] if operation["type"] == "Recurrent" else operation["inputs"][0])
 
 
 def executed_codes(operation: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.int8]:
     """Return the quantized weights of an operation of a bundle's graph as executed, after the shift."""
     codes: npt.NDArray[np.int8] = tensors[operation["codes"]["tensor"]] << np.int8(operation["shift"])
     return codes
-
-
-def _products(activations: Sequence[dict[str, Any]], tensors: dict[str, npt.NDArray[Any]]) -> Iterable[LayerSaturation]:
-    """Judge the products of a language model."""
-    for entry in activations:
-        name = entry["name"].removesuffix(".codes")
-        yield layer_saturation(name, tensors[f"{name}.weight"], int(entry["bits"]))
 
 
 def saturation_entry(layers: Sequence[LayerSaturation], cpu: CpuInfo) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from cpt_deploy.bundle.runtime.operators import require_onnx
 from cpt_deploy.errors import BundleError
+from cpt_deploy.onnx_graph.outputs import scans
 
 _MOVERS = frozenset({"Pad", "SpaceToDepth"})
 _FOLDABLE = frozenset({"BitShift", "Cast", "Constant", "Identity", "Mul", "Reshape", "Unsqueeze"})
@@ -23,27 +24,43 @@ class ConstantGraph:
     """An ONNX file, accessed by the names of its quantized tensors.
 
     Args:
-        model: The serialized ONNX model.
+        graph: The ONNX graph.
         tensors: Names of the integer graph's tensors; other quantized tensors are rearrangements of these.
-
-    Raises:
-        BundleError: If the bytes are no ONNX model.
-        MissingExtraError: If `onnx` is not installed.
     """
 
-    def __init__(self, model: bytes, tensors: Collection[str] = ()) -> None:
-        self._tensors = frozenset(tensors)
-        onnx = require_onnx()
-        try:
-            graph = onnx.load_from_string(model).graph
-        except Exception as error:  # protobuf's DecodeError, or any other error of invalid bytes
-            raise BundleError(f"Expected an ONNX model, but got: {error}") from error
+    def __init__(self, graph: Any, tensors: Collection[str] = ()) -> None:
+        self._graph, self._tensors = graph, frozenset(tensors)
         self._made_by = {name: node for node in graph.node for name in node.output}
         self._initializers = {initializer.name: initializer for initializer in graph.initializer}
         self._readers: dict[str, list[Any]] = {}
         for node in graph.node:
             for name in node.input:
                 self._readers.setdefault(name, []).append(node)
+
+    @classmethod
+    def of_file(cls, model: bytes, tensors: Collection[str] = ()) -> "ConstantGraph":
+        """Return the graph of a serialized model.
+
+        Raises:
+            BundleError: If the bytes are no ONNX model.
+            MissingExtraError: If `onnx` is not installed.
+        """
+        onnx = require_onnx()
+        try:
+            return cls(onnx.load_from_string(model).graph, tensors)
+        except Exception as error:  # protobuf's DecodeError, or any other error of invalid bytes
+            raise BundleError(f"Expected an ONNX model, but got: {error}") from error
+
+    def scan(self, name: str) -> tuple[Any, "ConstantGraph"]:
+        """Return the Scan of a name, and its body.
+
+        Raises:
+            UnexpectedStructureError: If there is none.
+        """
+        for node, body in scans(self._graph):
+            if node.name == name:
+                return node, ConstantGraph(body)
+        raise UnexpectedStructureError(f"expected a Scan {name!r}, but there is none")
 
     def readers(self, name: str) -> list[Any]:
         """Return the nodes that read a tensor."""

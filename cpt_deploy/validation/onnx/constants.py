@@ -16,6 +16,7 @@ import numpy.typing as npt
 from cpt_deploy.bundle import Bundle
 from cpt_deploy.errors import BundleError
 from cpt_deploy.validation.onnx.constant_graph import ConstantGraph, UnexpectedStructureError, attributes
+from cpt_deploy.validation.onnx.step_constants import step_constants
 
 _KINDS = {
     "Convolution": ("Conv",),
@@ -79,7 +80,7 @@ def compare_constants(bundle: Bundle) -> ConstantsResult:
     try:
         graph = bundle.quantization["graph"]
         names = [tensor["name"] for tensor in graph["tensors"]]
-        comparison = _Comparison(ConstantGraph(bundle.onnx_path.read_bytes(), names), bundle.load_tensors())
+        comparison = _Comparison(ConstantGraph.of_file(bundle.onnx_path.read_bytes(), names), bundle.load_tensors())
         comparison.run(graph)
     except (KeyError, TypeError, IndexError) as error:
         raise BundleError(
@@ -101,8 +102,9 @@ class _Comparison:
         self._float_constants(graph)
         tensors = {tensor["name"]: tensor for tensor in graph["tensors"]}
         operations = {operation["output"]: operation for operation in graph["operations"]}
+        stepped = {operation.get("hidden") for operation in graph["operations"]}
         for name, tensor in tensors.items():
-            for check in self._checks(tensor, operations.get(name), tensors):
+            for check in self._checks(tensor, operations.get(name), tensors) if name not in stepped else ():
                 self._guard(name, check)
         for output, made in zip(graph["signature"]["outputs"], graph["outputs"], strict=True):
             found = self.onnx.source(output["name"])
@@ -124,6 +126,9 @@ class _Comparison:
         for operation in graph["operations"]:
             if operation["type"] == "FullyConnected" and operation["output"] not in tensors:
                 self._guard(operation["output"], partial(self._product, operation, tensors[operation["inputs"][0]]))
+            if operation["type"] == "Recurrent":
+                hidden = tensors[operation["hidden"]]
+                self._guard(hidden["name"], partial(self._steps, operation, hidden))
             if operation["type"] == "Embed":
                 self._guard(operation["output"], partial(self._embedding, operation))
 
@@ -148,6 +153,10 @@ class _Comparison:
             self._bias(operation, node, source)
             bias = np.zeros_like(bias)
         self._compare(name, "bias", bias.astype(np.float32) * (np.float32(source["scale"]) * factors), added)
+
+    def _steps(self, operation: Mapping[str, Any], hidden: Mapping[str, Any]) -> None:
+        for part, expected, found in step_constants(self.onnx, operation, hidden, self.arrays):
+            self._compare(hidden["name"], part, expected, found)
 
     def _embedding(self, operation: Mapping[str, Any]) -> None:
         name, scaled = operation["output"], self.onnx.node(operation["output"])

@@ -1,14 +1,14 @@
-"""Load the further formats of a bundle's model as functions from inputs to logits."""
+"""Load the further formats of a bundle's model as functions from inputs to outputs by name."""
 
 from importlib.util import find_spec
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from cpt_deploy.bundle import FORMATS, Bundle
+from cpt_deploy.bundle.runtime.tensors import checked_inputs
 from cpt_deploy.errors import BundleError, MissingExtraError
-from cpt_deploy.validation.accuracy.reference import TrainedModel
-from cpt_deploy.validation.comparison import Logits
+from cpt_deploy.validation.accuracy.samples import Arrays, Runtime
 
 
 def program_files(bundle: Bundle) -> list[str]:
@@ -16,11 +16,11 @@ def program_files(bundle: Bundle) -> list[str]:
     return [FORMATS[name].file for name in bundle.formats if not FORMATS[name].always]
 
 
-def load_formats(bundle: Bundle) -> dict[str, TrainedModel]:
+def load_formats(bundle: Bundle) -> dict[str, Runtime]:
     """Load each further format of a bundle.
 
     Returns:
-        Functions from normalised images, float32 (N, C, H, W), to logits, float32 (N, K), by the format's name.
+        Functions from inputs to outputs by name, by the format's name.
 
     Raises:
         MissingExtraError: If there is such a format and PyTorch is not installed.
@@ -35,13 +35,14 @@ def load_formats(bundle: Bundle) -> dict[str, TrainedModel]:
     return {name: _load(bundle, name) for name in names}
 
 
-def _load(bundle: Bundle, name: str) -> TrainedModel:
+def _load(bundle: Bundle, name: str) -> Runtime:
     import torch
+    from torch.utils._pytree import tree_leaves
 
     # Imported here, since everything else works without PyTorch and must not load it.
     from cpt_deploy.export.programs import load_program
 
-    path = bundle.path / FORMATS[name].file
+    path, signature = bundle.path / FORMATS[name].file, bundle.signature
     try:
         program = load_program(name, path)
     except (OSError, RuntimeError, TypeError, ValueError) as error:
@@ -50,8 +51,9 @@ def _load(bundle: Bundle, name: str) -> TrainedModel:
             f"Expected PyTorch to load {path}, but got: {reason}", hint="export the bundle again with this PyTorch"
         ) from error
 
-    def run(inputs: npt.NDArray[np.float32]) -> Logits:
-        logits: Logits = program(torch.from_numpy(inputs)).numpy()
-        return logits
+    def run(inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
+        given = checked_inputs(signature, inputs)
+        results = tree_leaves(program(*(torch.from_numpy(given[tensor.name]) for tensor in signature.inputs)))
+        return {tensor.name: result.numpy() for tensor, result in zip(signature.outputs, results, strict=True)}
 
     return run

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from cpt_deploy.bundle import Bundle, OnnxRuntimeModel
 from cpt_deploy.bundle.runtime.cpu import CpuInfo, read_cpu
 from cpt_deploy.bundle.runtime.providers import CPU, provider_name
 from cpt_deploy.errors import UsageError
-from cpt_deploy.validation.accuracy.reference import Inputs
+from cpt_deploy.signature import INPUT_NAME
 from cpt_deploy.validation.performance.peak_memory import measure_peak_memory
 from cpt_deploy.validation.performance.software import software_versions
 from cpt_deploy.validation.performance.timing import interleaved, median_ratio
@@ -146,19 +147,21 @@ def benchmark(
     )
 
 
-def _inputs(bundle: Bundle, batch: int) -> Inputs:
+def _inputs(bundle: Bundle, batch: int) -> npt.NDArray[np.float32]:
     """Return a batch of images, by repeating those of the golden sample."""
-    golden = bundle.golden.inputs
+    golden = bundle.golden.inputs[INPUT_NAME]
     return np.ascontiguousarray(golden[np.arange(batch) % len(golden)])
 
 
-def _time(models: Mapping[str, bytes], inputs: Inputs, threads: int, seconds: float, provider: str) -> list[Latency]:
+def _time(
+    models: Mapping[str, bytes], inputs: npt.NDArray[np.float32], threads: int, seconds: float, provider: str
+) -> list[Latency]:
     # Threads of one model that spin after its call would slow down the next model.
     sessions = {
         name: OnnxRuntimeModel(model, threads=threads, rest_between_runs=True, provider=provider)
         for name, model in models.items()
     }
-    runs = {name: lambda session=session: session.run(inputs) for name, session in sessions.items()}
+    runs = {name: lambda session=session: session.run({INPUT_NAME: inputs}) for name, session in sessions.items()}
     times = interleaved(runs, rounds=MOST_ROUNDS, seconds=seconds)
     results = []
     for name, measured in times.items():

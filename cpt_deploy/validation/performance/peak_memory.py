@@ -73,7 +73,11 @@ def _main(file: str, batch: int, threads: int, provider: str) -> None:
 
     before = _peak()
     model = OnnxRuntimeModel(Path(file), threads=threads, provider=provider)
-    inputs = np.zeros((batch, *model.input_shape), np.float32)
+    signature = model.signature
+    inputs = {
+        tensor.name: np.zeros((batch, *shape), tensor.dtype)
+        for tensor, shape in zip(signature.inputs, signature.input_shapes(), strict=True)
+    }
     for _ in range(_RUNS):
         model.run(inputs)
     sys.stdout.write(json.dumps({"peak": _peak(), "before": before}))

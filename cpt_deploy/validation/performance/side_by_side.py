@@ -40,8 +40,11 @@ def compare_latency(
         BundleError: If onnxruntime cannot load a model.
     """
     sessions = {name: OnnxRuntimeModel(model, threads=threads) for name, model in models.items()}
-    shape = next(iter(sessions.values())).input_shape
-    inputs = np.random.default_rng(0).standard_normal((batch_size, *shape)).astype(np.float32)
+    signature, random = next(iter(sessions.values())).signature, np.random.default_rng(0)
+    inputs = {
+        tensor.name: random.standard_normal((batch_size, *shape)).astype(tensor.dtype)
+        for tensor, shape in zip(signature.inputs, signature.input_shapes(), strict=True)
+    }
     calls = {name: partial(session.run, inputs) for name, session in sessions.items()}
     timed = interleaved(calls, rounds=rounds)
     reference = next(iter(timed.values()))

@@ -1,26 +1,28 @@
-"""Adapters, one for each kind of model: requests to tensors, tensors to answers, and routes beyond inference."""
+"""Adapters: requests to tensors, tensors to answers. A task may name one of its own; the others share one."""
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from cpt_deploy.bundle import Bundle
-from cpt_deploy.bundle.language import LanguageBundle
-from cpt_deploy.bundle.opened import OpenedBundle
-from cpt_serving.adapters.adapter import Adapter, Generates, ModelKind, Predicts
-from cpt_serving.adapters.images import ImageClassification
-from cpt_serving.adapters.text import TextGeneration
+from cpt_deploy.errors import BundleError
+from cpt_deploy.recipe.tasks import tasks
+from cpt_deploy.registry import import_object
+from cpt_serving.adapters.adapter import Adapter
 from cpt_serving.inference.memory import MemoryBudget
 from cpt_serving.settings import ServeSettings
 
-__all__ = ["ADAPTERS", "Adapter", "Generates", "ModelKind", "Predicts", "adapter_of"]
-
-ADAPTERS: Mapping[type[OpenedBundle], Callable[[Any, ServeSettings, MemoryBudget], Adapter]] = {
-    Bundle: ImageClassification,
-    LanguageBundle: TextGeneration,
-}
-"""Adapters by the type of the opened bundle: the one place that knows all kinds of models."""
+__all__ = ["Adapter", "adapter_of"]
 
 
-def adapter_of(bundle: OpenedBundle, settings: ServeSettings, memory: MemoryBudget) -> Adapter:
-    """Create the adapter of an opened bundle."""
-    return ADAPTERS[type(bundle)](bundle, settings, memory)
+def adapter_of(bundle: Bundle, settings: ServeSettings, memory: MemoryBudget) -> Adapter:
+    """Return the adapter of a bundle: of the class that its task names, or of `Adapter` if the task names none.
+
+    Raises:
+        BundleError: If the task is installed, but cannot be imported.
+    """
+    try:
+        path = getattr(tasks.get(bundle.task), "adapter", None) if bundle.task in tasks else None
+        made: Any = Adapter if path is None else import_object(path)
+    except ImportError as error:
+        raise BundleError(f"Expected the task {bundle.task} of {bundle.path}, but got: {error}") from error
+    adapter: Adapter = made(bundle, settings, memory)
+    return adapter

@@ -1,39 +1,58 @@
-"""The interface in which kinds of models differ: one adapter per kind, in a file of its own.
+"""The adapter of a model: requests to tensors, tensors to answers, by the model's signature alone.
 
-An adapter declares the inputs and outputs of its model, converts requests to tensors (`decode`) and tensors to answers
-(`encode`), and runs the model. Abilities beyond inference are classes that it inherits from: `Predicts` for files in
-and labelled predictions out, `Generates` for texts. Routes ask for an ability, never for a kind.
+Tasks whose requests hold something else, such as image files, name a subclass that overrides how an input is read and
+how an answer is written. `Generates` is the ability to continue texts.
 """
 
-import hashlib
-import logging
-from abc import abstractmethod
-from collections.abc import Hashable, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, ClassVar, NamedTuple
 
-from cpt_deploy.bundle import read_evidence, require_evidence
-from cpt_deploy.bundle.integrity.signatures import public_keys, require_signature
-from cpt_deploy.bundle.opened import OpenedBundle
-from cpt_deploy.bundle.runtime.providers import CPU, provider_name
-from cpt_deploy.errors import BundleError
+import numpy as np
+
+from cpt_deploy.bundle import Bundle, OnnxRuntimeModel
+from cpt_deploy.bundle.runtime.tensors import checked_sizes, initial_states
+from cpt_deploy.errors import ValidationFailedError
+from cpt_deploy.signature import BATCH, TensorSpec
+from cpt_serving.adapters.description import example_inputs, first_row
+from cpt_serving.adapters.rows import parse_rows, read_rows
+from cpt_serving.adapters.samples import Samples
+from cpt_serving.adapters.trust import verified_onnx
+from cpt_serving.inference.errors import InvalidRequestError
 from cpt_serving.inference.memory import MemoryBudget
-from cpt_serving.inference.model import Model, Tensors, TextModel
+from cpt_serving.inference.model import Model, Outcome, Tensors
 from cpt_serving.inference.threads import Work
-from cpt_serving.oip.answers import OutputTensor
-from cpt_serving.oip.schemas import InferRequest, ModelMetadata, TensorMetadata
-from cpt_serving.oip.tensors import DeclaredTensor
-from cpt_serving.samples import Samples
+from cpt_serving.oip.answers import OutputTensor, classes_of
+from cpt_serving.oip.datatypes import FLOATS
+from cpt_serving.oip.schemas import InferInput, InferRequest
+from cpt_serving.oip.tensors import Array, output_tensor, read_tensor, row_bytes, tensors_by_name, wanted_outputs
 from cpt_serving.settings import ServeSettings
-from cpt_serving.web.uploads import Upload
+from cpt_serving.web.bodies import charge
+from cpt_serving.web.errors import RequestError, bad_request
+from cpt_serving.web.uploads import EncodedImage, check_rows
 
-logger = logging.getLogger(__name__)
+_BATCH_BYTES = 16_000_000
+"""Maximum bytes of the outputs of a batch, so that large ones need little memory and block others only shortly."""
 
-ModelKind = Literal["image", "text"]
-"""The kind of input of a model, by which the page chooses its form."""
+_COPIES_IN_JSON = 4
+"""Memory of outputs and of their JSON, in sizes of the outputs."""
+
+_LIGHT_BYTES = 1 << 20
+
+
+class Received(NamedTuple):
+    """The content of a request to `/predict`, not yet read.
+
+    Args:
+        rows: Number of rows.
+        read: Returns the model's inputs; call it in a thread.
+    """
+
+    rows: int
+    read: Callable[[Work], Tensors]
 
 
 class Adapter(Model):
-    """One version of a model of any kind.
+    """One version of a model of any signature.
 
     Args:
         bundle: Bundle of the model.
@@ -41,30 +60,73 @@ class Adapter(Model):
         memory: Memory for decoding.
     """
 
-    kind: ClassVar[ModelKind]
-    """Kind of its input, for the page."""
+    form: ClassVar[str] = "tensors"
+    """The form on the page for its requests: "tensors", "image" or "text"."""
 
-    ability: ClassVar[str] = "answers /v2/models/{name}/infer"
-    """Description of its ability, for errors of requests that need another."""
+    _model: OnnxRuntimeModel | None = None
 
-    inputs: Sequence[DeclaredTensor]
-    """Inputs of the model."""
+    def __init__(self, bundle: Bundle, settings: ServeSettings, memory: MemoryBudget) -> None:
+        self.bundle, self.settings, self.memory = bundle, settings, memory
+        self.signature = signature = bundle.signature
+        self._states = {before for before, _ in signature.states}
+        self._required = [spec.name for spec in signature.inputs if spec.name not in self._states]
+        smallest = {name: max(1, free.least) for name, free in signature.free.items()}
+        self.row_bytes = max(1, row_bytes((*signature.inputs, *signature.outputs), smallest))
 
-    outputs: Sequence[DeclaredTensor]
-    """Outputs of the model."""
+    @property
+    def labels(self) -> Sequence[str]:
+        """Names of the classes, if the outputs are those of a classifier."""
+        return ()
 
-    def __init__(self, bundle: OpenedBundle, settings: ServeSettings, memory: MemoryBudget) -> None:
-        self.bundle = bundle
-        self.settings = settings
-        self.memory = memory
+    def load(self) -> None:
+        """See `Model`; compares the outputs of the golden sample, or with golden=labels where they are largest."""
+        bundle, settings = self.bundle, self.settings
+        model = OnnxRuntimeModel(
+            verified_onnx(bundle, settings), self.signature, threads=settings.threads, provider=settings.provider
+        )
+        check = model.reproduce_golden(bundle.golden)
+        if not (settings.golden == "off" or check.reproduced or (settings.golden == "labels" and check.same_labels)):
+            how_far = f"{check.worst_codes} codes" if check.tolerance is None else f"{check.worst:.3g}"
+            raise ValidationFailedError(
+                f"Expected {bundle.name} to reproduce its golden sample, but {check.mismatches} of {check.values} "
+                f"{check.what} differ, by up to {how_far}, and the largest outputs "
+                f"{'agree' if check.same_labels else 'differ'}",
+                hint="other instruction sets and providers may round differently: `cpt validate` measures it, "
+                "the setting golden=labels accepts it",
+            )
+        self._model = model
+
+    def rows(self, inputs: Tensors) -> int:
+        """See `Model`."""
+        return len(inputs[self._required[0]])
 
     def batch_key(self, inputs: Tensors) -> Hashable:
-        """Return a key that requests must share to be computed together."""
-        return None
+        """See `Model`; requests of the same free sizes are computed together."""
+        return tuple([values.shape[1:] for values in inputs.values()]) if self.signature.free else None
 
     def largest_batch(self, inputs: Tensors) -> int:
-        """Return how many rows like these may be in one batch."""
-        return self.settings.max_batch
+        """See `Model`."""
+        if not self.signature.free:
+            return self.settings.max_batch
+        size = row_bytes(self.signature.outputs, checked_sizes(self.signature, inputs))
+        return min(self.settings.max_batch, _BATCH_BYTES // max(1, size))
+
+    def run(self, requests: Sequence[Tensors]) -> Sequence[Outcome]:
+        """See `Model`."""
+        if len(requests) == 1:
+            return [self._outcome(requests[0])]
+        names = requests[0].keys()
+        outputs = self._outcome({name: np.concatenate([each[name] for each in requests]) for name in names})
+        if isinstance(outputs, Exception):
+            # One of the requests may have values that the model does not take.
+            return [self._outcome(each) for each in requests]
+        outcomes, end = [], 0
+        for each in requests:
+            start, end = end, end + self.rows(each)
+            parts = {name: values[start:end] for name, values in outputs.items()}
+            # A state is kept for the next call, and must not keep the whole batch.
+            outcomes.append({name: part.copy() for name, part in parts.items()} if self._states else parts)
+        return outcomes
 
     def declared_rows(self, request: InferRequest) -> int:
         """Return the number of rows that a request declares, at least 1; `decode` verifies it."""
@@ -80,152 +142,140 @@ class Adapter(Model):
         Args:
             request: A request whose JSON is short.
         """
-        return False
+        for tensor in request.inputs:
+            if tensor.datatype not in FLOATS and tensor.datatype != "INT64":
+                return False
+            if tensor.raw is not None and tensor.raw.nbytes > _LIGHT_BYTES:
+                return False
+        return True
 
-    @abstractmethod
     def decode(self, request: InferRequest, work: Work) -> Tensors:
         """Return the inputs in a request of the Open Inference Protocol; call it in a thread unless it `is_light`.
+
+        Raises:
+            RequestError: 400 or 413, with the expectation; 503 if there is no memory for the outputs at present.
+            AbandonedError: If nobody waits for the inputs any more.
+        """
+        copies = 1 if all(wish.binary for wish in wanted_outputs(request, self.signature.outputs)) else _COPIES_IN_JSON
+        given = tensors_by_name(request.inputs, self.signature.inputs)
+        specs = [spec for spec in self.signature.inputs if spec.name in given]
+        return self.complete({spec.name: self.read(spec, given[spec.name], work) for spec in specs}, copies)
+
+    def read(self, spec: TensorSpec, tensor: InferInput, work: Work) -> Array:
+        """Return the array of an input; see `read_tensor`.
 
         Raises:
             RequestError: 400 or 413, with the expectation.
             AbandonedError: If nobody waits for the inputs any more.
         """
+        return read_tensor(spec, tensor)
 
-    @abstractmethod
-    def encode(self, request: InferRequest, outputs: Tensors) -> Sequence[OutputTensor]:
-        """Return the outputs that the client requested, in the requested form."""
-
-    def metadata(self, versions: Sequence[str]) -> ModelMetadata:
-        """Return the protocol's metadata of the model.
+    def complete(self, inputs: Tensors, copies: int = _COPIES_IN_JSON) -> Tensors:
+        """Return the inputs of a call with initial states if it has none, after checking their sizes.
 
         Args:
-            versions: Versions that are served.
-        """
-        inputs, outputs = (
-            [TensorMetadata(name=each.name, datatype=each.datatype, shape=each.dims) for each in tensors]
-            for tensors in (self.inputs, self.outputs)
-        )
-        return ModelMetadata(
-            name=self.bundle.name, versions=list(versions), platform="onnx_onnxv1", inputs=inputs, outputs=outputs
-        )
-
-    def config(self) -> dict[str, Any]:
-        """Return the configuration in Triton's form; batch size 0 means that shapes include the batch dimension."""
-        bundle, on_cpu = self.bundle, provider_name(self.settings.provider) == CPU
-        group = {
-            "name": bundle.name,
-            "kind": "KIND_CPU" if on_cpu else "KIND_GPU",
-            "count": self.settings.inferences_at_once,
-        }
-        tensors = {
-            part: [{"name": each.name, "data_type": f"TYPE_{each.datatype}", "dims": each.dims} for each in declared]
-            for part, declared in (("input", self.inputs), ("output", self.outputs))
-        }
-        return {
-            "name": bundle.name,
-            "platform": "onnxruntime_onnx",
-            "backend": "onnxruntime",
-            "max_batch_size": 0,
-            **tensors,
-            "instance_group": [group],
-            "default_model_filename": bundle.onnx_path.name,
-            "parameters": {
-                "sha256": {"string_value": bundle.sha256},
-                "version": {"string_value": bundle.version},
-            },
-        }
-
-    def infer_example(self) -> dict[str, Any] | None:
-        """Return an example request for inference that works unchanged; `None` if it would be too long to show."""
-        return None
-
-    def evidence(self) -> dict[str, Any]:
-        """Return the facts of the model beyond those of every bundle, by fields of `Evidence`."""
-        return {}
-
-    def verified_onnx(self) -> bytes:
-        """Return the bytes of model.onnx whose checksum was verified; the file itself could be replaced after that.
+            inputs: Arrays by name, in the dtypes of the signature.
+            copies: Memory that is reserved until the request is over, in sizes of the outputs.
 
         Raises:
-            BundleError: If the file was replaced or cannot be read.
-            ValidationFailedError: If a signature or evidence is required and missing or invalid.
+            RequestError: 400 if inputs are missing or their sizes do not fit; 413 for too many rows or bytes; 503 if
+                there is no memory at present.
         """
-        bundle = self.bundle
-        _require_trust(bundle, self.settings)
+        signature, states = self.signature, inputs.keys() & self._states
+        if not inputs.keys() >= set(self._required) or (states and states != self._states):
+            optional = f", and all or none of the states {sorted(self._states)}" if self._states else ""
+            raise bad_request(f"Expected the inputs {self._required}{optional}, but got {list(inputs)}")
         try:
-            content = bundle.onnx_path.read_bytes()
-        except OSError as error:
-            raise BundleError(f"Expected to read {bundle.onnx_path}, but got: {error.strerror or error}") from error
-        if hashlib.sha256(content).hexdigest() != bundle.sha256:
-            raise BundleError(
-                f"Expected {bundle.onnx_path} as it was when its checksum was verified, but it has changed"
-            )
-        return content
+            sizes = checked_sizes(signature, inputs)
+        except ValueError as error:
+            raise bad_request(str(error)) from error
+        if not sizes[BATCH]:
+            raise bad_request("Expected at least one row, but got none")
+        check_rows(sizes[BATCH], self.settings.max_rows)
+        for name, free in signature.free.items():
+            if free.most is None and sizes.get(name, 0) > self.settings.max_free_size:
+                raise bad_request(
+                    f"Expected a {name} of at most {self.settings.max_free_size}, the limit here, but got {sizes[name]}"
+                )
+        charge(copies * sizes[BATCH] * row_bytes(signature.outputs, sizes))
+        return inputs if not self._states or states else {**inputs, **initial_states(signature, sizes)}
 
+    def encode(self, request: InferRequest, outputs: Tensors) -> Sequence[OutputTensor]:
+        """Return the outputs that the client requested, in the requested form."""
+        return [
+            classes_of(wish.name, outputs[wish.name], self.labels, wish.classes, binary=wish.binary)
+            if wish.classes
+            else output_tensor(wish, outputs[wish.name])
+            for wish in wanted_outputs(request, self.signature.outputs)
+        ]
 
-def _require_trust(bundle: OpenedBundle, settings: ServeSettings) -> None:
-    """Raise an error unless a bundle has the required signature and evidence; warn if its evidence is outdated.
-
-    Raises:
-        ValidationFailedError: If the signature or the evidence is missing or invalid.
-        DataError: If a public key cannot be used.
-    """
-    if settings.require_signature is not None:
-        require_signature(bundle, public_keys(settings.require_signature))
-    if settings.require_evidence:
-        require_evidence(bundle, settings.provider)
-        return
-    try:
-        evidence = read_evidence(bundle)
-    except BundleError as error:
-        logger.warning("%s", error.message)
-        return
-    if evidence is not None and evidence.content_sha256 != bundle.content_sha256:
-        logger.warning(
-            "a file of %s was changed after its validation: its evidence is outdated (cpt validate)", bundle.path
-        )
-
-
-class Predicts(Adapter):
-    """A model that takes files and answers with labelled predictions: `/predict`."""
-
-    ability = "answers /predict"
-
-    @abstractmethod
-    def read(self, uploads: Sequence[Upload], work: Work) -> Tensors:
-        """Return the model's inputs from uploads, in order; call it in a thread.
+    def receive(self, content: list[EncodedImage] | bytes) -> Received:
+        """Return what a request to `/predict` holds, JSON or files; call it in a thread.
 
         Raises:
-            RequestError: 400 or 413; the message names the upload.
-            AbandonedError: If nobody waits for the inputs any more.
+            RequestError: 400, 413 or 415, with the expectation.
         """
+        if not isinstance(content, bytes):
+            raise RequestError(415, f"Expected JSON with rows of {self._required}, but got a file")
+        specs, features = self.signature.inputs, getattr(self.bundle.processor, "features", {})
+        columns = parse_rows(content, specs, self._required, features)
+        rows = max(map(len, columns.values()))
+        check_rows(rows, self.settings.max_rows)
+        return Received(rows, lambda _: self.complete(read_rows(columns, specs)))
 
-    @abstractmethod
     def predictions(self, outputs: Tensors, top_k: int) -> Sequence[Any]:
-        """Return the prediction for each row of the outputs, as JSON types or dataclasses of them."""
+        """Return the prediction for each row of the outputs, for JSON; here its outputs by name.
 
-    @abstractmethod
+        Args:
+            outputs: Outputs of the model.
+            top_k: Number of classes, of a classifier.
+        """
+        numbers = {spec.name for spec in self.signature.outputs if spec.shape in {(), (1,)}}
+        return [
+            {
+                name: row.reshape(-1)[0] if name in numbers else np.ascontiguousarray(row)
+                for name, row in zip(outputs, rows, strict=True)
+            }
+            for rows in zip(*outputs.values(), strict=True)
+        ]
+
+    def examples(self) -> dict[str, Any]:
+        """Return bodies for `/predict` by title, as JSON types."""
+        inputs = example_inputs(self.signature)
+        if inputs is None:
+            return {}
+        rows = {name: values.tolist() for name, values in inputs.items()}
+        return {"rows": {"inputs": rows}, "row by row": {"instances": [{name: row[0] for name, row in rows.items()}]}}
+
+    def facts(self) -> dict[str, int | str | None]:
+        """Return what the page says of the model's requests and answers, by words."""
+        signature = self.signature
+        return {
+            "inputs": ", ".join(spec.name for spec in signature.inputs),
+            "outputs": ", ".join(spec.name for spec in signature.outputs),
+        }
+
     def samples(self) -> Samples:
-        """Return the golden inputs as the page shows them."""
+        """Return the golden inputs as the page offers them: here the rows as JSON, if they are few numbers."""
+        return Samples(rows=first_row(self.bundle))
 
-    @abstractmethod
     def sample_png(self, index: int) -> bytes:
         """Return a golden input as a PNG file.
 
         Raises:
-            IndexError: If there is no input of this number.
+            IndexError: If there is no input of this number, or inputs are no images.
         """
+        raise IndexError(index)
 
+    def _outcome(self, inputs: Tensors) -> Outcome:
+        """Return the outputs for inputs, or the error if the model does not take their values."""
+        assert self._model is not None, "the engine asks only a model that is loaded"
+        try:
+            return self._model.run(inputs)
+        except Exception as error:
+            from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
-class Generates(Adapter, TextModel):
-    """A model that continues and scores texts: `/generate` and `/score`."""
-
-    ability = "answers /generate and /score"
-
-    @abstractmethod
-    def tokens_of(self, text: str) -> list[int]:
-        """Return the tokens of a client's text; slow for long texts.
-
-        Raises:
-            RequestError: 400 if it is longer than the limit or the context.
-        """
+            if not isinstance(error, InvalidArgument):
+                raise
+            reason = str(error).rpartition("Status Message: ")[2].splitlines()[0]
+            return InvalidRequestError(f"Expected values that the model takes, but onnxruntime got: {reason:.200}")

@@ -23,13 +23,8 @@ from cpt_serving.web.errors import RequestError, bad_request, image_error_status
 from cpt_serving.web.shown import shown
 from cpt_serving.web.uploads import EncodedImage, NormalizedInput, Pixels, Upload, check_rows, decode_base64
 
-NATIVE = "FP32"
-"""Datatype of the input and output of an image model."""
-
 Rows = npt.NDArray[np.float32]
 
-_LIGHT_BYTES = 1 << 20
-_FLOATS = frozenset({NATIVE, "FP64", "FP16"})
 _UNYIELDING = {"JPEG2000": 1 << 21}
 """Maximum pixels of formats whose decoder blocks all other threads; this many take about 0.1 s."""
 
@@ -49,17 +44,15 @@ class ImageReader:
         self._memory = memory
 
     def read_tensor(self, tensor: InferInput, work: Work) -> Rows:
-        """Return the rows of a tensor, float32 (N, C, H, W); rows sent as FP32 bytes are a view of them.
+        """Return the rows of a tensor of images, float32 (N, C, H, W).
 
-        Floats are normalised inputs, (N, C, H, W); UINT8 are pixels 0..255, (N, H, W, C) or (N, H, W), of any size;
-        BYTES are image files, (N) or (N, 1), in JSON as base64. Slow unless `is_light`.
+        UINT8 are pixels 0..255, (N, H, W, C) or (N, H, W), of any size; BYTES are image files, (N) or (N, 1), in JSON
+        as base64.
 
         Raises:
             RequestError: 400 with the expectation, or 413 for more rows or pixels than the settings allow.
             AbandonedError: If nobody waits for the rows any more.
         """
-        if tensor.datatype in _FLOATS:
-            return _normalised(tensor, self._preprocessing.input_shape, self._settings.max_rows)
         if tensor.datatype == "UINT8":
             return self.read(_pixels(tensor, self._settings.max_rows), work)
         if tensor.datatype == BYTES:
@@ -115,34 +108,6 @@ class ImageReader:
                     return self._preprocessing.apply(pixels_of(image)), left
                 finally:
                     image.close()  # its memory must be free before others may take as much
-
-
-def is_light(tensor: InferInput) -> bool:
-    """Return whether `read_tensor` takes no longer than handing work to a thread.
-
-    For data in JSON this holds only if the JSON is short.
-    """
-    return tensor.datatype == NATIVE and (tensor.raw is None or tensor.raw.nbytes <= _LIGHT_BYTES)
-
-
-def _normalised(tensor: InferInput, expected: tuple[int, int, int], max_rows: int) -> npt.NDArray[np.float32]:
-    if len(tensor.shape) != 4 or tuple(tensor.shape[1:]) != expected or tensor.shape[0] < 1:
-        raise _wrong_shape(tensor, f"[N, {', '.join(map(str, expected))}]")
-    check_rows(tensor.shape[0], max_rows)
-    if tensor.raw is None:
-        if tensor.datatype == "FP16":
-            raise bad_request("Expected FP32 or FP64 in JSON, but got FP16, which comes only as bytes")
-        return json_array(tensor).astype(np.float32)
-    values = from_binary(tensor.name, tensor.datatype, tensor.shape, tensor.raw)
-    if tensor.datatype == NATIVE:
-        # A copy only if the length of the JSON leaves the bytes unaligned.
-        rows = values if values.flags.aligned else values.copy()
-    else:
-        with np.errstate(over="ignore"):
-            rows = np.require(values, np.float32, ["C_CONTIGUOUS", "ALIGNED"])
-    if not np.isfinite(rows).all():
-        raise bad_request(f"Expected {INPUT_NAME!r} to hold finite numbers of float32's range, but got others")
-    return rows
 
 
 def _pixels(tensor: InferInput, max_rows: int) -> list[Upload]:

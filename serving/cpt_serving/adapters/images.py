@@ -1,173 +1,87 @@
 """The adapter of image classification: images in, logits or labels out."""
 
-import math
+import base64
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from PIL import Image
 
-from cpt_deploy.bundle import Bundle, OnnxRuntimeModel, decode_image, top_k
-from cpt_deploy.bundle.layout import LABELS_FILE
+from cpt_deploy.bundle import Bundle, ImageProcessor, decode_image
 from cpt_deploy.bundle.processors.postprocessing import Prediction
-from cpt_deploy.errors import ValidationFailedError
-from cpt_deploy.signature import INPUT_NAME, OUTPUT_NAME
-from cpt_serving.adapters.adapter import Predicts
-from cpt_serving.adapters.image_inputs import NATIVE, ImageReader, is_light
+from cpt_deploy.signature import INPUT_NAME, TensorSpec
+from cpt_serving.adapters.adapter import Adapter, Received
+from cpt_serving.adapters.image_inputs import ImageReader
+from cpt_serving.adapters.samples import Samples, drawing_style, list_samples, sample_image, to_png
 from cpt_serving.inference.memory import MemoryBudget
 from cpt_serving.inference.model import Tensors
 from cpt_serving.inference.threads import Work
-from cpt_serving.oip.answers import OutputTensor
-from cpt_serving.oip.datatypes import BYTES
-from cpt_serving.oip.schemas import InferInput, InferRequest
-from cpt_serving.oip.tensors import DeclaredTensor, wanted_outputs
-from cpt_serving.samples import Samples, drawing_style, list_samples, sample_image, to_png
+from cpt_serving.oip.datatypes import FLOATS
+from cpt_serving.oip.schemas import InferInput
+from cpt_serving.oip.tensors import Array
 from cpt_serving.settings import ServeSettings
-from cpt_serving.web.errors import bad_request
-from cpt_serving.web.shown import shown
-from cpt_serving.web.uploads import Upload
+from cpt_serving.web.uploads import EncodedImage, parse_json
 
-_LARGEST_EXAMPLE = 1024
 _EXAMPLE_SIDE = 32
 
 
-class ImageClassification(Predicts):
+class ImageAdapter(Adapter):
     """One version of an image classifier."""
 
-    kind = "image"
-    bundle: Bundle
+    form = "image"
 
     def __init__(self, bundle: Bundle, settings: ServeSettings, memory: MemoryBudget) -> None:
         super().__init__(bundle, settings, memory)
-        shape = bundle.preprocessing.input_shape
-        self.inputs = [DeclaredTensor(INPUT_NAME, NATIVE, ("batch", *shape))]
-        self.outputs = [DeclaredTensor(OUTPUT_NAME, NATIVE, ("batch", len(bundle.labels)))]
-        self.row_bytes = 4 * math.prod(shape)
-        self._reader = ImageReader(bundle.preprocessing, settings, memory)
-        self._model: OnnxRuntimeModel | None = None
+        self._processor = bundle.expect_processor(ImageProcessor)
+        self._reader = ImageReader(self._processor.preprocessing, settings, memory)
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """Names of the classes."""
+        return self._processor.labels
 
     def load(self) -> None:
-        """See `Adapter`; compares the integers of the golden sample, or with golden=labels the top classes."""
-        bundle, settings = self.bundle, self.settings
-        model = OnnxRuntimeModel(self.verified_onnx(), threads=settings.threads, provider=settings.provider)
+        """See `Adapter`."""
+        image = sample_image(self._processor, self.bundle.golden, 0)
+        image.thumbnail((_EXAMPLE_SIDE, _EXAMPLE_SIDE))
         # Pillow loads its formats at the first image, which should not delay a client.
-        model.run(bundle.preprocessing.apply(decode_image(self._example_png()))[None])
-        if settings.golden != "off":
-            check = model.reproduce_golden(bundle.golden)
-            if not (check.reproduced or (settings.golden == "labels" and check.same_labels)):
-                how_far = f"{check.worst_codes} codes" if check.tolerance is None else f"{check.worst_logit:.3g}"
-                raise ValidationFailedError(
-                    f"Expected {bundle.name} to reproduce its golden sample, but {check.mismatches} of {check.values} "
-                    f"{check.what} differ, by up to {how_far}, and the top classes "
-                    f"{'agree' if check.same_labels else 'differ'}",
-                    hint="other instruction sets and providers may round differently: `cpt validate` measures it, "
-                    "the setting golden=labels accepts it",
-                )
-        self._model = model
+        decode_image(to_png(image))
+        super().load()
 
-    def rows(self, inputs: Tensors) -> int:
+    def read(self, spec: TensorSpec, tensor: InferInput, work: Work) -> Array:
+        """See `Adapter`; reads pixels and image files too, see `ImageReader.read_tensor`."""
+        return super().read(spec, tensor, work) if tensor.datatype in FLOATS else self._reader.read_tensor(tensor, work)
+
+    def receive(self, content: list[EncodedImage] | bytes) -> Received:
+        """See `Adapter`; files, or JSON as `parse_json` describes it."""
+        uploads = parse_json(content, max_rows=self.settings.max_rows) if isinstance(content, bytes) else content
+        return Received(len(uploads), lambda work: self.complete({INPUT_NAME: self._reader.read(uploads, work)}))
+
+    def predictions(self, outputs: Tensors, top_k: int) -> list[list[Prediction]]:
+        """See `Adapter`; the most probable classes of each image, best first."""
+        return self._processor.answers(outputs, top_k)
+
+    def examples(self) -> dict[str, Any]:
         """See `Adapter`."""
-        return len(inputs[INPUT_NAME])
-
-    def run(self, requests: Sequence[Tensors]) -> Sequence[Tensors]:
-        """See `Adapter`."""
-        assert self._model is not None, "the engine asks only a model that is loaded"
-        if len(requests) == 1:
-            return [{OUTPUT_NAME: self._model.run(requests[0][INPUT_NAME])}]
-        logits = self._model.run(np.concatenate([request[INPUT_NAME] for request in requests]))
-        outputs, end = [], 0
-        for request in requests:
-            start, end = end, end + len(request[INPUT_NAME])
-            outputs.append({OUTPUT_NAME: logits[start:end]})
-        return outputs
-
-    def is_light(self, request: InferRequest) -> bool:
-        """See `Adapter`."""
-        return is_light(self._tensor(request))
-
-    def decode(self, request: InferRequest, work: Work) -> Tensors:
-        """See `Adapter`; `ImageReader.read_tensor` describes the accepted tensors."""
-        tensor = self._tensor(request)
-        wanted_outputs(request, self.outputs)
-        return {INPUT_NAME: self._reader.read_tensor(tensor, work)}
-
-    def encode(self, request: InferRequest, outputs: Tensors) -> Sequence[OutputTensor]:
-        """See `Adapter`."""
-        (wanted,), logits = wanted_outputs(request, self.outputs), outputs[OUTPUT_NAME]
-        if wanted.classes:
-            texts = classify(logits, self.bundle.labels, wanted.classes)
-            return [OutputTensor(OUTPUT_NAME, BYTES, texts, wanted.binary)]
-        return [OutputTensor(OUTPUT_NAME, NATIVE, logits, wanted.binary)]
-
-    def config(self) -> dict[str, Any]:
-        """See `Adapter`; shapes are without the batch dimension here."""
-        config = super().config()
-        ((given,), (made,)) = config["input"], config["output"]
-        given |= {"format": "FORMAT_NCHW", "dims": given["dims"][1:]}
-        made |= {"dims": made["dims"][1:], "label_filename": LABELS_FILE}
-        return config | {"max_batch_size": self.settings.max_rows}
-
-    def infer_example(self) -> dict[str, Any] | None:
-        """See `Adapter`; a row of zeros, because `/docs` reveals nothing of a bundle's content."""
-        shape = self.bundle.preprocessing.input_shape
-        if math.prod(shape) > _LARGEST_EXAMPLE:
-            return None
-        zeros = [0.0] * math.prod(shape)
+        image = base64.b64encode(to_png(Image.linear_gradient("L").resize((16, 16)))).decode()
         return {
-            "id": "1", "inputs": [{"name": INPUT_NAME, "shape": [1, *shape], "datatype": NATIVE, "data": zeros}],
-        }  # fmt: skip
-
-    def evidence(self) -> dict[str, Any]:
-        """See `Adapter`."""
-        channels, height, width = self.bundle.preprocessing.input_shape
-        return {
-            "input": {"channels": channels, "height": height, "width": width},
-            "classes": len(self.bundle.labels),
+            "one image": {"image": image},
+            "several images": {"images": [image, image]},
+            "pixels": {"instances": [[[0, 128], [255, 64]]]},
         }
 
-    def read(self, uploads: Sequence[Upload], work: Work) -> Tensors:
-        """See `Predicts`."""
-        return {INPUT_NAME: self._reader.read(uploads, work)}
-
-    def predictions(self, outputs: Tensors, count: int) -> list[list[Prediction]]:
-        """See `Predicts`; the most probable classes of each image, best first."""
-        return top_k(outputs[OUTPUT_NAME], self.bundle.labels, count)
+    def facts(self) -> dict[str, int | str | None]:
+        """See `Adapter`."""
+        channels, height, width = self._processor.preprocessing.input_shape
+        return {
+            "input": f"{width} x {height} {'grey' if channels == 1 else 'colour'}",
+            "classes": len(self.labels),
+        }
 
     def samples(self) -> Samples:
-        """See `Predicts`."""
-        return Samples(list_samples(self.bundle), drawing_style(self.bundle))
+        """See `Adapter`."""
+        golden = self.bundle.golden
+        return Samples(list_samples(self._processor, golden), drawing_style(self._processor, golden))
 
     def sample_png(self, index: int) -> bytes:
-        """See `Predicts`; the image has the size of the model's input."""
-        return to_png(sample_image(self.bundle, index))
-
-    def _example_png(self) -> bytes:
-        image = sample_image(self.bundle, 0)
-        image.thumbnail((_EXAMPLE_SIDE, _EXAMPLE_SIDE))
-        return to_png(image)
-
-    def _tensor(self, request: InferRequest) -> InferInput:
-        inputs = request.inputs
-        if len(inputs) != 1 or inputs[0].name != INPUT_NAME:
-            names = [tensor.name for tensor in inputs]
-            raise bad_request(f"Expected exactly the input {INPUT_NAME!r}, but got {shown(names)}")
-        return inputs[0]
-
-
-def classify(logits: npt.NDArray[np.float32], labels: Sequence[str], classes: int) -> npt.NDArray[np.object_]:
-    """Return each row's best classes in the form of the classification extension, `value:index:label` in UTF-8.
-
-    Args:
-        logits: float32 (N, K).
-        labels: Names of the K classes.
-        classes: Number of classes to return; all K if it is larger.
-
-    Returns:
-        `bytes` objects (N, classes), best first; ties in order of the index.
-    """
-    order = np.argsort(-logits, axis=1, kind="stable")[:, :classes]
-    texts = np.empty(order.shape, object)
-    for row, best in enumerate(order):
-        # The text of a NumPy float32 is the shortest that reads back the same.
-        texts[row] = [f"{logits[row, index]!s}:{index}:{labels[index]}".encode() for index in best]
-    return texts
+        """See `Adapter`; the image has the size of the model's input."""
+        return to_png(sample_image(self._processor, self.bundle.golden, index))

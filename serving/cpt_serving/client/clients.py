@@ -22,19 +22,20 @@ _TEXT_ERRORS: Mapping[int, type[CptError]] = {400: UsageError, 413: UsageError}
 
 @dataclass(frozen=True)
 class Answer:
-    """Predictions of a server for some images.
+    """Predictions of a server for some images or rows.
 
     Args:
         model: Name of the model that answered.
         version: Version of the model.
-        predictions: For each image, in order, its most probable classes, best first.
+        predictions: For each image, in order, its most probable classes, best first; or for each row its outputs by
+            name.
         timings: Durations inside of the server, in milliseconds.
-        batch_rows: Number of images in the batch that these were part of.
+        batch_rows: Number of rows in the batch that these were part of.
     """
 
     model: str
     version: str
-    predictions: list[list[Prediction]]
+    predictions: list[Any]
     timings: dict[str, float]
     batch_rows: int | None = None
 
@@ -94,10 +95,32 @@ class AsyncPredictClient:
         """
         query = {"top_k": top_k} if model is None else {"top_k": top_k, "model": model}
         body = {"params": query, "files": [("file", _part(index, image)) for index, image in enumerate(images)]}
-        response = await self._ask("/predict", body, kinds=_IMAGE_ERRORS)
+        return await self._predict(body, _IMAGE_ERRORS)
+
+    async def predict_rows(self, rows: Mapping[str, Any], *, top_k: int = 1, model: str | None = None) -> Answer:
+        """Ask for the predictions of rows.
+
+        Args:
+            rows: JSON of the request, `{"inputs": {name: [row, ...]}}` or `{"instances": [{name: row}, ...]}`.
+            top_k: Number of classes for each row, of a classifier.
+            model: Name of the model, if several are served.
+
+        Raises:
+            DataError: If the server cannot be reached or does not answer in time.
+            UsageError: If there is no such model, or it does not take these rows.
+            CptError: If the server refuses or fails otherwise, or is not a `cpt serve`.
+        """
+        query = {"top_k": top_k} if model is None else {"top_k": top_k, "model": model}
+        return await self._predict({"params": query, "json": rows}, _TEXT_ERRORS)
+
+    async def _predict(self, body: Mapping[str, Any], kinds: Mapping[int, type[CptError]]) -> Answer:
+        response = await self._ask("/predict", body, kinds=kinds)
         try:
             content = response.json()
-            predictions = [[Prediction(**entry) for entry in image] for image in content["predictions"]]
+            predictions = [
+                row if isinstance(row, dict) else [Prediction(**entry) for entry in row]
+                for row in content["predictions"]
+            ]
             model, version, timings = content["model"], content["version"], content["timings"]
             return Answer(model, version, predictions, timings, content.get("batch_rows"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -168,6 +191,10 @@ class PredictClient:
     def predict(self, images: Sequence[Path | bytes], *, top_k: int = 1, model: str | None = None) -> Answer:
         """Ask for the classes of image files; see `AsyncPredictClient.predict`."""
         return self._portal.call(lambda: self._client.predict(images, top_k=top_k, model=model))
+
+    def predict_rows(self, rows: Mapping[str, Any], *, top_k: int = 1, model: str | None = None) -> Answer:
+        """Ask for the predictions of rows; see `AsyncPredictClient.predict_rows`."""
+        return self._portal.call(lambda: self._client.predict_rows(rows, top_k=top_k, model=model))
 
     def generate(self, prompt: str, *, model: str | None = None, **parameters: Any) -> Iterator[dict[str, Any]]:
         """Yield the events of a text; see `AsyncPredictClient.generate`."""

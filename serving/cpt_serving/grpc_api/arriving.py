@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from cpt_serving.service import Service
-from cpt_serving.web.bodies import INLINE_BYTES, too_large
+from cpt_serving.web.bodies import INLINE_BYTES, MemoryShare, current_message, too_large
 from cpt_serving.web.errors import RequestError, bad_request
 from cpt_serving.web.json_bodies import CONTROL_BYTES
 
@@ -49,11 +49,14 @@ async def parsed(service: Service, kind: Any, data: bytes) -> AsyncIterator[Any]
             f"Expected a message that takes at most {memory.limit} bytes of memory, but got more "
             "(tensors take least in raw_input_contents)",
         )
-    memory.take(size)
+    share = MemoryShare(memory)
+    share.charge(size)
+    current_message.set(share)
     try:
         yield await _parse(kind, data)
     finally:
-        memory.give_back(size)
+        current_message.set(None)
+        share.release()
 
 
 async def _parse(kind: Any, data: bytes) -> Any:

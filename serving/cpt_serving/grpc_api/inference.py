@@ -12,7 +12,7 @@ _INLINE_BYTES = 16 * 1024
 
 
 async def model_infer(service: Service, message: Any) -> Any:
-    """Compute the logits or the classes of images, or the logits of tokens and the next state.
+    """Compute a model's outputs.
 
     Args:
         service: The service that answers.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tritonclient.grpc import service_pb2
 
-from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.bundle import Bundle
 from cpt_serving.oip.answers import OutputTensor
 from cpt_serving.oip.datatypes import BYTES, DTYPES, to_binary, to_integers
 from cpt_serving.oip.schemas import InferRequest
@@ -57,7 +57,7 @@ def parse_message(message: Any) -> InferRequest:
     return request
 
 
-def infer_message(bundle: OpenedBundle, identity: str | None, outputs: Sequence[OutputTensor]) -> Any:
+def infer_message(bundle: Bundle, identity: str | None, outputs: Sequence[OutputTensor]) -> Any:
     """Return the `ModelInferResponse` to a request.
 
     Args:

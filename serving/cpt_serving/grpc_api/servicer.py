@@ -8,7 +8,7 @@ import grpc
 from google.protobuf.json_format import ParseDict
 from tritonclient.grpc import service_pb2
 
-from cpt_serving.adapters import Adapter
+from cpt_serving.adapters import Adapter, description
 from cpt_serving.grpc_api.arriving import parsed
 from cpt_serving.grpc_api.edge import SERVICE, STREAM, CallEdge, until_the_end
 from cpt_serving.grpc_api.inference import model_infer
@@ -58,14 +58,17 @@ async def about_server(_service: Service, _request: Any) -> Any:
 
 async def model_metadata(service: Service, request: Any) -> Any:
     """Return the inputs and outputs of a model."""
-    adapter = _find(service, request).model
-    found = adapter.metadata(service.repository.models.versions(adapter.bundle.name))
+    bundle = _find(service, request).bundle
+    found = description.model_metadata(bundle, service.repository.models.versions(bundle.name))
     return ParseDict(found.model_dump(), service_pb2.ModelMetadataResponse())
 
 
 async def model_config(service: Service, request: Any) -> Any:
     """Return a model's configuration in Triton's form."""
-    return ParseDict({"config": _find(service, request).model.config()}, service_pb2.ModelConfigResponse())
+    return ParseDict(
+        {"config": description.model_config(_find(service, request).bundle, service.settings)},
+        service_pb2.ModelConfigResponse(),
+    )
 
 
 async def model_statistics(service: Service, request: Any) -> Any:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from cpt_serving.inference.errors import deadline_passed
-from cpt_serving.inference.model import Model, Tensors
+from cpt_serving.inference.model import Model, Outcome, Tensors
 from cpt_serving.inference.observers import ModelObserver
 from cpt_serving.inference.threads import Threads
 
@@ -128,14 +128,14 @@ class Batcher:
         if not batch:
             return
         started = self._clock()
-        outcome: Sequence[Tensors] | Exception
+        outcomes: Sequence[Outcome]
         try:
-            outcome = self._model.run([request.inputs for request in batch])
+            outcomes = self._model.run([request.inputs for request in batch])
         except Exception as error:
             # An error of the model is raised in the requests of the batch.
-            outcome = error
+            outcomes = [error] * len(batch)
         finished = self._clock()
-        batch[0].loop.call_soon_threadsafe(self._deliver, batch, outcome, started, finished)
+        batch[0].loop.call_soon_threadsafe(self._deliver, batch, outcomes, started, finished)
 
     def _take(self) -> list[_Request]:
         batch: list[_Request] = []
@@ -159,12 +159,10 @@ class Batcher:
                 self.waiting_rows -= request.rows
         return batch
 
-    def _deliver(
-        self, batch: list[_Request], outcome: Sequence[Tensors] | Exception, started: float, finished: float
-    ) -> None:
+    def _deliver(self, batch: list[_Request], outcomes: Sequence[Outcome], started: float, finished: float) -> None:
         seconds, total = finished - started, sum(request.rows for request in batch)
         # All answers first, then the observers: an error in an observer must not leave a request without an answer.
-        for number, request in enumerate(batch):
+        for request, outcome in zip(batch, outcomes, strict=True):
             if request.answer.done():
                 continue
             if isinstance(outcome, Exception):
@@ -172,10 +170,10 @@ class Batcher:
             else:
                 waited_ms = (started - request.arrived) * 1e3
                 request.answer.set_result(
-                    Inference(outcome[number], request.rows, request.arrived, waited_ms, seconds * 1e3, total)
+                    Inference(outcome, request.rows, request.arrived, waited_ms, seconds * 1e3, total)
                 )
         self._changed()
-        if not isinstance(outcome, Exception):
+        if not any(isinstance(outcome, Exception) for outcome in outcomes):
             self.seconds_per_row += _SMOOTHING * (seconds / total - self.seconds_per_row)
             self._observer.batch_finished(total, seconds)
 

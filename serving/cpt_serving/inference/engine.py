@@ -15,11 +15,12 @@ from typing import Generic, TypeVar
 
 import anyio.to_thread
 
-from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.bundle import Bundle
 from cpt_deploy.errors import CptError
 from cpt_serving.inference.batching import Batcher, Inference
 from cpt_serving.inference.errors import (
     DeadlineExceededError,
+    InvalidRequestError,
     QueueFullError,
     deadline_passed,
     not_ready,
@@ -89,7 +90,7 @@ class Engine(Generic[M_co]):
         self.batcher = Batcher(model, threads, observer, changed=self._tell_queue)
 
     @property
-    def bundle(self) -> OpenedBundle:
+    def bundle(self) -> Bundle:
         """The bundle of the model."""
         return self.model.bundle
 
@@ -160,8 +161,9 @@ class Engine(Generic[M_co]):
             self.fixed(admission, 1)
             yield admission
         except BaseException as error:
-            # An invalid request is not a failure of inference.
-            reason = failure_of(error) or (ERROR if admission.computing else None)
+            # An invalid request is not a failure of inference, even if only the model noticed.
+            failed = admission.computing and not isinstance(error, InvalidRequestError)
+            reason = failure_of(error) or (ERROR if failed else None)
             if reason is not None and not admission.finished:
                 self.observer.request_failed(reason, time.monotonic() - arrived)
             raise

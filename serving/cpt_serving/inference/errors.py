@@ -3,7 +3,7 @@
 HTTP and gRPC map them to statuses in one place each.
 """
 
-from cpt_deploy.errors import CptError
+from cpt_deploy.errors import CptError, UsageError
 
 
 class ServingError(CptError):
@@ -20,7 +20,7 @@ class ServingError(CptError):
         self.retry_after_s = retry_after_s
 
 
-class InvalidRequestError(ServingError):
+class InvalidRequestError(ServingError, UsageError):
     """The request is invalid, whatever the state of the server."""
 
 

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from cpt_deploy.bundle.language import END, LOGITS_NAME
+from cpt_deploy.bundle.processors.text_processor import END
+from cpt_deploy.signature import OUTPUT_NAME
 from cpt_serving.inference.engine import Engine
 from cpt_serving.inference.model import Tensors, TextModel
 from cpt_serving.inference.sampling import Floats, Sampler, SamplingOptions, log_softmax, most_probable
@@ -26,7 +28,7 @@ class GenerationRequest:
         max_tokens: Maximum tokens to generate.
         sampling: Options of sampling.
         stops: Stop strings: the text ends before the first of them.
-        top: Number of most probable tokens to report at each place.
+        top: Number of most probable tokens to report at each place; None reports no probabilities in events.
         arrived: Time of arrival, in seconds of `time.monotonic`.
         deadline: Time after which the answer is useless, likewise.
     """
@@ -35,7 +37,7 @@ class GenerationRequest:
     max_tokens: int
     sampling: SamplingOptions
     stops: Sequence[str] = ()
-    top: int = 0
+    top: int | None = None
     arrived: float = 0.0
     deadline: float | None = None
 
@@ -88,20 +90,52 @@ async def generate(engine: Engine[TextModel], request: GenerationRequest) -> Asy
         times: list[float] = []
         for count in range(1, limit + 1):
             token = sampler.draw(log_probabilities)
-            scored = scored_token(engine.model, token, log_probabilities, request.top)
+            scored = scored_token(engine.model, token, log_probabilities, request.top or 0)
             _tell(engine, times, request.arrived)
             text = stop.add(decode(token))
             finish: FinishReason | None = "stop" if stop.stopped else "length" if count == limit else None
             if finish is None:
                 yield Piece(text, scored)
                 outputs = await _call(engine, [token], outputs, request.deadline)
-                log_probabilities = log_softmax(outputs[LOGITS_NAME][0, -1])
+                log_probabilities = log_softmax(outputs[OUTPUT_NAME][0, -1])
                 continue
             if finish == "length":
                 text += stop.add(decode(END)) + stop.rest()
             engine.observer.text_finished(count, times[-1] - times[0])
             yield Piece(text, scored, finish)
             return
+
+
+async def text_events(engine: Engine[TextModel], request: GenerationRequest) -> AsyncGenerator[dict[str, Any]]:
+    """Generate text as JSON types: for each token the text that it completes, with the last one a summary.
+
+    Raises:
+        ServingError: Like `generate`.
+    """
+    first, count = 0.0, 0
+    async with aclosing(generate(engine, request)) as pieces:
+        async for piece in pieces:
+            now, count = time.monotonic(), count + 1
+            first = first or now
+            event: dict[str, Any] = {"text": piece.text}
+            if request.top is not None:
+                event["logprobs"] = [piece.scored]
+            if piece.finish is None:
+                yield event
+                continue
+            yield {
+                "model": engine.bundle.name,
+                "version": engine.bundle.version,
+                **event,
+                "finish_reason": piece.finish,
+                "seed": request.sampling.seed,
+                "usage": {"prompt_tokens": len(request.prompt), "generated_tokens": count},
+                "timings": {
+                    "first_token_ms": round((first - request.arrived) * 1e3, 3),
+                    "total_ms": round((now - request.arrived) * 1e3, 3),
+                    "tokens_per_s": round((count - 1) / (now - first), 1) if count > 1 and now > first else None,
+                },
+            }
 
 
 async def score(
@@ -122,7 +156,7 @@ async def score(
             part = tokens[start : min(start + model.chunk, len(tokens) - 1)]
             outputs = await _call(engine, part, outputs, deadline)
             engine.observer.text_read(len(part))
-            for offset, row in enumerate(log_softmax(outputs[LOGITS_NAME][0])):
+            for offset, row in enumerate(log_softmax(outputs[OUTPUT_NAME][0])):
                 scored.append(scored_token(model, tokens[start + offset + 1], row, top))
     return scored
 
@@ -146,7 +180,7 @@ async def _read(engine: Engine[TextModel], prompt: Sequence[int], deadline: floa
         outputs = await _call(engine, part, outputs, deadline)
         engine.observer.text_read(len(part))
     assert outputs is not None, "a prompt has a token"
-    return log_softmax(outputs[LOGITS_NAME][0, -1]), outputs
+    return log_softmax(outputs[OUTPUT_NAME][0, -1]), outputs
 
 
 async def _call(
@@ -159,7 +193,7 @@ async def _call(
 
 def _limit(model: TextModel, request: GenerationRequest) -> int:
     """Return how many tokens can be generated; the last one needs no place in the context."""
-    context = model.manifest.context
+    context = model.context
     return request.max_tokens if context is None else min(request.max_tokens, context - len(request.prompt) + 1)
 
 

@@ -7,18 +7,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cpt_deploy.bundle.language import LanguageManifest
-from cpt_deploy.bundle.language.text import TextCodec
-from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.bundle import Bundle
+from cpt_deploy.bundle.processors.text_processor import TextProcessor
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 """Arrays by the names of the model's inputs or outputs."""
+
+Outcome = Tensors | Exception
+"""Outputs of a request, or the error that it is answered with."""
 
 
 class Model(ABC):
     """One model version of any kind. `run` is called from several threads at once, the other methods from one."""
 
-    bundle: OpenedBundle
+    bundle: Bundle
     """Bundle of the model."""
 
     row_bytes: int = 1
@@ -45,21 +47,21 @@ class Model(ABC):
         """Return how many rows like these may be in one batch."""
 
     @abstractmethod
-    def run(self, requests: Sequence[Tensors]) -> Sequence[Tensors]:
-        """Compute requests of one key together, and return the outputs of each in order."""
+    def run(self, requests: Sequence[Tensors]) -> Sequence[Outcome]:
+        """Compute requests of one key together, and return the outcome of each in order."""
 
 
 class TextModel(Model):
-    """A model that continues a text: tokens and state in, logits and state out."""
+    """A model that continues a text: tokens and states in, logits and states out."""
 
-    manifest: LanguageManifest
-    """Description of its tensors."""
-
-    text: TextCodec
+    text: TextProcessor
     """Tokenizer of the model."""
 
     chunk: int
     """Maximum tokens of a text that one call reads."""
+
+    context: int | None
+    """Maximum tokens of a text with its continuation; None if there is no limit."""
 
     @abstractmethod
     def inputs_of(self, tokens: npt.NDArray[np.int64], outputs: Tensors | None) -> Tensors:
@@ -68,4 +70,12 @@ class TextModel(Model):
         Args:
             tokens: int64 (N, T).
             outputs: Outputs of the previous call; `None` at the beginning.
+        """
+
+    @abstractmethod
+    def tokens_of(self, text: str) -> list[int]:
+        """Return the tokens of a client's text; slow for long texts.
+
+        Raises:
+            InvalidRequestError: If it is longer than the limit or the context.
         """

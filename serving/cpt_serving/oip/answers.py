@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.bundle import Bundle
 from cpt_serving.oip.datatypes import BYTES, to_binary
+from cpt_serving.web.errors import bad_request
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,34 @@ class Answer:
     json_bytes: int | None
 
 
-def render_answer(bundle: OpenedBundle, identity: str | None, outputs: Sequence[OutputTensor]) -> Answer:
+def classes_of(
+    name: str, values: npt.NDArray[Any], labels: Sequence[str], classes: int, *, binary: bool
+) -> OutputTensor:
+    """Return each row's largest values in the form of the classification extension, `value:index:label` in UTF-8.
+
+    Args:
+        name: Name of the output.
+        values: Numbers (N, K).
+        labels: Names of the K classes; without any, `value:index`.
+        classes: Number of classes to return, best first, ties in order of the index; all K if it is larger.
+        binary: Whether the client wants them as bytes.
+
+    Raises:
+        RequestError: 400 if the output has another shape.
+    """
+    if values.ndim != 2:
+        raise bad_request(f"Expected classification of an output of rows and classes, but {name!r} has no classes")
+    order = np.argsort(-values.astype(np.float64), axis=1, kind="stable")[:, :classes]
+    texts = np.empty(order.shape, object)
+    for row, best in enumerate(order):
+        # The text of a NumPy float32 is the shortest that reads back the same.
+        texts[row] = [
+            f"{values[row, index]!s}:{index}{f':{labels[index]}' if labels else ''}".encode() for index in best
+        ]
+    return OutputTensor(name, BYTES, texts, binary)
+
+
+def render_answer(bundle: Bundle, identity: str | None, outputs: Sequence[OutputTensor]) -> Answer:
     """Return the answer to a request.
 
     Args:

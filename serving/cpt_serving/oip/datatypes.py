@@ -27,9 +27,19 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 """Datatypes with elements of a fixed size."""
 
-BYTES = "BYTES"
+BYTES, BOOL = "BYTES", "BOOL"
+
+FLOATS = frozenset({"FP16", "FP32", "FP64"})
+"""Datatypes of real numbers."""
+
+_DATATYPES = {dtype.name: datatype for datatype, dtype in DTYPES.items()}
 
 _LENGTH = struct.Struct("<I")
+
+
+def datatype_of(dtype: str) -> str:
+    """Return the datatype of the protocol for NumPy's name of a dtype."""
+    return _DATATYPES[dtype]
 
 
 def from_binary(name: str, datatype: str, shape: Sequence[int], raw: memoryview) -> npt.NDArray[Any]:
@@ -58,7 +68,7 @@ def from_binary(name: str, datatype: str, shape: Sequence[int], raw: memoryview)
             f"Expected {shown(name)} of datatype {datatype} and shape {shown(list(shape))} to have "
             f"{count * dtype.itemsize} bytes, but got {raw.nbytes}"
         )
-    if datatype == "BOOL":
+    if datatype == BOOL:
         # Bytes other than 0 and 1 would make an invalid array.
         booleans: npt.NDArray[np.bool_] = np.frombuffer(raw, np.uint8) != 0
         return booleans.reshape(shape)

@@ -1,39 +1,21 @@
-"""Declared tensors of a model: their metadata, reading them from requests, and writing them to answers."""
+"""Tensors of a signature in requests and answers: their metadata, reading them, and their sizes."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from cpt_deploy.signature import TensorSpec, size_at
 from cpt_serving.oip.answers import OutputTensor
-from cpt_serving.oip.datatypes import DTYPES, from_binary, to_integers
-from cpt_serving.oip.schemas import InferInput, InferRequest
+from cpt_serving.oip.datatypes import BOOL, FLOATS, datatype_of, from_binary, to_integers
+from cpt_serving.oip.schemas import InferInput, InferRequest, TensorMetadata
 from cpt_serving.web.errors import bad_request
 from cpt_serving.web.numbers import to_numbers
 from cpt_serving.web.shown import shown
 
-
-@dataclass(frozen=True, slots=True)
-class DeclaredTensor:
-    """An input or output as the model declares it.
-
-    Args:
-        name: Name of the tensor.
-        datatype: Datatype of the protocol.
-        shape: Dimensions; a text names one of any size.
-    """
-
-    name: str
-    datatype: str
-    shape: tuple[int | str, ...]
-
-    @property
-    def dims(self) -> list[int]:
-        """Dimensions in the protocol's form: -1 for any size."""
-        return [-1 if isinstance(size, str) else size for size in self.shape]
+Array = npt.NDArray[Any]
 
 
 class Wish(NamedTuple):
@@ -50,30 +32,33 @@ class Wish(NamedTuple):
     classes: int = 0
 
 
-def read_tensors(inputs: Sequence[InferInput], declared: Sequence[DeclaredTensor]) -> dict[str, npt.NDArray[Any]]:
-    """Return the arrays of a request's tensors by name; inputs that were not sent are missing.
+def described(spec: TensorSpec) -> TensorMetadata:
+    """Return the protocol's description of a tensor; -1 stands for a free size, above all that of the batch."""
+    shape = [-1, *(-1 if isinstance(size, str) else size for size in spec.shape)]
+    return TensorMetadata(name=spec.name, datatype=datatype_of(spec.dtype), shape=shape)
 
-    Slow for tensors in JSON: call it in a thread.
+
+def tensors_by_name(inputs: Sequence[InferInput], specs: Sequence[TensorSpec]) -> dict[str, InferInput]:
+    """Return the tensors of a request by name; inputs that were not sent are missing.
 
     Raises:
-        RequestError: 400 for a tensor that the model does not declare, or declares with another datatype or shape.
+        RequestError: 400 for a tensor that the model does not have, or that was sent twice.
     """
-    known = {tensor.name: tensor for tensor in declared}
-    tensors: dict[str, npt.NDArray[Any]] = {}
-    for tensor in inputs:
-        if tensor.name not in known or tensor.name in tensors:
-            raise bad_request(f"Expected each of the inputs {list(known)} at most once, but got {shown(tensor.name)}")
-        tensors[tensor.name] = _read_tensor(known[tensor.name], tensor)
-    return tensors
+    known, found = [spec.name for spec in specs], {tensor.name: tensor for tensor in inputs}
+    if len(found) == len(inputs) and found.keys() <= set(known):
+        return found
+    names = [tensor.name for tensor in inputs]
+    odd = next(name for name in names if name not in known or names.count(name) > 1)
+    raise bad_request(f"Expected each of the inputs {known} at most once, but got {shown(odd)}")
 
 
-def wanted_outputs(request: InferRequest, declared: Sequence[DeclaredTensor]) -> list[Wish]:
+def wanted_outputs(request: InferRequest, specs: Sequence[TensorSpec]) -> list[Wish]:
     """Return the requested outputs and their forms, each once; all outputs if the client names none.
 
     Raises:
-        RequestError: 400 for an output that the model does not declare.
+        RequestError: 400 for an output that the model does not have.
     """
-    names = [tensor.name for tensor in declared]
+    names = [spec.name for spec in specs]
     if not request.outputs:
         return [Wish(name, request.binary) for name in names]
     wanted = {output.name: output for output in request.outputs}
@@ -86,48 +71,84 @@ def wanted_outputs(request: InferRequest, declared: Sequence[DeclaredTensor]) ->
     ]
 
 
-def output_tensors(
-    wanted: Sequence[Wish], declared: Sequence[DeclaredTensor], values: Mapping[str, npt.NDArray[Any]]
-) -> list[OutputTensor]:
-    """Return the requested outputs in the order of the request."""
-    datatypes = {tensor.name: tensor.datatype for tensor in declared}
-    return [OutputTensor(each.name, datatypes[each.name], values[each.name], each.binary) for each in wanted]
+def output_tensor(wish: Wish, values: Array) -> OutputTensor:
+    """Return an output in the requested form."""
+    return OutputTensor(wish.name, datatype_of(values.dtype.name), values, wish.binary)
 
 
-def _read_tensor(declared: DeclaredTensor, tensor: InferInput) -> npt.NDArray[Any]:
-    fits = len(tensor.shape) == len(declared.shape) and all(
-        isinstance(expected, str) or size == expected
-        for size, expected in zip(tensor.shape, declared.shape, strict=True)
+def read_tensor(spec: TensorSpec, tensor: InferInput) -> Array:
+    """Return the array of an input, in the dtype of the signature; a view of its bytes if possible.
+
+    An input of real numbers may be sent in any width; all of them must be finite. Slow for tensors in JSON.
+
+    Raises:
+        RequestError: 400 if its datatype, its shape or its values do not fit.
+    """
+    expected = described(spec)
+    fits = len(tensor.shape) == len(expected.shape) and all(
+        size in (-1, given) for size, given in zip(expected.shape, tensor.shape, strict=True)
     )
-    if tensor.datatype != declared.datatype or not fits:
+    converted = tensor.datatype in FLOATS and expected.datatype in FLOATS
+    if not fits or not (tensor.datatype == expected.datatype or converted):
         raise bad_request(
-            f"Expected {declared.name!r} as {declared.datatype} of the shape {declared.dims}, but got "
+            f"Expected {spec.name!r} as {expected.datatype} of the shape {expected.shape}, but got "
             f"{shown(tensor.datatype)} of {shown(tensor.shape)}"
         )
     if tensor.raw is None:
-        return _from_json(tensor)
-    # A copy, because the length of the JSON can leave the bytes unaligned.
-    return from_binary(tensor.name, tensor.datatype, tensor.shape, tensor.raw).copy()
+        if tensor.datatype == "FP16":
+            raise bad_request("Expected FP32 or FP64 in JSON, but got FP16, which comes only as bytes")
+        return to_dtype(spec, json_array(tensor))
+    values = from_binary(tensor.name, tensor.datatype, tensor.shape, tensor.raw)
+    with np.errstate(over="ignore"):
+        # A copy only if the dtype differs, or the length of the JSON leaves the bytes unaligned.
+        values = np.require(values, spec.dtype, ["C_CONTIGUOUS", "ALIGNED"])
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise bad_request(f"Expected {spec.name!r} to hold finite numbers of {spec.dtype}'s range, but got others")
+    return values
 
 
-def json_array(tensor: InferInput) -> npt.NDArray[np.int64] | npt.NDArray[np.float64]:
-    """Return the numbers of a tensor in JSON, unconverted, in its shape.
+def json_array(tensor: InferInput) -> Array:
+    """Return the values of a tensor in JSON, unconverted, in its shape.
 
     Raises:
         RequestError: 400 if they are not numbers, or of another shape; flat and nested lists are accepted.
     """
     if 0 in tensor.shape and tensor.data == []:
-        return np.empty(tensor.shape, np.int64)
-    array = to_numbers("data", tensor.data)
+        return np.empty(tensor.shape, bool if tensor.datatype == BOOL else np.int64)
+    array = to_numbers("data", tensor.data, booleans=tensor.datatype == BOOL)
     if array.size != math.prod(tensor.shape) or (array.ndim > 1 and list(array.shape) != tensor.shape):
         raise bad_request(f"Expected data of the shape {tensor.shape}, flat or nested, but got {list(array.shape)}")
     return array.reshape(tensor.shape)
 
 
-def _from_json(tensor: InferInput) -> npt.NDArray[Any]:
-    name, datatype, array = tensor.name, tensor.datatype, json_array(tensor)
-    if DTYPES[datatype].kind == "f":
-        return array.astype(DTYPES[datatype])
+def to_dtype(spec: TensorSpec, array: Array) -> Array:
+    """Convert values of JSON to the dtype of an input.
+
+    Raises:
+        RequestError: 400 if values are not integers or out of range where the input takes integers.
+    """
+    dtype = np.dtype(spec.dtype)
+    if dtype.kind in "fb":
+        return array.astype(dtype)
     if array.dtype.kind == "f":
-        raise bad_request(f"Expected {name!r} to hold integers of {datatype}, but got others")
-    return to_integers(name, datatype, array)
+        raise bad_request(f"Expected {spec.name!r} to hold integers of {datatype_of(spec.dtype)}, but got others")
+    return to_integers(spec.name, datatype_of(spec.dtype), array)
+
+
+def row_bytes(specs: Sequence[TensorSpec], sizes: Mapping[str, int]) -> int:
+    """Return the bytes of one row of tensors.
+
+    A size that does not follow from the free ones counts like the largest of them.
+    """
+
+    def elements(spec: TensorSpec) -> int:
+        return math.prod(_known_size(size, sizes) for size in spec.shape)
+
+    return sum(elements(spec) * np.dtype(spec.dtype).itemsize for spec in specs)
+
+
+def _known_size(size: int | str, sizes: Mapping[str, int]) -> int:
+    try:
+        return size_at(size, sizes)
+    except KeyError:
+        return max(sizes.values(), default=1)

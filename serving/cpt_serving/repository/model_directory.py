@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cpt_deploy.bundle import Bundle
-from cpt_deploy.bundle.language import LanguageBundle, open_bundle
 from cpt_deploy.bundle.layout import SUMS_FILE
 from cpt_deploy.errors import BundleError, CptError
 
@@ -29,14 +28,14 @@ class ModelLocation:
     version: str | None
     fingerprint: Fingerprint
 
-    def open(self) -> Bundle | LanguageBundle:
+    def open(self) -> Bundle:
         """Verify the checksums and open the bundle, under the name by which clients address it.
 
         Raises:
             BundleError: If it cannot be opened.
             MissingExtraError: If its tokenizer needs a package that is not installed.
         """
-        bundle = open_bundle(self.path)
+        bundle = Bundle.open(self.path)
         return replace(bundle, name=self.name or bundle.name, version=self.version or bundle.version)
 
     def address(self) -> tuple[str, str]:
@@ -44,7 +43,7 @@ class ModelLocation:
         if self.name is not None and self.version is not None:
             return self.name, self.version
         try:
-            bundle = open_bundle(self.path, verify=False)
+            bundle = Bundle.open(self.path, verify=False)
         except CptError:
             return self.name or self.path.name, self.version or "1"
         return self.name or bundle.name, self.version or bundle.version

@@ -8,8 +8,7 @@ from dataclasses import replace
 
 import anyio.to_thread
 
-from cpt_deploy.bundle.language import open_bundle
-from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.bundle import Bundle
 from cpt_deploy.errors import BundleError, CptError
 from cpt_serving.adapters import Adapter, adapter_of
 from cpt_serving.cores import available_cores
@@ -40,7 +39,7 @@ class ModelRepository:
     """
 
     def __init__(
-        self, settings: ServeSettings, observe: Callable[[OpenedBundle], ModelObserver] = lambda _: ModelObserver()
+        self, settings: ServeSettings, observe: Callable[[Bundle], ModelObserver] = lambda _: ModelObserver()
     ) -> None:
         self._settings = settings
         self._observe = observe
@@ -56,7 +55,7 @@ class ModelRepository:
         locations = find_models(settings.bundle)
         if not locations and not settings.watch_s:
             # Nothing can be added later: the error says what the directory is instead.
-            open_bundle(settings.bundle)
+            Bundle.open(settings.bundle)
         for location in locations:
             self._add(location)
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cpt_serving.adapters import Adapter, Predicts
+from cpt_serving.adapters import Adapter
 from cpt_serving.inference.engine import Engine, EngineState
 from cpt_serving.inference.errors import InvalidRequestError, ModelNotFoundError, not_ready
 from cpt_serving.repository.model_directory import ModelLocation, version_order
@@ -65,10 +65,9 @@ class ModelTable(dict[Key, Entry]):
         return tuple(sorted({name for name, _ in self}))
 
     @property
-    def predicting(self) -> Predicts | None:
-        """The adapter of a served model that answers `/predict`, or `None`."""
-        adapters = (entry.engine.model for entry in self.values() if entry.engine is not None)
-        return next((adapter for adapter in adapters if isinstance(adapter, Predicts)), None)
+    def first(self) -> Adapter | None:
+        """The adapter of the first model that could be opened, or `None`."""
+        return next((entry.engine.model for entry in self.values() if entry.engine is not None), None)
 
     @property
     def served(self) -> list[Engine[Adapter]]:

@@ -2,8 +2,6 @@
 
 import math
 import secrets
-import time
-from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Annotated, Any
 
@@ -13,9 +11,9 @@ from starlette.responses import Response
 
 from cpt_serving.access.api_keys import Scope
 from cpt_serving.access.control import requires
-from cpt_serving.adapters import Generates
 from cpt_serving.inference.engine import Engine
-from cpt_serving.inference.generation import GenerationRequest, Piece, generate, score
+from cpt_serving.inference.generation import GenerationRequest, score, text_events
+from cpt_serving.inference.model import TextModel
 from cpt_serving.inference.sampling import SamplingOptions
 from cpt_serving.oip.schemas import inline_schema
 from cpt_serving.service import Service
@@ -100,12 +98,12 @@ def json_body(model: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]
 
 def text_bytes(settings: ServeSettings) -> int:
     """Return the maximum size of JSON with a text of the maximum number of tokens."""
-    return CONTROL_BYTES + _BYTES_PER_TOKEN * settings.max_prompt_tokens
+    return CONTROL_BYTES + _BYTES_PER_TOKEN * settings.max_free_size
 
 
 async def prepare(
     service: Service,
-    engine: Engine[Generates],
+    engine: Engine[TextModel],
     prompt: str,
     parameters: GenerationParameters,
     *,
@@ -127,47 +125,32 @@ async def prepare(
         max_tokens=parameters.max_tokens,
         sampling=SamplingOptions(parameters.temperature, parameters.top_k, parameters.top_p, seed),
         stops=parameters.stops(),
-        top=parameters.logprobs or 0,
+        top=parameters.logprobs,
         arrived=running_body().arrived,
         deadline=deadline,
     )
 
 
-async def _tokens(engine: Engine[Generates], text: str, deadline: float | None) -> list[int]:
+async def _tokens(engine: Engine[TextModel], text: str, deadline: float | None) -> list[int]:
     note_model(engine.bundle, rows=1)
     with engine.admit(deadline) as admission:
         return await admission.prepare(lambda _: engine.model.tokens_of(text))
 
 
-async def _generate(service: Service, engine: Engine[Generates]) -> Response:
+async def _generate(service: Service, engine: Engine[TextModel]) -> Response:
     body = checked(GenerateBody, await read_object(text_bytes(service.settings)))
-    wanted = await prepare(service, engine, body.prompt, body)
+    events = text_events(engine, await prepare(service, engine, body.prompt, body))
     if body.stream:
-        return await event_response(_events(engine, wanted, body))
-    collected = _Collected(wanted)
-    async with aclosing(generate(engine, wanted)) as pieces:
-        async for piece in pieces:
-            collected.add(piece)
-    answer = {**_model(engine), "text": "".join(collected.texts), **collected.summary()}
+        return await event_response(events)
+    async with aclosing(events):
+        parts = [event async for event in events]
+    answer = {**parts[-1], "text": "".join([event["text"] for event in parts])}
     if body.logprobs is not None:
-        answer["logprobs"] = [piece.scored for piece in collected.pieces]
+        answer["logprobs"] = [each for event in parts for each in event["logprobs"]]
     return JsonResponse(answer)
 
 
-async def _events(
-    engine: Engine[Generates], wanted: GenerationRequest, body: GenerateBody
-) -> AsyncIterator[dict[str, Any]]:
-    collected = _Collected(wanted)
-    async with aclosing(generate(engine, wanted)) as pieces:
-        async for piece in pieces:
-            collected.add(piece)
-            event: dict[str, Any] = {"text": piece.text}
-            if body.logprobs is not None:
-                event["logprobs"] = [piece.scored]
-            yield event if piece.finish is None else {**_model(engine), **event, **collected.summary()}
-
-
-async def _score(service: Service, engine: Engine[Generates]) -> JsonResponse:
+async def _score(service: Service, engine: Engine[TextModel]) -> JsonResponse:
     body = checked(ScoreBody, await read_object(text_bytes(service.settings)))
     deadline = request_deadline(service.settings)
     tokens = await _tokens(engine, body.text, deadline)
@@ -177,52 +160,11 @@ async def _score(service: Service, engine: Engine[Generates]) -> JsonResponse:
     known = [each.logprob for each in scored if each.logprob is not None]
     return JsonResponse(
         {
-            **_model(engine),
+            "model": engine.bundle.name,
+            "version": engine.bundle.version,
             "tokens": scored,
             "scored_tokens": len(known),
             "logprob": math.fsum(known),
             "perplexity": math.exp(-math.fsum(known) / len(known)) if known else None,
         }
     )
-
-
-def _model(engine: Engine[Generates]) -> dict[str, str]:
-    return {"model": engine.bundle.name, "version": engine.bundle.version}
-
-
-class _Collected:
-    """The collected results of a generation.
-
-    Args:
-        wanted: The request.
-    """
-
-    def __init__(self, wanted: GenerationRequest) -> None:
-        self._wanted = wanted
-        self._first = 0.0
-        self.pieces: list[Piece] = []
-
-    @property
-    def texts(self) -> list[str]:
-        """Yield the text, piece by piece."""
-        return [piece.text for piece in self.pieces]
-
-    def add(self, piece: Piece) -> None:
-        """Add a further token."""
-        self._first = self._first or time.monotonic()
-        self.pieces.append(piece)
-
-    def summary(self) -> dict[str, Any]:
-        """Return the fields of the answer besides the text."""
-        now, count = time.monotonic(), len(self.pieces)
-        seconds = now - self._first
-        return {
-            "finish_reason": self.pieces[-1].finish,
-            "seed": self._wanted.sampling.seed,
-            "usage": {"prompt_tokens": len(self._wanted.prompt), "generated_tokens": count},
-            "timings": {
-                "first_token_ms": round((self._first - self._wanted.arrived) * 1e3, 3),
-                "total_ms": round((now - self._wanted.arrived) * 1e3, 3),
-                "tokens_per_s": round((count - 1) / seconds, 1) if count > 1 and seconds > 0 else None,
-            },
-        }

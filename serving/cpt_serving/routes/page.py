@@ -10,11 +10,10 @@ from starlette.responses import Response
 
 from cpt_serving.access.api_keys import Scope
 from cpt_serving.access.control import requires
-from cpt_serving.adapters import ModelKind
+from cpt_serving.adapters.samples import Samples
 from cpt_serving.evidence import Evidence, evidence_of
 from cpt_serving.inference.errors import NotReadyError, ServingError
 from cpt_serving.routes.files import FILE_HEADERS, files_router, read_folder
-from cpt_serving.samples import Samples
 from cpt_serving.service import Service
 from cpt_serving.telemetry.stats import Stats, summarize
 from cpt_serving.web.errors import RequestError
@@ -58,11 +57,11 @@ def page_router(service: Service) -> APIRouter:
 def _add_model_routes(router: APIRouter, service: Service) -> None:
     @router.get("/models")
     async def models() -> ServedModels:
-        """Names and versions of the served models, and the kind of input of each."""
+        """Names and versions of the served models, and the form of the page for each."""
         repository = service.repository
         return ServedModels(
             models=[
-                ServedModel(name=name, versions=repository.models.versions(name), kind=_kind(service, name))
+                ServedModel(name=name, versions=repository.models.versions(name), form=_form(service, name))
                 for name in repository.models.names
             ]
         )
@@ -76,8 +75,8 @@ def _add_model_routes(router: APIRouter, service: Service) -> None:
 def _add_samples(router: APIRouter, service: Service) -> None:
     @router.get("/samples", responses={404: {"model": ErrorAnswer}})
     async def samples(model: ModelName = None) -> Samples:
-        """Inputs of a bundle's golden sample with their classes, and the style of a drawing that resembles them."""
-        return service.find_predicting(model).model.samples()
+        """Inputs of a bundle's golden sample: a row of tensors, or images with their classes."""
+        return service.find(model).model.samples()
 
     @router.get(
         "/samples/{index}.png",
@@ -87,15 +86,15 @@ def _add_samples(router: APIRouter, service: Service) -> None:
     async def sample(index: Annotated[int, Path(ge=0)], model: ModelName = None) -> Response:
         """A golden input as an image of the model's input size."""
         try:
-            image = service.find_predicting(model).model.sample_png(index)
+            image = service.find(model).model.sample_png(index)
         except IndexError as error:
             raise RequestError(404, f"Expected the number of a sample, but got {index}") from error
         return Response(image, media_type="image/png", headers=dict(PAGE_HEADERS))
 
 
-def _kind(service: Service, name: str) -> ModelKind | None:
+def _form(service: Service, name: str) -> str | None:
     try:
-        return service.find(name).model.kind
+        return service.find(name).model.form
     except ServingError:
         return None
 

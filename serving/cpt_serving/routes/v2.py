@@ -4,6 +4,7 @@ from fastapi import APIRouter
 
 from cpt_serving.access.api_keys import Scope
 from cpt_serving.access.control import requires
+from cpt_serving.adapters.description import model_config, model_metadata
 from cpt_serving.oip.metadata import server_metadata
 from cpt_serving.oip.schemas import ModelConfig, ModelMetadata, ModelReadiness, ServerMetadata, StatisticsAnswer
 from cpt_serving.oip.statistics import statistics_of
@@ -38,9 +39,9 @@ def _add_server_routes(router: APIRouter, service: Service) -> None:
 
 
 def _add_model_routes(router: APIRouter, service: Service) -> None:
-    async def model_metadata(model: str, version: str | None = None) -> ModelMetadata:
+    async def metadata(model: str, version: str | None = None) -> ModelMetadata:
         """Inputs and outputs of a model."""
-        return service.find(model, version).model.metadata(service.repository.models.versions(model))
+        return model_metadata(service.find(model, version).bundle, service.repository.models.versions(model))
 
     async def ready(model: str, version: str | None = None) -> ModelReadiness:
         """Whether a model is ready."""
@@ -49,7 +50,7 @@ def _add_model_routes(router: APIRouter, service: Service) -> None:
 
     async def config(model: str, version: str | None = None) -> JsonResponse:
         """A model's configuration in Triton's form."""
-        return JsonResponse(service.find(model, version).model.config())
+        return JsonResponse(model_config(service.find(model, version).bundle, service.settings))
 
     async def statistics(model: str, version: str | None = None) -> StatisticsAnswer:
         """Number of requests of a model, and durations of their parts."""
@@ -59,7 +60,7 @@ def _add_model_routes(router: APIRouter, service: Service) -> None:
 
     errors = error_answers(404, 503)
     for path in PATHS:
-        router.add_api_route(path, model_metadata, responses=errors)
+        router.add_api_route(path, metadata, responses=errors)
         router.add_api_route(f"{path}/ready", ready, responses=errors)
         router.add_api_route(f"{path}/config", config, response_model=ModelConfig, responses=errors)
         router.add_api_route(f"{path}/stats", statistics, responses=errors)

@@ -9,9 +9,9 @@ from starlette.responses import Response
 
 from cpt_serving.access.api_keys import Scope
 from cpt_serving.access.control import requires
-from cpt_serving.adapters import Generates
 from cpt_serving.inference.engine import Engine
 from cpt_serving.inference.generation import GenerationRequest, generate
+from cpt_serving.inference.model import TextModel
 from cpt_serving.oip.schemas import InferParameters
 from cpt_serving.routes.generate import EVENTS_TYPE, json_body, prepare, text_bytes
 from cpt_serving.routes.v2_infer import PATHS
@@ -66,7 +66,7 @@ def triton_generate_router(service: Service) -> APIRouter:
 
 async def _read(
     service: Service, model: str, version: str | None, *, stream: bool
-) -> tuple[Engine[Generates], TritonGenerateBody, GenerationRequest]:
+) -> tuple[Engine[TextModel], TritonGenerateBody, GenerationRequest]:
     """Return the engine that answers, the request, and the generation that it asks for.
 
     Raises:
@@ -85,14 +85,14 @@ async def _read(
 
 
 async def _events(
-    engine: Engine[Generates], given: TritonGenerateBody, wanted: GenerationRequest
+    engine: Engine[TextModel], given: TritonGenerateBody, wanted: GenerationRequest
 ) -> AsyncIterator[dict[str, Any]]:
     async with aclosing(generate(engine, wanted)) as pieces:
         async for piece in pieces:
             yield _answer(engine, given, piece.text)
 
 
-def _answer(engine: Engine[Generates], given: TritonGenerateBody, text: str) -> dict[str, Any]:
+def _answer(engine: Engine[TextModel], given: TritonGenerateBody, text: str) -> dict[str, Any]:
     answer: dict[str, Any] = {} if given.id is None else {"id": given.id}
     return answer | {
         "model_name": engine.bundle.name, "model_version": engine.bundle.version, "text_output": text,

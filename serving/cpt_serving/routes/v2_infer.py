@@ -14,6 +14,7 @@ from cpt_deploy.errors import CptError
 from cpt_serving.access.api_keys import Scope
 from cpt_serving.access.control import AccessControl, requires
 from cpt_serving.adapters import Adapter
+from cpt_serving.adapters.description import model_metadata
 from cpt_serving.answering import InferCall, infer
 from cpt_serving.inference.engine import Engine
 from cpt_serving.oip.answers import Answer, render_answer
@@ -43,17 +44,18 @@ def infer_router(service: Service) -> APIRouter:
     router = APIRouter(tags=["Open Inference Protocol v2"], dependencies=[requires(Scope.INFER)])
 
     async def infer_newest(model: str) -> Response:
-        """Compute the logits or the classes of inputs.
+        """Compute a model's outputs.
 
-        The input `image` is the model's normalised input as FP32, FP64 or FP16, N x C x H x W; or pixels of any size
-        as UINT8, N x H x W x C; or image files as BYTES. The latter two are preprocessed as in `/predict`. Tensors are
-        in the JSON or follow it as bytes. Parameters of the request: `timeout` in microseconds, `binary_data_output`;
-        of an output: `binary_data`, and `classification`, the number of classes to return with labels.
+        The metadata of the model lists its inputs, whose first dimension is the batch; those of real numbers may be
+        FP32, FP64 or FP16. States that are not sent are the initial ones. An image classifier also takes pixels of any
+        size as UINT8, N x H x W x C, and image files as BYTES, which are preprocessed as in `/predict`. Tensors are in
+        the JSON or follow it as bytes. Parameters of the request: `timeout` in microseconds, `binary_data_output`; of
+        an output: `binary_data`, and `classification`, the number of classes to return with labels.
         """
         return await answer_infer(service, service.find(model))
 
     async def infer_by_version(model: str, version: str) -> Response:
-        """Compute the logits or the classes of inputs with one version of a model."""
+        """Compute the outputs of one version of a model."""
         return await answer_infer(service, service.find(model, version))
 
     endpoints: tuple[Callable[..., Any], ...] = (infer_newest, infer_by_version)
@@ -126,7 +128,7 @@ async def answer_infer(service: Service, engine: Engine[Adapter]) -> Response:
 
     def parse() -> InferRequest:
         if json_bytes == 0:
-            return raw_request(body, engine.model.metadata(()))
+            return raw_request(body, model_metadata(engine.bundle))
         return parse_request(body, json_bytes)
 
     return _InferResponse(await infer(engine, InferCall(parse, heavy, deadline, render_answer)))

@@ -1,17 +1,17 @@
-// The page: images are chosen, dropped, pasted, drawn, or taken from the bundle's samples; text is typed.
+// The page: images are chosen, dropped, pasted, drawn, or taken from the bundle's samples; text and rows are typed.
 
 import { createSketchpad } from "./drawing.js";
 import { byId, make } from "./dom.js";
 import { showEvidence } from "./evidence.js";
 import { watch } from "./live.js";
-import { classify, clearPrediction, showProblem } from "./prediction.js";
+import { classify, clearPrediction, predictRows, showProblem } from "./prediction.js";
 import { fetchBlob, fetchJson, useKey } from "./requests.js";
 import { clearText, listenForText } from "./text.js";
 
 const SMALL = 96;
 
 let model = "";
-let takesText = false;
+let form = "";
 
 /** Return a path with the chosen model in its query. */
 const ofModel = (path) => `${path}?model=${encodeURIComponent(model)}`;
@@ -35,7 +35,7 @@ function preview(image, name) {
 }
 
 function take(image, name) {
-  if (takesText) return undefined;
+  if (form !== "image") return undefined;
   setMode("image");
   preview(image, name);
   return classify(image, name, model);
@@ -111,14 +111,17 @@ async function choose(name) {
   clearText();
   try {
     const facts = await fetchJson(ofModel("evidence"));
-    takesText = facts.kind === "text";
-    byId("try-text").hidden = !takesText;
-    byId("try-image").hidden = takesText;
+    form = facts.form;
+    byId("try-text").hidden = form !== "text";
+    byId("try-input").hidden = form === "text";
+    byId("image-form").hidden = form !== "image";
+    byId("rows-form").hidden = form === "image";
     showEvidence(facts);
-    if (takesText) return;
+    if (form === "text") return;
     const offered = await fetchJson(ofModel("samples"));
     offerSamples(offered.samples);
     offerDrawing(offered.drawing);
+    byId("rows").value = offered.rows ? JSON.stringify({ inputs: offered.rows }) : "";
   } catch (error) {
     showProblem(error);
   }
@@ -159,6 +162,10 @@ async function start() {
   listenForKey();
   listenForFiles();
   listenForText(() => model);
+  byId("rows-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    predictRows(byId("rows").value, model);
+  });
   byId("models").addEventListener("change", (event) => choose(event.target.value));
   watch();
   byId("clear").addEventListener("click", pad.clear);

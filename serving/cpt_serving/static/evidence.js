@@ -11,9 +11,8 @@ function figure(value, name, note) {
   );
 }
 
-function accuracy(validation, kind) {
-  if (kind === "text") {
-    if (!validation?.perplexity) return figure("–", "Perplexity", "not measured: cpt validate measures it");
+function accuracy(validation) {
+  if (validation?.perplexity) {
     const trained = validation.trained_perplexity;
     return figure(validation.perplexity.toFixed(2), "Perplexity as served", trained ? `${trained.toFixed(2)} before export` : "");
   }
@@ -54,23 +53,24 @@ function verdict(validation) {
   shown.textContent = text;
 }
 
-function shape({ kind, input, classes, vocabulary, context }) {
-  if (kind === "text") return `text, ${count(vocabulary)} tokens${context ? `, context ${count(context)}` : ""}`;
-  return `${input.width} × ${input.height} ${input.channels === 1 ? "grey" : "colour"} → ${count(classes)} classes`;
+/** Say what the model takes and answers. */
+function described(facts) {
+  const known = Object.entries(facts).filter(([, value]) => value !== null);
+  return known.map(([name, value]) => `${name} ${typeof value === "number" ? count(value) : value}`).join(" · ");
 }
 
 /** Show the answer of /evidence. */
 export function showEvidence(facts) {
   document.title = `${facts.model} · cpt-deploy`;
   byId("model").textContent = facts.model;
-  byId("model-facts").textContent = `version ${facts.version} · ${shape(facts)}`;
+  byId("model-facts").textContent = `version ${facts.version} · ${described(facts.facts)}`;
   byId("server").textContent = `cpt-deploy ${facts.server_version}`;
   byId("docs-link").hidden = !facts.docs;
   const { validation } = facts;
   verdict(validation);
-  byId("figures").replaceChildren(accuracy(validation, facts.kind), exactness(validation), precision(facts), size(facts));
+  byId("figures").replaceChildren(accuracy(validation), exactness(validation), precision(facts), size(facts));
   describe(byId("details"), [
-    ["Measured on", validation && `${validation.dataset}, ${count(validation.samples)} ${validation.split ?? ""} ${facts.kind === "text" ? "tokens" : "images"}`],
+    ["Measured on", validation && `${validation.dataset}, ${count(validation.samples)} ${validation.split ?? ""} samples`],
     ["Before export", validation?.trained_accuracy && `${percent(validation.trained_accuracy, 2)} in training precision`],
     ["Runtime", validation?.runtime && `onnxruntime ${validation.runtime}`],
     ["Processor", validation?.cpu],

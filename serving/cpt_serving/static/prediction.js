@@ -1,4 +1,4 @@
-// Send an image to the server and show its classes and timings.
+// Send an image or rows of tensors to the server, and show the classes or the outputs, and the timings.
 
 import { byId, describe, make, milliseconds, percent } from "./dom.js";
 import { fetchJson } from "./requests.js";
@@ -10,6 +10,20 @@ const PARTS = [
 ];
 
 let running = null;
+
+/** Show the prediction of a row: classes, or outputs by name. Returns it as a sentence. */
+function show(prediction) {
+  const outputs = !Array.isArray(prediction);
+  byId("best").hidden = outputs;
+  byId("classes").hidden = outputs;
+  describe(
+    byId("outputs"),
+    outputs ? Object.entries(prediction).map(([name, value]) => [name, make("code", {}, JSON.stringify(value))]) : [],
+  );
+  if (outputs) return "predicted";
+  showClasses(prediction);
+  return `${prediction[0].label}, ${percent(prediction[0].probability)}`;
+}
 
 function showClasses(classes) {
   const [best] = classes;
@@ -57,7 +71,7 @@ function showBatch(rows) {
       ? ""
       : rows === 1
         ? "Computed alone."
-        : `Computed in one batch of ${rows} images, together with other requests.`;
+        : `Computed in one batch of ${rows} rows.`;
 }
 
 /** On a narrow screen the answer may be below what is visible. */
@@ -83,33 +97,42 @@ export function showProblem(error) {
 }
 
 /**
- * Ask for the classes of an image and show them; a newer image replaces one in progress.
+ * Ask for the classes of an image and show them; a newer request replaces one in progress.
  *
  * @param {Blob} image
  * @param {string} name name of the image in errors
  * @param {string} model
  */
-export async function classify(image, name, model) {
+export function classify(image, name, model) {
+  const body = new FormData();
+  body.append("file", image, name);
+  return predict({ body }, name, model);
+}
+
+/** Ask for the outputs of rows, JSON as `/predict` takes it, and show those of the first row. */
+export function predictRows(rows, model) {
+  return predict({ body: rows, headers: { "Content-Type": "application/json" } }, "rows", model);
+}
+
+async function predict(request, name, model) {
   running?.abort();
   running = new AbortController();
   const { signal } = running;
   const answer = byId("answer");
   answer.ariaBusy = "true";
-  const body = new FormData();
-  body.append("file", image, name);
   try {
     const started = performance.now();
-    const result = await fetchJson(`predict?top_k=5&model=${encodeURIComponent(model)}`, { method: "POST", body, signal });
+    const path = `predict?top_k=5&model=${encodeURIComponent(model)}`;
+    const result = await fetchJson(path, { method: "POST", signal, ...request });
     const roundTrip = performance.now() - started;
     byId("problem").replaceChildren();
     byId("empty").hidden = true;
-    const [classes] = result.predictions;
-    showClasses(classes);
+    const said = show(result.predictions[0]);
     showTimings(result.timings, roundTrip);
     showBatch(result.batch_rows);
     byId("prediction").hidden = false;
     reveal(byId("prediction"));
-    byId("status").textContent = `${name}: ${classes[0].label}, ${percent(classes[0].probability)}`;
+    byId("status").textContent = `${name}: ${said}`;
   } catch (error) {
     if (error.name === "AbortError") return;
     byId("status").textContent = "";

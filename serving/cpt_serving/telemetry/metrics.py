@@ -8,7 +8,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
-from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.bundle import Bundle
 from cpt_serving.inference.observers import FAILURES, ModelObserver
 
 WATCH_MODELS, WATCH_CERTIFICATE = "watch-models", "watch-certificate"
@@ -82,7 +82,7 @@ class Metrics:
         self._of_models = _ModelFamilies(registry)
         self._models: dict[tuple[str, str], ModelMetrics] = {}
 
-    def show_models(self, served: Callable[[], Iterable[OpenedBundle]], looked: Callable[[], bool]) -> None:
+    def show_models(self, served: Callable[[], Iterable[Bundle]], looked: Callable[[], bool]) -> None:
         """Register the metrics of the served models.
 
         Args:
@@ -131,7 +131,7 @@ class Metrics:
         metrics.input_seconds.observe(input_s)
         metrics.output_seconds.observe(output_s)
 
-    def observe(self, bundle: OpenedBundle) -> ModelObserver:
+    def observe(self, bundle: Bundle) -> ModelObserver:
         """Return the observer that counts the inferences and texts of a model version."""
         return self.of_model(bundle.name, bundle.version)
 
@@ -159,7 +159,7 @@ def _zeroed(counter: Counter, labels: Iterable[str]) -> Counter:
 class _ServedModels(Collector):
     """Collector of the models that are served at the time of the scrape."""
 
-    def __init__(self, served: Callable[[], Iterable[OpenedBundle]], looked: Callable[[], bool]) -> None:
+    def __init__(self, served: Callable[[], Iterable[Bundle]], looked: Callable[[], bool]) -> None:
         self._served = served
         self._looked = looked
 

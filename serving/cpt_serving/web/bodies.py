@@ -64,34 +64,17 @@ class BodyBudget:
             self._taken -= size
 
 
-class RequestBody:
-    """The body of one request, and whether its client is still connected.
+class MemoryShare:
+    """The memory of the budget that one request holds.
 
     Args:
-        scope: ASGI scope of the request.
-        receive: ASGI `receive` of the server.
-        budget: Budget that the memory is taken from.
-        timeout_s: Seconds in which the body, or a large enough part of it, must arrive.
+        budget: The budget.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, budget: BodyBudget, timeout_s: float) -> None:
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        """Headers of the request; of several with one name the last."""
-        self._receive = receive
+    def __init__(self, budget: BodyBudget) -> None:
         self._budget = budget
-        self._timeout_s = timeout_s
-        self._charged = self._seen = self._window_began = 0
-        self._window_ends = 0.0
-        self._released = self._receiving = self._too_slow = self._complete = False
-        self._task = asyncio.current_task()
-        self._timer: asyncio.TimerHandle | None = None
-        self._watcher: asyncio.Task[None] | None = None
-        self.arrived = time.monotonic()
-        """Time at which the head was complete."""
-        self.completed_at = self.arrived
-        """Time at which the last byte had arrived."""
-        self.client_gone = False
-        """Whether the request was cancelled because its client closed the connection."""
+        self._charged = 0
+        self._released = False
 
     def charge(self, size: int) -> None:
         """Reserve memory until the request is over.
@@ -109,6 +92,41 @@ class RequestBody:
             )
         self._budget.take(size)
         self._charged += size
+
+    def release(self) -> None:
+        """Release the memory, because the request is over."""
+        self._released = True
+        self._budget.give_back(self._charged)
+
+
+class RequestBody(MemoryShare):
+    """The body of one request, and whether its client is still connected.
+
+    Args:
+        scope: ASGI scope of the request.
+        receive: ASGI `receive` of the server.
+        budget: Budget that the memory is taken from.
+        timeout_s: Seconds in which the body, or a large enough part of it, must arrive.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, budget: BodyBudget, timeout_s: float) -> None:
+        super().__init__(budget)
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        """Headers of the request; of several with one name the last."""
+        self._receive = receive
+        self._timeout_s = timeout_s
+        self._seen = self._window_began = 0
+        self._window_ends = 0.0
+        self._receiving = self._too_slow = self._complete = False
+        self._task = asyncio.current_task()
+        self._timer: asyncio.TimerHandle | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self.arrived = time.monotonic()
+        """Time at which the head was complete."""
+        self.completed_at = self.arrived
+        """Time at which the last byte had arrived."""
+        self.client_gone = False
+        """Whether the request was cancelled because its client closed the connection."""
 
     async def read(self, max_bytes: int) -> bytes:
         """Return the whole body, decompressed.
@@ -190,10 +208,9 @@ class RequestBody:
             self._watcher.cancel()
 
     def release(self) -> None:
-        """Release the memory."""
+        """Stop watching, and release the memory."""
         self.answered()
-        self._released = True
-        self._budget.give_back(self._charged)
+        super().release()
 
     async def _cancel_when_gone(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
@@ -207,15 +224,19 @@ current_body: ContextVar[RequestBody | None] = ContextVar("current_body", defaul
 """The body of the request that the current task or thread answers; `None` outside of requests."""
 
 
+current_message: ContextVar[MemoryShare | None] = ContextVar("current_message", default=None)
+"""The memory of the gRPC message that the current task or thread answers."""
+
+
 def charge(size: int) -> None:
     """Reserve memory for the current request until it is over.
 
     Raises:
-        RequestError: Like `RequestBody.charge`.
+        RequestError: Like `MemoryShare.charge`.
     """
-    body = current_body.get()
-    if body is not None:
-        body.charge(size)
+    share = current_message.get() or current_body.get()
+    if share is not None:
+        share.charge(size)
 
 
 def running_body() -> RequestBody:

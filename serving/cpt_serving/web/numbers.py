@@ -13,17 +13,25 @@ _MOST_AXES = 16
 _LARGEST = float(np.finfo(np.float32).max)
 
 
-def to_numbers(name: str, value: object) -> npt.NDArray[Any]:
+def to_numbers(name: str, value: object, *, booleans: bool = False) -> npt.NDArray[Any]:
     """Return nested lists of numbers as an array: int64 or uint64 if all are integers, else float64.
+
+    Args:
+        name: Name of the array in errors.
+        value: Nested lists.
+        booleans: Whether booleans are expected instead of numbers.
 
     Raises:
         RequestError: 400 if they are ragged or hold anything but finite numbers in float32's range.
     """
     shape, numbers = _flatten(name, value)
     kinds = set(map(type, numbers))
-    if not kinds <= {int, float}:  # not bool, although it is a subclass of int
-        odd = next(each for each in numbers if type(each) not in {int, float})
-        raise bad_request(f"Expected {name} to be an array of numbers, but got {shown(odd)} in it")
+    expected, word = ({bool}, "booleans") if booleans else ({int, float}, "numbers")
+    if not kinds <= expected:  # a bool is no number, although it is a subclass of int
+        odd = next(each for each in numbers if type(each) not in expected)
+        raise bad_request(f"Expected {name} to be an array of {word}, but got {shown(odd)} in it")
+    if booleans:
+        return np.fromiter(numbers, np.bool_, len(numbers)).reshape(shape)
     if kinds == {int}:
         return _integers(name, numbers).reshape(shape)
     floats = np.fromiter(numbers, np.float64, len(numbers))

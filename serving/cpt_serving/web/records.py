@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from opentelemetry.trace import SpanContext
 
-from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.bundle import Bundle
 from cpt_serving.inference.batching import Inference
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -49,7 +49,7 @@ current_record: ContextVar[RequestRecord | None] = ContextVar("current_record", 
 """The request that the current task answers; `None` outside of requests."""
 
 
-def note_model(bundle: OpenedBundle, rows: int = 0) -> None:
+def note_model(bundle: Bundle, rows: int = 0) -> None:
     """Record which model the current request is for."""
     record = current_record.get()
     if record is not None:

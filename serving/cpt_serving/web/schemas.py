@@ -35,14 +35,14 @@ class Timings(BaseModel):
 
 
 class PredictAnswer(BaseModel):
-    """Predictions of `/predict`: for each image, in order, its most probable classes, best first."""
+    """Predictions of `/predict`, one for each row: outputs by name, or an image's most probable classes, best first."""
 
     model: str
     version: str
-    predictions: list[list[ClassProbability]]
+    predictions: list[list[ClassProbability] | dict[str, Any]]
     timings: Timings
     batch_rows: int
-    """Number of images in the batch that this request was part of."""
+    """Number of rows in the batch that this request was part of."""
 
 
 class ServedModel(BaseModel):
@@ -50,8 +50,8 @@ class ServedModel(BaseModel):
 
     name: str
     versions: list[str]
-    kind: Literal["image", "text"] | None
-    """Kind of input: `/predict` takes images, `/generate` and `/score` take text; null if the model is not loaded."""
+    form: str | None
+    """Form of the page for its requests: tensors, image or text; null if the model is not loaded."""
 
 
 class ServedModels(BaseModel):

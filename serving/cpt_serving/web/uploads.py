@@ -124,9 +124,9 @@ def parse_json(body: bytes, *, max_rows: int) -> list[Upload]:
 
 
 def check_rows(rows: int, max_rows: int) -> None:
-    """Raise a RequestError, 413, if a request holds too many images."""
+    """Raise a RequestError, 413, if a request holds too many rows."""
     if rows > max_rows:
-        raise RequestError(413, f"Expected at most {max_rows} images in one request, but got {rows}")
+        raise RequestError(413, f"Expected at most {max_rows} rows in one request, but got {rows}")
 
 
 class _FormInMemory(MultiPartParser):

@@ -45,13 +45,15 @@ def refusal(path: Path) -> BundleError:
 def test_open_returns_what_was_written(bundle, bundle_contents):
     contents = bundle_contents()
     opened = Bundle.open(str(bundle.path))
-    assert (opened.name, opened.version, opened.labels) == ("colours", "1", contents.labels)
-    assert opened.preprocessing == contents.preprocessing
+    assert (opened.name, opened.version, opened.task) == ("colours", "1", "image-classification")
+    assert opened.processor == contents.processor
+    assert opened.signature == contents.signature
     assert opened.facts["bits"] == 8
     assert opened.quantization == {**contents.quantization, "graph": contents.graph}
     assert opened.validation is None
-    assert np.array_equal(opened.golden.logit_codes, contents.golden.logit_codes)
-    assert np.array_equal(opened.golden.inputs, contents.golden.inputs)
+    assert np.array_equal(opened.golden.outputs["logits"], contents.golden.outputs["logits"])
+    assert np.array_equal(opened.golden.inputs["image"], contents.golden.inputs["image"])
+    assert opened.golden.scales == {"logits": np.float32(contents.golden.scales["logits"])}
     assert opened.sha256 == hashlib.sha256(contents.onnx).hexdigest()
     assert opened.onnx_path.read_bytes() == contents.onnx
     tensors = opened.load_tensors()
@@ -92,7 +94,7 @@ def test_verification_can_be_left_out(bundle):
     assert Bundle.open(bundle.path, verify=False).name == "colours"
 
 
-@pytest.mark.parametrize(("other", "advice"), [(1, "export again"), (3, "upgrade")], ids=["older", "newer"])
+@pytest.mark.parametrize(("other", "advice"), [(2, "export again"), (4, "upgrade")], ids=["older", "newer"])
 def test_another_format_is_refused_with_advice(bundle, other, advice):
     config = json.loads((bundle.path / "config.json").read_text())
     config["cpt"]["format_version"] = other
@@ -103,7 +105,7 @@ def test_another_format_is_refused_with_advice(bundle, other, advice):
 
 
 @pytest.mark.parametrize(
-    "config", [b"{}", b'{"cpt": {"format_version": "1"}}', b"[]", b"{", b'{"cpt":{"format_version":2}}']
+    "config", [b"{}", b'{"cpt": {"format_version": "1"}}', b"[]", b"{", b'{"cpt":{"format_version":3}}']
 )
 def test_unfit_config_is_refused(bundle, config):
     edit(bundle, "config.json", config)
@@ -139,7 +141,7 @@ def test_a_validation_report_put_there_by_hand_does_not_count(bundle):
 
 def test_labels_have_to_fit_the_model(bundle):
     edit(bundle, "labels.txt", b"red\ngreen\n")
-    assert "as many labels as logits (3)" in refusal(bundle.path).message
+    assert "one for each label" in refusal(bundle.path).message
 
 
 @pytest.mark.parametrize("name", ["golden.safetensors", "preprocessor_config.json", "quantization.json"])

@@ -121,8 +121,9 @@ def test_names_that_do_not_fit_into_urls_are_refused(tmp_path, bundle_contents, 
 
 @pytest.mark.parametrize("labels", [("a", "a", "b"), ("a", "", "b"), ("a", "b\nc", "d"), ("a", "b")], ids=str)
 def test_unfit_labels_are_refused(tmp_path, bundle_contents, labels):
+    contents = bundle_contents()
     with pytest.raises(BundleError, match=r"Expected .*label"):
-        write_bundle(tmp_path / "bundle", contents=replace(bundle_contents(), labels=labels))
+        write_bundle(tmp_path / "b", contents=replace(contents, processor=replace(contents.processor, labels=labels)))
 
 
 def test_the_bundles_own_keys_cannot_be_overridden(tmp_path, bundle_contents):
@@ -138,7 +139,7 @@ def test_config_has_the_keys_of_other_readers(bundle):
     assert config["label2id"]["blue"] == 2
     assert (config["num_classes"], config["architecture"]) == (3, "colours")
     assert config["pretrained_cfg"]["input_size"] == [3, 8, 8]
-    assert config["cpt"]["format_version"] == 2
+    assert config["cpt"]["format_version"] == 3
     preprocessor = json.loads((bundle.path / "preprocessor_config.json").read_text())
     assert preprocessor["crop_size"] == {"height": 8, "width": 8}
 

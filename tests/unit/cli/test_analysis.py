@@ -38,11 +38,14 @@ def test_the_centre_is_the_accuracy_that_the_run_reports(runs):
     report = json.loads((runs / "cpt" / "report.json").read_text())["test"]
 
     assert isinstance(minimum, Minimum)
-    assert minimum.images == report["images"]
+    assert minimum.images == report["samples"]
     loss, accuracy = mean_loss(minimum.model, minimum.batches)
-    assert (loss, accuracy) == (pytest.approx(report["loss"], rel=1e-5), pytest.approx(report["top1"], abs=1e-6))
+    assert (loss, accuracy) == (
+        pytest.approx(report["loss"], rel=1e-5),
+        pytest.approx(report["metrics"]["accuracy"], abs=1e-6),
+    )
     again = evaluate(minimum.model, minimum.batches, classes=10, device=minimum.batches[0][0].device, step=0)
-    assert again.top1 == pytest.approx(accuracy, abs=1e-6)
+    assert again.metrics["accuracy"] == pytest.approx(accuracy, abs=1e-6)
 
 
 def test_a_landscape_is_drawn_and_gone_on_with(runs, tmp_path, capsys):

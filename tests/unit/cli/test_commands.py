@@ -233,7 +233,7 @@ def test_models_lists_sizes_and_suggests_names(capsys):
     assert json.loads(out)["models"] == [
         {
             "name": "resnet20",
-            "task": "classification",
+            "task": "image-classification",
             "input": [3, 32, 32],
             "classes": 10,
             "parameters": 272474,
@@ -254,7 +254,7 @@ def test_models_lists_language_models_with_their_sizes(capsys):
     gates = 2 * 4 * 650 * (650 + 650)  # two layers of 650
     assert lstm["macs"] == gates + 650 * 10000
     assert lstm["parameters"] == 10000 * 650 + gates + 2 * 2 * 4 * 650 + 10000 * 650 + 10000
-    assert (lstm["task"], lstm["classes"], transformer["name"]) == ("language-model", 10000, "transformer-lm")
+    assert (lstm["task"], lstm["classes"], transformer["name"]) == ("text-generation", 10000, "transformer-lm")
     _, out, _ = run(capsys, "models", "lstm-lm", "--classes", 50)
     assert "50 tokens" in out
     _, out, _ = run(capsys, "models", "--quiet")
@@ -268,9 +268,9 @@ def test_datasets_lists_texts_with_the_words_that_are_published(capsys, monkeypa
     (tmp_path / "tinyshakespeare").mkdir()
     (tmp_path / "tinyshakespeare" / "input.txt").write_text("to be\n")
     found = {entry["name"]: entry for entry in json.loads(run(capsys, "datasets", "--json")[1])["datasets"]}
-    assert found["digits"]["task"] == "classification"
+    assert found["digits"]["task"] == "image-classification"
     ptb = found["ptb"]
-    assert (ptb["task"], ptb["words"], ptb["available"]) == ("language-model", 10000, False)
+    assert (ptb["task"], ptb["words"], ptb["available"]) == ("text-generation", 10000, False)
     assert ptb["tokens"] == {"train": 929589, "valid": 73760, "test": 82430}  # Mikolov et al., 2010
     assert found["tinyshakespeare"]["available"]
     assert found["tinyshakespeare"]["tokens"] == {}
@@ -344,7 +344,7 @@ def test_serve_says_what_it_serves_and_how_to_ask(capsys, shared_bundle, tmp_pat
     monkeypatch.setattr("cpt_serving.server.run", run_nothing)
     _, out, _ = run(capsys, "serve", shared_bundle.path, "--max-batch", 3)
     assert "curl -F file=@image.png http://127.0.0.1:1/predict" in out
-    monkeypatch.setattr("cpt_deploy.tasks.task_of_bundle", lambda _: task_named("language-model"))
+    monkeypatch.setattr("cpt_deploy.tasks.task_of_bundle", lambda _: task_named("text-generation"))
     _, out, _ = run(capsys, "serve", shared_bundle.path)
     assert """curl -d '{"prompt": "The"}' http://127.0.0.1:1/generate""" in " ".join(out.split())
     monkeypatch.undo()

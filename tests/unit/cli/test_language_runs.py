@@ -9,7 +9,7 @@ from cpt_cli.main import main
 def run(tmp_path):
     """A directory that looks like the run of a language model, with nothing in it that could be exported."""
     (tmp_path / "tokenizer.json").write_text("{}")
-    (tmp_path / "recipe.yaml").write_text("data: {task: language-model}")
+    (tmp_path / "recipe.yaml").write_text("data: {task: text-generation}")
     return tmp_path
 
 

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from cpt_cli.main import main
+from cpt_deploy.metric import ACCURACY
 from cpt_deploy.training import TrialOutcome, read_finished_run
 from cpt_deploy.workflows.trial_processes import _outcome
 
@@ -55,7 +56,7 @@ def test_an_interrupted_grid_goes_on_where_it_was(grid, tmp_path, capsys):
     assert main(words) == 0
     done = json.loads(capsys.readouterr().out)
     assert [(trial["name"], trial["state"]) for trial in done["trials"]] == [("seed3", "finished")]
-    assert done["trials"][0]["accuracy"] == read_finished_run(run).figure == done["groups"][0]["mean"]
+    assert done["trials"][0]["figure"] == read_finished_run(run).figure == done["groups"][0]["mean"]
     assert "going on from step" in (tmp_path / "out" / "logs" / "seed3.log").read_text()
 
 
@@ -71,7 +72,11 @@ def test_a_dry_run_lists_the_runs_and_writes_nothing(grid, tmp_path, capsys, mon
 @pytest.mark.parametrize(
     ("code", "answer", "outcome"),
     [
-        (0, '{"report": {"test": {"top1": 0.5}}}', TrialOutcome("finished", 0.5)),
+        (
+            0,
+            json.dumps({"report": {"metric": ACCURACY.to_dict(), "test": {"metrics": {"accuracy": 0.5}}}}),
+            TrialOutcome("finished", 0.5, metric=ACCURACY),
+        ),
         (5, '{"error": {"message": "no data\\nhere"}}', TrialOutcome("failed", message="no data")),
         (-9, "", TrialOutcome("failed", message="signal 9 ended it")),
         (1, "not JSON", TrialOutcome("failed", message="it ended with code 1")),

@@ -44,8 +44,10 @@ def run_four_steps(**settings):
         progress.start(plan(**settings))
         for number in range(1, 5):
             progress.step(step(number))
-        progress.evaluated(Evaluation(4, loss=0.1, top1=0.9, top5=None, images=355, seconds=0.1, best=True))
-        progress.evaluated(Evaluation(4, loss=0.1, top1=0.91, top5=None, images=355, seconds=0.1, calibrated=True))
+        progress.evaluated(Evaluation(4, loss=0.1, metrics={"accuracy": 0.9}, samples=355, seconds=0.1, best=True))
+        progress.evaluated(
+            Evaluation(4, loss=0.1, metrics={"accuracy": 0.91}, samples=355, seconds=0.1, calibrated=True)
+        )
 
 
 def test_without_a_terminal_an_epoch_is_one_line(capsys):

@@ -68,7 +68,7 @@ def application(shared_bundle, tmp_path_factory):
 def test_two_replicas_answer_with_the_bits_of_onnxruntime(application, shared_bundle):
     assert application["replicas"] == {"RUNNING": 2}
     rows = np.random.default_rng(1).uniform(-1, 1, (24, 3, 8, 8)).astype(np.float32)
-    expected = OnnxRuntimeModel(shared_bundle.onnx_path).run(rows)
+    expected = OnnxRuntimeModel(shared_bundle.onnx_path).run({"image": rows})["logits"]
     with httpx2.Client(base_url=application["url"], trust_env=False, timeout=30) as client:
         for index, row in enumerate(rows):
             tensor = {"name": "image", "shape": [1, 3, 8, 8], "datatype": "FP32", "data": row.ravel().tolist()}

@@ -12,7 +12,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from cpt_deploy.bundle import OnnxRuntimeModel, Preprocessing
+from cpt_deploy.bundle import ImageProcessor, OnnxRuntimeModel, Preprocessing
 from cpt_deploy.bundle.runtime.sessions import PORTABLE_KEY
 from cpt_deploy.errors import BundleError, UsageError
 from cpt_deploy.export import ModelIdentity, export_bundle, float_model, write_float_onnx, write_onnx
@@ -39,7 +39,8 @@ def model(network: nn.Module) -> QuantizedModel:
 
 
 def identity(labels: tuple[str, ...] = LABELS) -> ModelIdentity:
-    return ModelIdentity("net", "resnet20", labels, PREPROCESSING, {"dataset": "noise"})
+    processor = ImageProcessor(PREPROCESSING, labels)
+    return ModelIdentity("net", "resnet20", "image-classification", processor, {"dataset": "noise"})
 
 
 def test_a_bundle_holds_the_model_and_reproduces_its_golden_sample(model: QuantizedModel, tmp_path: Path) -> None:

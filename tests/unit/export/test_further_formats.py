@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cpt_deploy.bundle import FORMATS, Bundle, OnnxRuntimeModel, Preprocessing, chosen_formats
+from cpt_deploy.bundle import FORMATS, Bundle, ImageProcessor, OnnxRuntimeModel, Preprocessing, chosen_formats
 from cpt_deploy.bundle.integrity.checksums import checksum_lines, read_checksums, verify_checksums
 from cpt_deploy.errors import BundleError, ConversionError, UsageError
 from cpt_deploy.export import ModelIdentity, export_bundle, further_formats
@@ -17,30 +17,19 @@ from cpt_deploy.export.programs import WRITERS, load_program
 from cpt_deploy.integer import freeze
 from cpt_deploy.models import build_model
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, calibrate, prepare
-from cpt_deploy.validation import validate
+from cpt_deploy.validation import Accuracy, Batch, Samples, ValidationReport, validate
 
-IDENTITY = ModelIdentity(
-    "net",
-    "tiny",
-    tuple(f"class {i}" for i in range(10)),
-    Preprocessing(channels=1, size=(8, 8), mean=(0.5,), std=(0.5,)),
+PROCESSOR = ImageProcessor(
+    Preprocessing(channels=1, size=(8, 8), mean=(0.5,), std=(0.5,)), tuple(f"class {i}" for i in range(10))
 )
+IDENTITY = ModelIdentity("net", "tiny", "image-classification", PROCESSOR)
 
 
-class Noise:
-    """Images of noise with labels that no network can know."""
-
-    name, split, classes = "noise", "test", IDENTITY.labels
-    labels = np.arange(70, dtype=np.int64) % 10
-
-    def image(self, index: int, /) -> np.ndarray:
-        return np.random.default_rng(index).integers(0, 256, (8, 8), dtype=np.uint8)
-
-    def digest(self) -> str:
-        return "0" * 64
-
-    def __len__(self) -> int:
-        return 70
+def measured(bundle: Bundle, **settings: bool) -> ValidationReport:
+    """Validate a bundle on noise with labels that no network can know."""
+    inputs = np.random.default_rng(0).standard_normal((70, 1, 8, 8)).astype(np.float32)
+    batch = Batch({"image": inputs}, np.arange(70) % 10)
+    return validate(bundle, Samples("noise", "test", "0" * 64, 70, 70, lambda: iter([batch])), Accuracy(), **settings)
 
 
 @pytest.fixture(scope="module")
@@ -79,17 +68,17 @@ def test_a_bundle_with_formats_is_replaced_as_any_other(model: QuantizedModel, b
 def test_each_file_computes_what_model_onnx_computes(bundle: Bundle, kind: str) -> None:
     x = torch.randn(9, 1, 8, 8)
     logits = load_program(kind, bundle.path / FORMATS[kind].file)(x)
-    assert np.array_equal(logits.numpy(), OnnxRuntimeModel(bundle.onnx_path).run(x.numpy()))
+    assert np.array_equal(logits.numpy(), OnnxRuntimeModel(bundle.onnx_path).run({"image": x.numpy()})["logits"])
 
 
 def test_validation_runs_every_format_on_the_same_samples(bundle: Bundle) -> None:
-    report = validate(bundle, Noise(), require_exact=True)
+    report = measured(bundle, require_exact=True)
     assert report.passed
     assert [runtime.name for runtime in report.runtimes][-2:] == ["torchscript", "pt2"]
-    assert report.runtime("pt2").accuracy == report.runtime("onnxruntime").accuracy
+    assert report.runtime("pt2").value == report.runtime("onnxruntime").value
     compared = {pair.first: pair for pair in report.comparisons if pair.first in WRITERS}
     assert list(compared) == ["torchscript", "pt2"]
-    assert {pair.other_logits for pair in compared.values()} == {0}
+    assert {pair.other_values for pair in compared.values()} == {0}
     assert {"TorchScript", "torch.export program"} <= {result.runtime for result in report.evaluation_results()}
 
 
@@ -103,18 +92,18 @@ def test_a_file_of_another_network_fails_exactness(
     codes.flat[np.abs(codes).argmax()] = 0
     other = replace(graph, operations=(entry, replace(first, codes=codes), *others))
     damaged = with_file(bundle, tmp_path / "bundle", FORMATS[kind].file, WRITERS[kind](other))
-    report = validate(damaged, Noise(), require_exact=True)
+    report = measured(damaged, require_exact=True)
     assert len(report.reasons) == 1
-    assert f"logits of {FORMATS[kind].file} differ from onnxruntime's" in report.reasons[0]
+    assert f"output values of {FORMATS[kind].file} differ from onnxruntime's" in report.reasons[0]
     assert report.mismatching_integers == 0
-    assert validate(damaged, Noise()).passed
+    assert measured(damaged).passed
 
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_a_file_that_pytorch_cannot_load_is_a_bundle_error(bundle: Bundle, tmp_path: Path, kind: str) -> None:
     damaged = with_file(bundle, tmp_path / "bundle", FORMATS[kind].file, b"no program")
     with pytest.raises(BundleError, match=FORMATS[kind].file):
-        validate(damaged, Noise())
+        measured(damaged)
 
 
 def test_a_changed_file_is_not_opened(bundle: Bundle, tmp_path: Path) -> None:
@@ -147,7 +136,7 @@ def test_a_format_that_the_model_cannot_take_leaves_nothing_behind(model, tmp_pa
 
 def test_a_file_that_computes_something_else_is_not_kept(model, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(further_formats, "load_program", lambda kind, content: lambda x: torch.zeros(len(x), 10))
-    with pytest.raises(ConversionError, match="of 40 differ"):
+    with pytest.raises(ConversionError, match="40 of 40 values differ"):
         export_bundle(model, tmp_path / "bundle", IDENTITY, torch.randn(4, 1, 8, 8), formats=["pt2"])
     assert not list(tmp_path.iterdir())
 

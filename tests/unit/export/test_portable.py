@@ -84,7 +84,7 @@ def cannot_saturate(graph: IntegerGraph) -> bool:
 
 def assert_exact(graph: IntegerGraph, x: torch.Tensor) -> None:
     observable = with_intermediate_outputs(write_onnx(graph))
-    served = OnnxRuntimeModel(observable.model).trace(x.numpy())
+    served = OnnxRuntimeModel(observable.model).trace({"image": x.numpy()})
     codes = IntegerExecutor(graph).trace(x)
     assert {intermediate.name for intermediate in observable.intermediates} == set(codes)
     assert not {name: 1 for name in codes if not np.array_equal(codes[name].numpy(), served[name])}

@@ -83,9 +83,11 @@ def test_packed_files_run_on_the_same_kernels_and_give_the_same_logits(at_bits, 
     assert float_operators(packed) == {}
     x = torch.randn(8, 3, 32, 32)
     expected = IntegerExecutor(graph)(x).numpy()
-    assert np.array_equal(OnnxRuntimeModel(packed).run(x.numpy()), expected)
+    assert np.array_equal(OnnxRuntimeModel(packed).run({"image": x.numpy()})["logits"], expected)
     # without optimizations nothing is folded: the cast runs with the rest
-    unoptimized = [OnnxRuntimeModel(model, optimize=False).run(x.numpy()) for model in (packed, plain)]
+    unoptimized = [
+        OnnxRuntimeModel(model, optimize=False).run({"image": x.numpy()})["logits"] for model in (packed, plain)
+    ]
     assert np.array_equal(*unoptimized)
 
 
@@ -129,7 +131,9 @@ def test_a_rewritten_first_convolution_is_packed_too(size, stride, rearranged) -
     assert weight_types(model) == {"INT4"}
     assert rearranged in optimized_operators(model)
     x = torch.randn(4, 3, size, size)
-    assert np.array_equal(OnnxRuntimeModel(model).run(x.numpy()), IntegerExecutor(graph)(x).numpy())
+    assert np.array_equal(
+        OnnxRuntimeModel(model).run({"image": x.numpy()})["logits"], IntegerExecutor(graph)(x).numpy()
+    )
 
 
 def test_resnet18_with_4_bits_is_at_most_0_14_of_float32() -> None:
@@ -140,7 +144,9 @@ def test_resnet18_with_4_bits_is_at_most_0_14_of_float32() -> None:
     assert len(model) <= 0.14 * float32
     assert float_operators(model) == {}
     x = torch.randn(2, 3, 64, 64)
-    assert np.array_equal(OnnxRuntimeModel(model).run(x.numpy()), IntegerExecutor(graph)(x).numpy())
+    assert np.array_equal(
+        OnnxRuntimeModel(model).run({"image": x.numpy()})["logits"], IntegerExecutor(graph)(x).numpy()
+    )
 
 
 def test_onnx_itself_reads_the_packed_file(at_bits) -> None:

@@ -7,15 +7,16 @@ from html.parser import HTMLParser
 import pytest
 
 from cpt_deploy.errors import MissingExtraError
+from cpt_deploy.metric import ACCURACY
 from cpt_deploy.report import render_validation_page
 
 LABELS = ("<script>alert(1)</script>", "two $x$ dollars & $y$", "drei")
 
 
 def make_report(**changes):
-    accuracy = {"accuracy": 0.9, "interval_95": [0.85, 0.94], "correct": 90, "finite": True}
+    accuracy = {"accuracy": 0.9, "interval_95": [0.85, 0.94], "finite": True}
     names = ("trained", "executor", "onnxruntime", "onnxruntime-unoptimized")
-    pair = {"worst_logit_difference": 0.5, "other_labels": 1, "only_first_right": 0, "only_second_right": 0}
+    pair = {"worst_difference": 0.5, "other_answers": 1, "only_first_right": 0, "only_second_right": 0}
     tensor = {"operator": "Conv", "values": 1000, "worst_difference": 0, "mismatches": 0}
     layer = {"name": "a", "activation_bits": 8, "worst_pair_sum": 40000, "channels": 4}
     report = {
@@ -24,14 +25,22 @@ def make_report(**changes):
         "content_sha256": "d" * 64,
         "verdict": "passed",
         "undecided": [],
-        "non_inferiority": {"low": -0.01, "high": 0.02},
-        "served_logits": {"values": 300, "differing": 0},
+        "metric": ACCURACY.to_dict(),
+        "drop_unit": "points",
+        "non_inferiority": {"loss": 0.0, "low": -1.0, "high": 2.0},
+        "served_outputs": {"values": 300, "differing": 0, "tolerance": None},
         "trained_codes": {"values": 300, "differing": 7, "worst": 3},
-        "dataset": {"name": "things", "split": "test", "sha256": "e" * 64, "size": 200, "samples": 100},
+        "dataset": {
+            "name": "things",
+            "split": "test",
+            "sha256": "e" * 64,
+            "size": 200,
+            "samples": 100,
+            "unit": "images",
+        },
         "gate": {"max_drop": 0.5, "require_exact": True, "allow_undecided": False},
         "reasons": [],
         "passed": True,
-        "drop_points": 0.0,
         "runtimes": [{"name": name, **accuracy} for name in names],
         "comparisons": [
             {"first": name, "second": "onnxruntime", "p_value": 0.25, **pair} for name in names if name != "onnxruntime"
@@ -41,7 +50,12 @@ def make_report(**changes):
         "integers": {"compared": 2000, "mismatching": 0, "first_difference": None},
         "constants": {"compared": 321, "differences": []},
         "confusion": {"classes": 3, "cells": [[0, 0, 50], [1, 1, 40], [1, 2, 10]], "omitted": 0},
-        "logit_pairs": {"first": "trained", "second": "onnxruntime", "first_logits": [1, 2], "second_logits": [1, 2.5]},
+        "output_pairs": {
+            "first": "trained",
+            "second": "onnxruntime",
+            "first_values": [1, 2],
+            "second_values": [1, 2.5],
+        },
         "golden": {"values": 80, "mismatches": 0, "worst_difference": 0},
         "graph": {"operators": {"QLinearConv": 2}, "float_operators": {}},
         "saturation": {
@@ -99,9 +113,9 @@ def page():
 def test_the_page_says_what_the_report_says(page):
     text = read(page).text
     for part in (
-        "Validation of net<work>", "Passed", "90.00 %", "85.00 to 94.00 %", "of 2,000 in 2 tensors", "99.9000 %",
+        "Validation of net<work>", "Passed", "90.00 %", "85.00 % to 94.00 %", "of 2,000 in 2 tensors", "99.9000 %",
         "of 321 in model.onnx", "20.00 %", "CPU & Co", "avx512_vnni", "e" * 64, "f" * 64, "80 of 80", "1 of 1 layers",
-        "d" * 64, "-2.00 to 1.00 points", "300 of 300 served logits", "at most 3 away",
+        "d" * 64, "-2.00 to 1.00 points", "300 of 300 served output values", "at most 3 away",
         "a note", "onnxruntime 1.32.0", "2026-01-02 03:04:05 UTC", "0.25",
     ):  # fmt: skip
         assert part in text
@@ -138,7 +152,7 @@ def test_a_failure_comes_first_and_in_full():
         passed=False,
         verdict="failed",
         reasons=["in tensor 'a', <1> differs"],
-        drop_points=1.5,
+        non_inferiority={"loss": 1.5, "low": 1.0, "high": 2.0},
         constants={"compared": 321, "differences": [difference]},
     )
     text = read(render_validation_page(report, LABELS)).text
@@ -150,8 +164,8 @@ def test_a_failure_comes_first_and_in_full():
 
 def test_what_was_not_measured_is_left_out():
     report = make_report(
-        tensors=None, unoptimized_tensors=None, integers=None, constants=None, logit_pairs=None, graph=None,
-        drop_points=None, runtimes=make_report()["runtimes"][2:], comparisons=[],
+        tensors=None, unoptimized_tensors=None, integers=None, constants=None, output_pairs=None, graph=None,
+        non_inferiority=None, runtimes=make_report()["runtimes"][2:], comparisons=[],
         cpu=make_report()["cpu"] | {"flags": None},
     )  # fmt: skip
     reader = read(render_validation_page(report, LABELS))

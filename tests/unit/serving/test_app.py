@@ -26,10 +26,10 @@ def metric(client, name, **labels):
 
 def other_codes(contents):
     """The contents with a golden sample that no runtime reproduces, by one code that decides nothing."""
-    codes = contents.golden.logit_codes.copy()
-    lowest = np.unravel_index(codes.argmin(), codes.shape)
-    codes[lowest] -= 1
-    return replace(contents, golden=replace(contents.golden, logit_codes=codes))
+    golden = contents.golden
+    logits = golden.outputs["logits"].copy()
+    logits[np.unravel_index(logits.argmin(), logits.shape)] -= np.float32(golden.scales["logits"])
+    return replace(contents, golden=replace(golden, outputs={"logits": logits}))
 
 
 @pytest.mark.parametrize("prefix", ["", "/v2"])

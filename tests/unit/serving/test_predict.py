@@ -74,7 +74,7 @@ def test_arrays_of_integers_are_pixels(client):
 
 
 def test_arrays_with_fractions_are_normalised_inputs(client, shared_bundle):
-    row = shared_bundle.preprocessing.apply(PIXELS)
+    row = shared_bundle.processor.preprocessing.apply(PIXELS)
     assert labels(client.post("/predict", json={"instances": [row.tolist()]})) == ["green"]
 
 
@@ -108,8 +108,8 @@ def test_unfit_top_k_is_422(client, png, value):
 
 def test_predictions_are_those_of_the_bundle(client, shared_bundle, png):
     data = png((200, 180, 190), (50, 31))
-    row = shared_bundle.preprocessing.apply(decode_image(data))[None]
-    (expected,) = top_k(OnnxRuntimeModel(shared_bundle.onnx_path).run(row), shared_bundle.labels, 3)
+    inputs = {"image": shared_bundle.processor.preprocessing.apply(decode_image(data))[None]}
+    (expected,) = top_k(OnnxRuntimeModel(shared_bundle.onnx_path).run(inputs)["logits"], ("red", "green", "blue"), 3)
     (image,) = client.post("/predict", content=data).json()["predictions"]
     assert [(e["label"], e["probability"]) for e in image] == [(e.label, e.probability) for e in expected]
 

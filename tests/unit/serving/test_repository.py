@@ -54,7 +54,8 @@ def states(repository):
 def replace_labels(path, bundle_contents, labels):
     """Put another bundle in the place of one, as `cpt export` does."""
     shutil.rmtree(path)
-    write_bundle(path, contents=replace(bundle_contents(), labels=labels))
+    contents = bundle_contents()
+    write_bundle(path, contents=replace(contents, processor=replace(contents.processor, labels=labels)))
 
 
 def test_versions_have_the_order_that_people_expect():
@@ -177,7 +178,7 @@ def test_a_bundle_that_is_replaced_in_its_place_is_loaded_again(models, bundle_c
             assert repository.models.find(name) is before
             replace_labels(place, bundle_contents, ("a", "b", "c"))
             await repository.load(name)
-            assert repository.models.find(name).bundle.labels == ("a", "b", "c")
+            assert repository.models.find(name).bundle.processor.labels == ("a", "b", "c")
             assert len(repository.models.index()) == 1
 
     asyncio.run(scenario())

@@ -96,9 +96,9 @@ def test_what_is_wrong_with_the_bundle_is_said_before_the_port_is_taken(tmp_path
     with pytest.raises(BundleError, match="there is nothing"):
         run(load_settings(bundle=tmp_path / "missing", port=0), on_listening=heard.append)
     contents = bundle_contents()
-    codes = 255 - contents.golden.logit_codes
+    outputs = {name: -values for name, values in contents.golden.outputs.items()}
     wrong = write_bundle(
-        tmp_path / "wrong", contents=replace(contents, golden=replace(contents.golden, logit_codes=codes))
+        tmp_path / "wrong", contents=replace(contents, golden=replace(contents.golden, outputs=outputs))
     )
     with pytest.raises(ValidationFailedError, match="golden sample"):
         run(load_settings(bundle=wrong.path, port=0, golden="labels"), on_listening=heard.append)

@@ -9,17 +9,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cpt_deploy.bundle import GoldenSample
-
 INFER = "/v2/models/colours/infer"
 ROWS = np.random.default_rng(5).uniform(-1, 1, (3, 3, 8, 8)).astype(np.float32)
 LENGTH = "Inference-Header-Content-Length"
 
 
 @pytest.fixture
-def expected(reference_codes, shared_bundle):
-    golden = shared_bundle.golden
-    return GoldenSample(ROWS, reference_codes(ROWS), golden.logit_scale, golden.logit_zero_point).logits
+def expected(reference_logits):
+    return reference_logits(ROWS)
 
 
 def encode(raw, *, shape=ROWS.shape, datatype="FP32", padding=0, **request):

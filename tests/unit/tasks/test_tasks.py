@@ -5,11 +5,11 @@ import pytest
 from cpt_deploy.errors import RecipeError, UsageError
 from cpt_deploy.recipe import load_recipe
 from cpt_deploy.recipe.tasks import task_name, tasks
-from cpt_deploy.tasks import image_classification, task_named, task_of_bundle, task_of_run, text_generation
+from cpt_deploy.tasks import image_classification, task_named, task_of_run, text_generation
 
 OUTSIDE = """
 class DepthEstimation:
-    name, pipeline_tag, unit = "depth", "depth-estimation", "images"
+    name, unit = "depth-estimation", "images"
 
     def knows(self, data):
         return data == "kitti"
@@ -25,45 +25,46 @@ def outside(tmp_path, monkeypatch):
     info = tmp_path / "depth_task-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: depth-task\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[cpt_deploy.tasks]\ndepth = depth_task:TASK\n")
+    (info / "entry_points.txt").write_text("[cpt_deploy.tasks]\ndepth-estimation = depth_task:TASK\n")
     monkeypatch.syspath_prepend(tmp_path)
     yield
-    tasks._entries.pop("depth", None)
+    tasks._entries.pop("depth-estimation", None)
 
 
-def test_names_and_tags():
-    assert task_named("classification") is image_classification.TASK
-    assert task_named("language-model") is text_generation.TASK
-    assert {task_named(name).pipeline_tag for name in tasks} >= {"image-classification", "text-generation"}
+def test_names_are_pipeline_tags():
+    assert task_named("image-classification") is image_classification.TASK
+    assert task_named("text-generation") is text_generation.TASK
+    assert all(task_named(name).name == name for name in tasks)
     with pytest.raises(UsageError, match="known task") as caught:
-        task_named("language-modle")
-    assert caught.value.hint == "did you mean language-model?"
+        task_named("text-genration")
+    assert caught.value.hint.startswith("did you mean text-generation")
 
 
 @pytest.mark.parametrize(
-    ("data", "name"), [("digits", "classification"), ("ptb", "language-model"), ("wikitext-2", "language-model")]
+    ("data", "name"),
+    [("digits", "image-classification"), ("ptb", "text-generation"), ("wikitext-2", "text-generation")],
 )
 def test_the_data_decide_where_the_recipe_leaves_it_to_them(data, name):
     assert task_name("auto", data) == name
-    assert task_name("classification", data) == "classification"
+    assert task_name("image-classification", data) == "image-classification"
 
 
 def test_runs_and_bundles_say_their_task(tmp_path, shared_bundle):
-    assert task_of_bundle(shared_bundle.path) is image_classification.TASK
+    assert task_named(shared_bundle.task) is image_classification.TASK
     assert task_of_run(tmp_path) is image_classification.TASK
-    (tmp_path / "recipe.yaml").write_text("data: {task: language-model}")
+    (tmp_path / "recipe.yaml").write_text("data: {task: text-generation}")
     assert task_of_run(tmp_path) is text_generation.TASK
 
 
 def test_a_task_from_outside_has_a_name_of_its_own(outside, tmp_path):
-    assert "depth" in tasks.names()
-    assert task_named("depth").pipeline_tag == "depth-estimation"
-    assert task_name("auto", "kitti") == "depth"
-    (tmp_path / "recipe.yaml").write_text("data: {task: depth}")
+    assert "depth-estimation" in tasks.names()
+    assert task_named("depth-estimation").unit == "images"
+    assert task_name("auto", "kitti") == "depth-estimation"
+    (tmp_path / "recipe.yaml").write_text("data: {task: depth-estimation}")
     assert task_of_run(tmp_path).unit == "images"
 
 
 def test_a_task_that_is_not_installed_is_an_error_of_the_recipe():
-    assert "depth" not in tasks
+    assert "depth-estimation" not in tasks
     with pytest.raises(RecipeError, match=r"data\.task"):
-        load_recipe("digits-quickstart", ["data.task=depth"])
+        load_recipe("digits-quickstart", ["data.task=depth-estimation"])

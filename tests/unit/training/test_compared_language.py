@@ -10,6 +10,7 @@ from PIL import Image
 
 from cpt_cli.main import main
 from cpt_deploy.errors import UsageError
+from cpt_deploy.metric import PERPLEXITY
 from cpt_deploy.recipe import load_recipe
 from cpt_deploy.training import TrialOutcome, TrialQueue, group_runs, read_finished_run, train
 from cpt_deploy.workflows.trial_processes import _outcome
@@ -83,8 +84,10 @@ def test_classifiers_and_language_models_are_not_mixed(runs, capsys):
 
 def test_a_grid_keeps_the_perplexity_of_a_trial(tmp_path):
     pytest.importorskip("optuna")
-    outcome = _outcome(0, '{"report": {"test": {"top1": 0.25, "perplexity": 81.5}}}')
-    assert outcome == TrialOutcome("finished", perplexity=81.5)
+    metrics = {"accuracy": 0.25, "perplexity": 81.5}
+    report = {"metric": PERPLEXITY.to_dict(), "test": {"metrics": metrics}}
+    outcome = _outcome(0, json.dumps({"report": report}))
+    assert outcome == TrialOutcome("finished", 81.5, metric=PERPLEXITY)
     TrialQueue(tmp_path, ["text"]).work(lambda _: outcome)
     (status,) = TrialQueue(tmp_path, ["text"]).statuses()
-    assert (status.state, status.accuracy, status.perplexity) == ("finished", None, 81.5)
+    assert (status.state, status.figure, status.metric) == ("finished", 81.5, PERPLEXITY)

@@ -68,7 +68,7 @@ def test_quantized_loss_curve_is_that_of_one_process_within_the_bound(in_process
     run = load_run(tmp_path / "two")
     batches = eval_loader(load_images("digits", split="test"), run.preprocessing, 100)
     alone = evaluate(run.model, batches, classes=10, device=torch.device("cpu"), step=0)
-    assert (alone.top1, alone.images) == (run.report.test.top1, run.report.test.images)
+    assert (alone.metrics, alone.samples) == (run.report.test.metrics, run.report.test.samples)
     assert alone.loss == pytest.approx(run.report.test.loss, rel=1e-5)
 
 

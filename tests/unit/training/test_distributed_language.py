@@ -12,7 +12,7 @@ from cpt_deploy.data import Share
 from cpt_deploy.data.text import evaluation_chunks
 from cpt_deploy.models.language import build_language_model
 from cpt_deploy.quantization import QuantizationConfig, prepare_language_model
-from cpt_deploy.training import SilentReporter, load_language_model, train
+from cpt_deploy.training import SilentReporter, load_run, train
 from cpt_deploy.training.run_directory.checkpoints import read_checkpoint
 from cpt_deploy.training.run_directory.metrics_log import read_metrics
 
@@ -55,9 +55,9 @@ def test_in_float_three_processes_are_one(in_processes, language, tmp_path, sett
     one, three = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "three"))
     for name, tensor in one.items():  # weights, and the ranges on which the model calibrated
         assert torch.allclose(three[name], tensor, rtol=1e-3, atol=1e-4), name
-    report = load_language_model(tmp_path / "three").report
-    assert report.test.perplexity == pytest.approx(alone.test.perplexity, rel=1e-3)
-    assert (report.test.images, report.valid.images) == (alone.test.images, alone.valid.images)
+    report = load_run(tmp_path / "three").report
+    assert report.test.metrics["perplexity"] == pytest.approx(alone.test.metrics["perplexity"], rel=1e-3)
+    assert (report.test.samples, report.valid.samples) == (alone.test.samples, alone.valid.samples)
 
 
 def test_quantized_they_are_one_within_rounding(in_processes, language, tmp_path):

@@ -37,10 +37,10 @@ def test_result_is_that_of_plain_numpy(model):
     labels = torch.cat([y for _, y in data]).numpy()
     order = np.argsort(-logits, axis=1, kind="stable")
     loss = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(23), labels]
-    assert result.top1 == pytest.approx(np.mean(order[:, 0] == labels), abs=1e-6)
+    assert result.metrics["accuracy"] == pytest.approx(np.mean(order[:, 0] == labels), abs=1e-6)
     assert result.top5 == pytest.approx(np.mean((order[:, :5] == labels[:, None]).any(axis=1)), abs=1e-6)
     assert result.loss == pytest.approx(loss.mean(), rel=1e-5)
-    assert (result.step, result.images) == (5, 23)
+    assert (result.step, result.samples) == (5, 23)
 
 
 def test_evaluation_is_at_the_upper_bound_and_leaves_mode_and_bits(model):
@@ -52,7 +52,7 @@ def test_evaluation_is_at_the_upper_bound_and_leaves_mode_and_bits(model):
 
     result = evaluate(model, data, classes=7, device=CPU, step=0)
 
-    assert (result.loss, result.top1) == (expected.loss, expected.top1)
+    assert (result.loss, result.metrics["accuracy"]) == (expected.loss, expected.metrics["accuracy"])
     assert model.training
     assert model.precision.weight_bits["scheduled"] == 3
     assert model.precision.gradient_bits == 6

@@ -7,10 +7,11 @@ import signal
 
 import pytest
 
+from cpt_deploy.bundle import ImageProcessor, TextProcessor
 from cpt_deploy.errors import CheckpointError, RunInterruptedError, UsageError
 from cpt_deploy.precision import relative_cost
 from cpt_deploy.recipe import load_recipe
-from cpt_deploy.training import SilentReporter, load_language_model, load_run, plan_run, range_test, train
+from cpt_deploy.training import SilentReporter, load_run, plan_run, range_test, train
 
 
 class Stopper(SilentReporter):
@@ -28,20 +29,20 @@ def test_a_run_learns_and_is_read_back(language, tmp_path, outcome):
     adam = ("optimizer.name=adamw", "optimizer.lr=0.01", "lr.name=constant", "train.steps=200")
     report = train(language(*adam), tmp_path / "run")
     entropy = 10 / 11 * math.log(2)  # the end of a line is certain
-    assert report.task == "language-model"
-    assert report.test.perplexity == pytest.approx(math.exp(report.test.loss))
-    assert report.test.images == 30 * 11 - 1
-    assert math.exp(entropy) - 0.1 < report.test.perplexity < 4.5  # of 9 different words
+    assert report.task == "text-generation"
+    assert report.test.metrics["perplexity"] == pytest.approx(math.exp(report.test.loss))
+    assert report.test.samples == 30 * 11 - 1
+    assert math.exp(entropy) - 0.1 < report.test.metrics["perplexity"] < 4.5  # of 9 different words
     assert report.valid.calibrated
     rows = outcome(tmp_path / "run")["rows"]
     assert float(rows[0]["perplexity"]) == pytest.approx(math.exp(float(rows[0]["loss"])))
     assert {row["calibrated"] for row in rows} == {"", "1"}
-    assert float(rows[-1]["test_perplexity"]) == report.valid.perplexity
-    trained = load_language_model(tmp_path / "run")
-    assert trained.tokenizer.size == 10  # with <eos> and <unk>
+    assert float(rows[-1]["test_perplexity"]) == report.valid.metrics["perplexity"]
+    trained = load_run(tmp_path / "run")
+    assert trained.expect_processor(TextProcessor).size == 10  # with <eos> and <unk>
     assert not trained.model.training
-    with pytest.raises(UsageError, match="classifies images"):
-        load_run(tmp_path / "run")
+    with pytest.raises(UsageError, match="a run with a ImageProcessor"):
+        trained.expect_processor(ImageProcessor)
 
 
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(language, tmp_path, outcome):
@@ -64,7 +65,7 @@ def test_a_vocabulary_that_does_not_fit_is_refused(language, tmp_path):
     train(language(), run, resume=True)
     (run / "tokenizer.json").write_text(saved.replace("w3", "v3"))
     with pytest.raises(CheckpointError, match="vocabulary of 10 tokens"):
-        load_language_model(run)
+        load_run(run)
 
 
 TRANSFORMER = (
@@ -77,7 +78,7 @@ TRANSFORMER = (
 def test_a_transformer_reads_bytes(language, tmp_path):
     report = train(language(*TRANSFORMER, "optimizer.name=adamw", "optimizer.lr=0.01"), tmp_path / "run")
     assert report.data["vocabulary"]["level"] == "byte"
-    assert report.test.perplexity < 30
+    assert report.test.metrics["perplexity"] < 30
 
 
 def test_what_does_not_fit_is_one_line(language, tmp_path):

@@ -200,7 +200,7 @@ def test_a_whole_run_of_the_lstm(corpus, tmp_path, capsys):
     assert main(["train", "lstm-ptb-cpt5-8", "--smoke", *text, "--out", str(tmp_path / "run"), "-q"]) == 0
     report = RunReport.read(tmp_path / "run" / "report.json")
     assert report.steps == 2
-    assert report.test.images == 4 * (4 * 5 + 1) - 1  # four chunks of four rows, not all of the text
+    assert report.test.samples == 4 * (4 * 5 + 1) - 1  # four chunks of four rows, not all of the text
 
 
 @pytest.mark.parametrize("name", [name for name in TEXT if "transformer" in name])

@@ -10,12 +10,32 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from cpt_deploy.bundle import Bundle, BundleContents, GoldenSample, OnnxRuntimeModel, Preprocessing, write_bundle
+from cpt_deploy.bundle import (
+    Bundle,
+    BundleContents,
+    Golden,
+    ImageProcessor,
+    OnnxRuntimeModel,
+    Preprocessing,
+    write_bundle,
+)
+from cpt_deploy.bundle.runtime.tensors import Arrays
 from cpt_deploy.signature import Signature, TensorSpec, to_json
-from cpt_deploy.validation import add_intermediate_outputs, quantized_tensors
+from cpt_deploy.tasks.image_classification.samples import image_samples
+from cpt_deploy.validation import (
+    Accuracy,
+    Reference,
+    ValidationReport,
+    add_intermediate_outputs,
+    quantized_tensors,
+    validate,
+)
+from cpt_deploy.validation.integers.integer_model import Execution
 
 CLASSES = ("zero", "one", "two")
 LOGIT_SCALE, LOGIT_ZERO_POINT = 0.05, 128
+SIGNATURE = Signature((TensorSpec("image", "float32", (1, 8, 8)),), (TensorSpec("logits", "float32", (3,)),))
+PROCESSOR = ImageProcessor(Preprocessing(channels=1, size=(8, 8), mean=(0.5,), std=(0.25,)), CLASSES)
 
 
 class NetworkWriter:
@@ -143,9 +163,7 @@ def graph_entry(network: Network) -> dict:
         return {"type": kind, "inputs": [source], "output": output, "shift": 0, "pads": [1, 1, 1, 1], **stored}
 
     return {
-        "signature": to_json(
-            Signature((TensorSpec("image", "float32", (1, 8, 8)),), (TensorSpec("logits", "float32", (len(CLASSES),)),))
-        ),
+        "signature": to_json(SIGNATURE),
         "outputs": ["y"],
         "tensors": [{**tensor, "shape": [4, 8, 8]} for tensor in network.quantizers],
         "operations": [
@@ -174,18 +192,19 @@ def stored_tensors(network: Network) -> dict[str, np.ndarray]:
 def write_test_bundle(path: Path, network: Network) -> Bundle:
     """Write the network's bundle, with what onnxruntime computes as its golden sample."""
     inputs = np.random.default_rng(1).normal(size=(4, 1, 8, 8)).astype(np.float32)
-    codes = OnnxRuntimeModel(add_intermediate_outputs(network.model, ["y"])).trace(inputs)["y"]
+    logits = OnnxRuntimeModel(network.model, SIGNATURE).run({"image": inputs})["logits"]
     return write_bundle(
         path,
         contents=BundleContents(
             name="network",
+            task="image-classification",
+            signature=SIGNATURE,
+            processor=PROCESSOR,
             onnx=network.model,
             tensors=stored_tensors(network),
             graph=graph_entry(network),
             quantization={},
-            labels=CLASSES,
-            preprocessing=Preprocessing(channels=1, size=(8, 8), mean=(0.5,), std=(0.25,)),
-            golden=GoldenSample(inputs, codes, LOGIT_SCALE, LOGIT_ZERO_POINT),
+            golden=Golden({"image": inputs}, {"logits": logits}, {"logits": LOGIT_SCALE}),
             architecture="test",
         ),
     )
@@ -221,15 +240,30 @@ class Echo:
     change: Callable[[dict[str, np.ndarray]], None] = lambda codes: None
     samples: int = 0
 
-    def run(self, inputs: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def run(self, inputs: Arrays) -> Execution:
         observable = add_intermediate_outputs(
             self.model, [intermediate.name for intermediate in quantized_tensors(self.model)]
         )
-        codes = {name: value.copy() for name, value in OnnxRuntimeModel(observable).trace(inputs).items()}
-        logits = codes.pop("logits")
+        traced = OnnxRuntimeModel(observable, SIGNATURE).trace(inputs)
+        codes = {name: value.copy() for name, value in traced.items()}
+        outputs = {"logits": codes.pop("logits")}
         self.change(codes)
-        self.samples += len(inputs)
-        return logits, codes
+        self.samples += len(inputs["image"])
+        return Execution(outputs, codes)
+
+
+def measured(bundle: Bundle, images: RandomImages, *, limit: int | None = None, **settings) -> ValidationReport:
+    """Validate a bundle on images; `trained` is a function from inputs to outputs, or a reference."""
+    model = settings.pop("trained", None)
+    samples = image_samples(images, bundle.processor, limit)
+    if model is not None and not isinstance(model, Reference):
+        model = Reference(model, bundle.processor, samples)
+    return validate(bundle, samples, Accuracy(), unit="images", trained=model, **settings)
+
+
+@pytest.fixture(scope="session")
+def validated() -> Callable[..., ValidationReport]:
+    return measured
 
 
 @pytest.fixture(scope="session")
@@ -256,8 +290,8 @@ def bundle(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Bundle
 def images(bundle: Bundle) -> RandomImages:
     """150 images, three in four of which the served model labels rightly."""
     blank = RandomImages(np.zeros(150, np.int64))
-    inputs = np.stack([bundle.preprocessing.apply(blank.image(i)) for i in range(150)])
-    labels = OnnxRuntimeModel(bundle.onnx_path).run(inputs).argmax(axis=1)
+    inputs = PROCESSOR.inputs([blank.image(i) for i in range(150)])
+    labels = OnnxRuntimeModel(bundle.onnx_path).run(inputs)["logits"].argmax(axis=1)
     labels[::4] = (labels[::4] + 1) % 3
     return RandomImages(labels)
 

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cpt_deploy.validation import Accuracy
 from cpt_deploy.validation.comparison import IntegerComparison, RuntimeComparison
 from cpt_deploy.validation.integers.intermediate_outputs import IntermediateOutput
 
@@ -14,29 +15,33 @@ def test_batches_add_up_to_the_whole(seed, cuts):
     rng = np.random.default_rng(seed)
     first, second = (rng.normal(size=(60, 4)).astype(np.float32) for _ in range(2))
     labels = rng.integers(0, 4, 60)
-    comparison = RuntimeComparison(["first", "second"], [("first", "second")])
+    comparison = RuntimeComparison(["first", "second"], [("first", "second")], Accuracy())
     for start, end in zip([0, *cuts], [*cuts, 60], strict=True):
-        comparison.add({"first": first[start:end], "second": second[start:end]}, labels[start:end])
+        batch = {"first": {"logits": first[start:end]}, "second": {"logits": second[start:end]}}
+        for name, outputs in batch.items():
+            comparison.score(name, outputs, labels[start:end])
+        comparison.add(batch)
     (pair,) = comparison.comparisons()
     one, two = first.argmax(1), second.argmax(1)
-    assert [runtime.accuracy.successes for runtime in comparison.runtimes()] == [
-        (one == labels).sum(),
-        (two == labels).sum(),
-    ]
-    assert pair.other_labels == (one != two).sum()
-    assert pair.only_first_right == ((one == labels) & (two != labels)).sum()
-    assert pair.only_second_right == ((one != labels) & (two == labels)).sum()
-    assert pair.worst_logit_difference == np.abs(first.astype(np.float64) - second).max()
+    assert [runtime.value for runtime in comparison.runtimes()] == [(one == labels).mean(), (two == labels).mean()]
+    assert pair.other_answers == (one != two).sum()
+    assert pair.figures["only_first_right"] == ((one == labels) & (two != labels)).sum()
+    assert pair.figures["only_second_right"] == ((one != labels) & (two == labels)).sum()
+    assert pair.other_values == (first != second).sum()
+    assert pair.worst_difference == np.abs(first.astype(np.float64) - second).max()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_logits_that_are_not_finite_are_told(value):
     good, bad = np.zeros((2, 3), np.float32), np.full((2, 3), value, np.float32)
-    comparison = RuntimeComparison(["good", "bad"], [("good", "bad")])
-    comparison.add({"good": good, "bad": bad}, np.zeros(2, np.int64))
-    comparison.add({"good": good, "bad": good}, np.zeros(2, np.int64))
+    comparison = RuntimeComparison(["good", "bad"], [("good", "bad")], Accuracy())
+    for second in (bad, good):
+        batch = {"good": {"logits": good}, "bad": {"logits": second}}
+        for name, outputs in batch.items():
+            comparison.score(name, outputs, np.zeros(2, np.int64))
+        comparison.add(batch)
     assert [runtime.finite for runtime in comparison.runtimes()] == [True, False]
-    assert comparison.comparisons()[0].worst_logit_difference is None
+    assert comparison.comparisons()[0].worst_difference is None
 
 
 @given(seed=st.integers(0, 1000), batches=st.integers(1, 3))

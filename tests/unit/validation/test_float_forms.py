@@ -8,7 +8,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from cpt_deploy.bundle import Preprocessing
+from cpt_deploy.bundle import ImageProcessor, Preprocessing
 from cpt_deploy.export import ModelIdentity, export_bundle, write_float_onnx
 from cpt_deploy.quantization import (
     QuantizationConfig,
@@ -19,11 +19,12 @@ from cpt_deploy.quantization import (
     reduced_layers,
 )
 from cpt_deploy.report import render_validation_page
-from cpt_deploy.validation import Reference, bundle_saturation, compare_constants, validate
+from cpt_deploy.validation import bundle_saturation, compare_constants
 
 LABELS = ("zero", "one", "two")
 SHAPE = (1, 8, 8)
-IDENTITY = ModelIdentity("forms", "test", LABELS, Preprocessing(1, (8, 8), mean=(0.5,), std=(0.25,)))
+PROCESSOR = ImageProcessor(Preprocessing(1, (8, 8), mean=(0.5,), std=(0.25,)), LABELS)
+IDENTITY = ModelIdentity("forms", "test", "image-classification", PROCESSOR)
 FORMS = {
     "portable": {},
     "native": {"native": True},
@@ -86,17 +87,15 @@ def form(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def report(form, images):
+def report(validated, form, images):
     asked, model, bundle = form
     bits = asked.get("weight_bits"), asked.get("activation_bits")
 
-    def run(inputs: np.ndarray) -> np.ndarray:
+    def run(inputs):
         with torch.no_grad(), model.at_max_bits(*bits):
-            return model(torch.from_numpy(inputs)).numpy()
+            return {"logits": model(torch.from_numpy(inputs["image"])).numpy()}
 
-    return validate(
-        bundle, images, trained=Reference(run, IDENTITY.preprocessing, LABELS), max_drop=5.0, require_exact=True
-    )
+    return validated(bundle, images, trained=run, max_drop=5.0, require_exact=True)
 
 
 def test_every_integer_is_onnxruntimes_and_no_layer_is_left_in_float(report):

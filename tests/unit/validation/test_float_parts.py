@@ -9,19 +9,20 @@ import torch
 from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
 
-from cpt_deploy.bundle import Bundle, GoldenLogits, OnnxRuntimeModel, Preprocessing, compare_golden, read_golden
+from cpt_deploy.bundle import Bundle, ImageProcessor, OnnxRuntimeModel, Preprocessing, compare_golden, read_golden
 from cpt_deploy.errors import BundleError, ConversionError
 from cpt_deploy.export import ModelIdentity, export_bundle
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, calibrate, prepare
 from cpt_deploy.report import render_validation_page
-from cpt_deploy.validation import Reference, compare_constants, validate
+from cpt_deploy.validation import compare_constants
 from cpt_deploy.validation.comparison import IntegerComparison
-from cpt_deploy.validation.integers.integer_model import BundledIntegerModel
+from cpt_deploy.validation.integers.integer_model import bundled_integer_model
 from cpt_deploy.validation.integers.intermediate_outputs import IntermediateOutput, with_intermediate_outputs
 
 LABELS = ("zero", "one", "two")
 SHAPE = (1, 8, 8)
-IDENTITY = ModelIdentity("hybrid", "test", LABELS, Preprocessing(1, (8, 8), mean=(0.5,), std=(0.25,)))
+PROCESSOR = ImageProcessor(Preprocessing(1, (8, 8), mean=(0.5,), std=(0.25,)), LABELS)
+IDENTITY = ModelIdentity("hybrid", "test", "image-classification", PROCESSOR)
 
 
 def transformer() -> nn.Module:
@@ -52,21 +53,19 @@ def hybrid(trained: QuantizedModel, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="module")
-def report(hybrid: Bundle, trained: QuantizedModel, images):
-    def run(inputs: np.ndarray) -> np.ndarray:
+def report(validated, hybrid: Bundle, trained: QuantizedModel, images):
+    def run(inputs):
         with torch.no_grad():
-            return trained(torch.from_numpy(inputs)).numpy()
+            return {"logits": trained(torch.from_numpy(inputs["image"])).numpy()}
 
-    return validate(
-        hybrid, images, trained=Reference(run, IDENTITY.preprocessing, LABELS), max_drop=5.0, require_exact=True
-    )
+    return validated(hybrid, images, trained=run, max_drop=5.0, require_exact=True)
 
 
 def test_every_integer_is_recomputed_from_the_codes_at_its_entry(report, hybrid):
     assert report.passed, report.reasons
     assert report.mismatching_integers == 0
     compared = {tensor.name: tensor.values for tensor in report.tensors}
-    entries = BundledIntegerModel(hybrid).entries
+    entries = bundled_integer_model(hybrid).entries
     # the codes of the image and of the convolution, and the results of the four Linear layers of a block and the head
     assert len(compared) == 7
     assert not set(compared) & set(entries)
@@ -88,7 +87,7 @@ def test_the_report_says_what_is_in_float(report, hybrid):
     assert floats.integer_share == pytest.approx(layers / (layers + floats.float_macs))
     fields = report.to_dict()
     assert fields["float_parts"]["integer_share_of_macs"] == pytest.approx(floats.integer_share, abs=1e-6)
-    page = render_validation_page(fields, hybrid.labels)
+    page = render_validation_page(fields, LABELS)
     assert "Computed in float" in page
     assert "3 layer_norm" in page
     card = (hybrid.path / "README.md").read_text()
@@ -125,9 +124,9 @@ def test_each_edited_constant_of_a_layer_or_an_operator_in_float_is_named(hybrid
         assert difference.differing == 1, name
 
 
-def test_an_edited_code_of_a_product_is_found_in_the_integers(hybrid, tmp_path, images, edited):
+def test_an_edited_code_of_a_product_is_found_in_the_integers(validated, hybrid, tmp_path, images, edited):
     name = next(name for name in constant_names(hybrid) if name.endswith("mlp_0.weight_codes"))
-    report = validate(edited(hybrid, tmp_path / "edited", name), images, require_exact=True)
+    report = validated(edited(hybrid, tmp_path / "edited", name), images, require_exact=True)
     assert not report.passed
     assert report.first_difference.name == name.removesuffix(".weight_codes")
     # downstream integers follow from the codes that the edited file had, so that only the edited layer differs
@@ -136,27 +135,27 @@ def test_an_edited_code_of_a_product_is_found_in_the_integers(hybrid, tmp_path, 
 
 
 def test_what_comes_of_an_entry_that_is_not_given_is_left_out(hybrid):
-    model = BundledIntegerModel(hybrid)
-    inputs = np.random.default_rng(0).normal(size=(2, *SHAPE)).astype(np.float32)
-    _, codes = model.run(inputs)
+    model = bundled_integer_model(hybrid)
+    inputs = {"image": np.random.default_rng(0).normal(size=(2, *SHAPE)).astype(np.float32)}
+    codes = model.run(inputs).integers
     given = {name: codes[name] for name in model.entries}
-    _, everything = model.follow(inputs, given)
+    everything = model.follow(inputs, given).integers
     assert len(everything) == 7
     missing = model.entries[2]
-    _, rest = model.follow(inputs, {name: values for name, values in given.items() if name != missing})
+    rest = model.follow(inputs, {name: values for name, values in given.items() if name != missing}).integers
     assert len(rest) == 6
     assert set(rest) < set(everything)
 
 
 def test_layers_with_real_results_become_visible_without_changing_what_runs(hybrid):
-    model = BundledIntegerModel(hybrid)
+    model = bundled_integer_model(hybrid)
     observable = with_intermediate_outputs(hybrid.onnx_path.read_bytes(), products=model.products)
     assert observable.hidden == ()
     assert set(model.products) <= {intermediate.name for intermediate in observable.intermediates}
-    inputs = np.random.default_rng(0).normal(size=(3, *SHAPE)).astype(np.float32)
-    traced = OnnxRuntimeModel(observable.model).trace(inputs)
+    inputs = {"image": np.random.default_rng(0).normal(size=(3, *SHAPE)).astype(np.float32)}
+    traced = OnnxRuntimeModel(observable.model, hybrid.signature).trace(inputs)
     assert all(traced[name].dtype == np.float32 for name in model.products)
-    assert np.array_equal(traced["logits"], OnnxRuntimeModel(hybrid.onnx_path).run(inputs))
+    assert np.array_equal(traced["logits"], OnnxRuntimeModel(hybrid.onnx_path).run(inputs)["logits"])
 
 
 def test_real_results_are_compared_as_numbers_in_units_of_the_sum():
@@ -172,33 +171,31 @@ def test_real_results_are_compared_as_numbers_in_units_of_the_sum():
 
 def test_the_golden_sample_has_a_tolerance_and_survives_the_file(hybrid):
     golden = hybrid.golden
-    assert isinstance(golden, GoldenLogits)
+    logits = golden.outputs["logits"]
     read = read_golden(golden.to_bytes())
-    assert isinstance(read, GoldenLogits)
-    assert np.array_equal(read.logits, golden.logits)
+    assert np.array_equal(read.outputs["logits"], logits)
     assert read.tolerance == golden.tolerance > 0
     assert OnnxRuntimeModel(hybrid.onnx_path).reproduce_golden(golden).reproduced
-    near, far = (golden.logits + np.float32(factor * golden.tolerance) for factor in (0.9, 1.1))
-    assert compare_golden(golden, near).reproduced
-    check = compare_golden(golden, far)
+    near, far = (logits + np.float32(factor * golden.tolerance) for factor in (0.9, 1.1))
+    assert compare_golden(golden, {"logits": near}).reproduced
+    check = compare_golden(golden, {"logits": far})
     assert (check.reproduced, check.mismatches, check.values) == (False, far.size, far.size)
     assert "±" in check.what
-    lost = golden.logits.copy()
+    lost = logits.copy()
     lost[0, 0] = np.nan
-    assert compare_golden(golden, lost).mismatches == 1
+    assert compare_golden(golden, {"logits": lost}).mismatches == 1
     with pytest.raises(ValueError, match="shape"):
-        compare_golden(golden, golden.logits[:1])
+        compare_golden(golden, {"logits": logits[:1]})
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"logits": np.zeros((1, 3), np.float32)},
-        {"logits": np.zeros((4, 3), np.float64)},
-        {"logits": np.full((4, 3), np.inf, np.float32)},
-        {"tolerance": -1.0},
-        {"tolerance": float("nan")},
-        {"inputs": np.zeros((4, 64), np.float32)},
+        {"outputs": {"logits": np.zeros((1, 3), np.float32)}},
+        {"outputs": {"logits": np.full((4, 3), np.inf, np.float32)}},
+        {"tolerances": {"logits": -1.0}},
+        {"tolerances": {"logits": float("nan")}},
+        {"inputs": {"image": np.zeros((3, 1, 8, 8), np.float32)}},
     ],
 )
 def test_unfit_golden_logits_are_refused(hybrid, change):
@@ -207,12 +204,13 @@ def test_unfit_golden_logits_are_refused(hybrid, change):
 
 
 def test_labels_have_to_fit_real_logits_too(trained, tmp_path):
-    with pytest.raises(BundleError, match="a label for each"):
-        export_bundle(trained, tmp_path / "b", replace(IDENTITY, labels=("one", "two")), torch.zeros(1, *SHAPE))
+    two = ImageProcessor(PROCESSOR.preprocessing, ("one", "two"))
+    with pytest.raises(BundleError, match="one for each label"):
+        export_bundle(trained, tmp_path / "b", replace(IDENTITY, processor=two), torch.zeros(1, *SHAPE))
     assert not (tmp_path / "b").exists()
 
 
-def test_a_damaged_description_of_the_float_parts_is_one_line(hybrid, images):
+def test_a_damaged_description_of_the_float_parts_is_one_line(validated, hybrid, images):
     damaged = replace(hybrid, quantization={**hybrid.quantization, "float_parts": {"operators": 3}})
     with pytest.raises(BundleError, match="float parts"):
-        validate(damaged, images, limit=2)
+        validated(damaged, images, limit=2)

@@ -5,37 +5,44 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from cpt_deploy.metric import ACCURACY
 from cpt_deploy.validation import (
     Accumulator,
+    Accuracy,
     CpuInfo,
     PairResult,
     Portability,
-    RecordedAccuracy,
     RuntimeResult,
+    Scores,
     TensorResult,
     ValidationReport,
     layer_saturation,
     wilson_interval,
 )
-from cpt_deploy.validation.comparison import ServedLogits
+from cpt_deploy.validation.comparison import ServedOutputs
 from cpt_deploy.validation.gate import judge
-from cpt_deploy.validation.report import DatasetFacts, Gate, GoldenFacts, GraphFacts
+from cpt_deploy.validation.report import DatasetFacts, Gate, GoldenFacts, GraphFacts, RecordedFacts
+
+SERVED_INTERVAL = (wilson_interval(980, 1000).low, wilson_interval(980, 1000).high)
 
 
 def report(**fields) -> ValidationReport:
     """1000 samples, 990 right when trained, 980 in onnxruntime, all integers equal."""
     whole = ValidationReport(
         bundle="network",
+        task="image-classification",
+        metric=ACCURACY,
+        drop_unit="points",
         model_sha256="0" * 64,
         content_sha256="2" * 64,
-        dataset=DatasetFacts("digits", "test", "1" * 64, 1000, 1000),
+        dataset=DatasetFacts("digits", "test", "1" * 64, 1000, 1000, "images"),
         gate=Gate(None, require_exact=False),
         reasons=(),
         runtimes=(
-            RuntimeResult("trained", wilson_interval(990, 1000), finite=True),
-            RuntimeResult("onnxruntime", wilson_interval(980, 1000), finite=True),
+            RuntimeResult("trained", 0.99, None, finite=True),
+            RuntimeResult("onnxruntime", 0.98, SERVED_INTERVAL, finite=True),
         ),
-        comparisons=(PairResult("trained", "onnxruntime", 0.5, 20, 15, 5, 0.04),),
+        comparisons=(PairResult("trained", "onnxruntime", 0.5, 30, 20),),
         tensors=(TensorResult("a", "Conv", 100, 0, 0), TensorResult("b", "Add", 100, 0, 0)),
         golden=GoldenFacts(40, 0, 0),
         graph=None,
@@ -46,6 +53,19 @@ def report(**fields) -> ValidationReport:
         notes=(),
     )
     return replace(whole, **fields)
+
+
+def judged_drop(allowed, only_trained=15, only_served=5) -> ValidationReport:
+    """Judge scores of 1000 answers, of which some only the trained model, or only the served one, gets right."""
+    right, rest = 980 - only_trained, 1000 - 980 - only_served
+    parts = [(1, 1, right), (1, 0, only_trained), (0, 1, only_served), (0, 0, rest)]
+    trained, served = (
+        np.repeat([float(part[place]) for part in parts], [part[2] for part in parts]) for place in range(2)
+    )
+    targets = np.zeros(1000)
+    scores = [Scores([values], [targets]) for values in (trained, served)]
+    verdict = Accuracy().judge(*scores, 0.5 if allowed is None else allowed)
+    return judge(report(gate=Gate(allowed, require_exact=False), non_inferiority=verdict))
 
 
 DIFFERING = (
@@ -64,49 +84,48 @@ def test_a_report_without_demands_passes():
 )
 def test_a_drop_is_judged_by_its_interval(allowed, verdict):
     # of 15 against 5 answers in 1,000 Tango's interval is 0.14 to 2.02 points
-    judged = judge(report(gate=Gate(allowed, require_exact=False)))
+    judged = judged_drop(allowed)
     assert judged.drop == pytest.approx(1.0)
     assert (judged.verdict, judged.passed) == (verdict, verdict == "passed")
 
 
 def test_the_reason_names_both_accuracies_and_the_interval():
-    (reason,) = judge(report(gate=Gate(0.1, require_exact=False))).reasons
+    (reason,) = judged_drop(0.1).reasons
     assert reason == (
-        "accuracy dropped by 1.00 points (0.14 to 2.02), from 99.00% of the trained model to 98.00% in onnxruntime; "
-        "at most 0.1 are allowed"
+        "accuracy dropped by 1.00 points (0.14 to 2.02), from 99.00 % of the trained model to 98.00 % in onnxruntime; "
+        "at most 0.1 points are allowed"
     )
 
 
 def test_where_nothing_is_asked_a_drop_is_told_and_not_judged():
-    judged = judge(report())
+    judged = judged_drop(None)
     assert judged.passed
-    assert judged.non_inferiority.allowed == 0.005
+    assert judged.non_inferiority.allowed == 0.5
 
 
 def test_a_gain_is_no_drop():
-    pair = PairResult("trained", "onnxruntime", 0.5, 20, 0, 20, 1e-6)
-    judged = judge(report(comparisons=(pair,), gate=Gate(0, require_exact=False)))
-    assert judged.non_inferiority.loss == pytest.approx(-0.02)
+    judged = judged_drop(0, only_trained=0, only_served=20)
+    assert judged.non_inferiority.loss == pytest.approx(-2)
     assert judged.passed
-
-
-def recorded(accuracy):
-    return RecordedAccuracy(accuracy, 1000, "digits")
 
 
 @pytest.mark.parametrize(("accuracy", "passed"), [(0.99, True), (0.9945, True), (0.984, False), (0.9961, False)])
 def test_the_trained_model_has_to_do_as_its_report_says(accuracy, passed):
-    judged = judge(report(recorded=recorded(accuracy)))
+    assert Accuracy().remeasured_differs(accuracy, 0.99, 1000) is not passed
+    judged = judge(report(recorded=RecordedFacts(accuracy, 1000, 0.99, differs=not passed)))
     assert judged.passed is passed
-    assert passed or "99.00% right here" in judged.reasons[0]
+    assert passed or "the trained model has accuracy 99.00 % here" in judged.reasons[0]
 
 
 @pytest.mark.parametrize(("accuracy", "passed"), [(0.98, True), (0.99, True), (0.999, False), (0.97, True)])
 def test_without_the_run_a_loss_that_is_certain_since_its_report_fails(accuracy, passed):
-    alone = report().runtimes[1:]
-    judged = judge(report(runtimes=alone, comparisons=(), recorded=recorded(accuracy)))
+    served = Scores([np.repeat([1.0, 0.0], [980, 20])], [np.zeros(1000)])
+    lost = Accuracy().certain_loss(accuracy, 1000, served)
+    assert (lost is None) is passed
+    recorded = RecordedFacts(accuracy, 1000, None, differs=lost is not None, lost=lost)
+    judged = judge(report(runtimes=report().runtimes[1:], comparisons=(), recorded=recorded))
     assert judged.passed is passed
-    assert passed or "98.00% right, but the trained model got 99.90%" in judged.reasons[0]
+    assert passed or "98.00 %, but the trained model had 99.90 %" in judged.reasons[0]
 
 
 def test_contradictions_always_fail():
@@ -124,8 +143,8 @@ def test_operators_in_float_that_were_not_announced_fail_on_the_cpu(provider, pa
 
 
 def test_logits_that_are_served_have_to_be_the_executors():
-    judged = judge(report(served_logits=ServedLogits(1000, 3, 0.25), gate=Gate(None, require_exact=True)))
-    assert judged.reasons == ("3 of 1000 logits that are served are not the integer executor's (by up to 0.25)",)
+    judged = judge(report(served_outputs=ServedOutputs(1000, 3, 0.25), gate=Gate(None, require_exact=True)))
+    assert judged.reasons == ("3 of 1000 output values that are served are not the integer executor's (by up to 0.25)",)
 
 
 def test_a_differing_integer_fails_exactness_and_the_first_tensor_is_named():
@@ -145,8 +164,8 @@ def test_a_golden_sample_that_is_not_reproduced_fails_exactness():
 
 
 def test_logits_that_are_not_finite_always_fail():
-    runtimes = (RuntimeResult("onnxruntime", wilson_interval(980, 1000), finite=False),)
-    assert judge(report(runtimes=runtimes)).reasons == ("onnxruntime returned logits that are not finite",)
+    runtimes = (RuntimeResult("onnxruntime", 0.98, SERVED_INTERVAL, finite=False),)
+    assert judge(report(runtimes=runtimes)).reasons == ("onnxruntime returned outputs that are not finite",)
 
 
 @pytest.mark.parametrize(("flags", "applies"), [(("avx2",), True), (("avx512_vnni",), False), (None, None)])
@@ -164,7 +183,7 @@ def test_the_model_card_lists_the_served_accuracy_first():
     served, trained = report().evaluation_results()
     assert (served.runtime, served.value, served.samples) == ("onnxruntime", 0.98, 1000)
     assert (trained.runtime, trained.dataset, trained.split) == ("trained model", "digits", "test")
-    assert served.interval == (wilson_interval(980, 1000).low, wilson_interval(980, 1000).high)
+    assert served.interval == SERVED_INTERVAL
 
 
 @pytest.mark.parametrize(("largest", "passed"), [(64, True), (65, False)])

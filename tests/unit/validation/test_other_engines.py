@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from cpt_deploy.bundle import Bundle, Preprocessing
+from cpt_deploy.bundle import Bundle, Golden, ImageProcessor, Preprocessing
 from cpt_deploy.data import ArrayImages
 from cpt_deploy.export import ModelIdentity, export_bundle
 from cpt_deploy.quantization import QuantizationConfig, calibrate, prepare
@@ -36,18 +36,22 @@ def portable(tmp_path_factory) -> Bundle:
     )  # fmt: skip
     model = prepare(network, torch.zeros(2, 1, 8, 8), QuantizationConfig())
     calibrate(model, [torch.randn(16, 1, 8, 8) for _ in range(2)])
-    identity = ModelIdentity(
-        "tiny", "tiny", [str(digit) for digit in range(10)], Preprocessing(1, (8, 8), mean=(0.5,), std=(0.5,)),
-    )  # fmt: skip
+    processor = ImageProcessor(Preprocessing(1, (8, 8), mean=(0.5,), std=(0.5,)), tuple("0123456789"))
+    identity = ModelIdentity("tiny", "tiny", "image-classification", processor)
     return export_bundle(model, tmp_path_factory.mktemp("export") / "bundle", identity, torch.randn(4, 1, 8, 8))
+
+
+def steps_apart(logits: np.ndarray, golden: Golden) -> float:
+    """The largest difference from golden logits, in quantization steps."""
+    expected = golden.outputs["logits"][: len(logits)]
+    return float(np.rint(np.abs(logits - expected) / golden.scales["logits"]).max())
 
 
 def test_openvino_agrees_up_to_rounding_and_needs_no_vnni(script, portable):
     pytest.importorskip("openvino")
     engine = script.openvino_engine(portable.onnx_path)
-    inputs = portable.golden.inputs
-    codes = np.rint(engine.run(inputs) / portable.golden.logit_scale) + portable.golden.logit_zero_point
-    assert np.abs(codes - portable.golden.logit_codes).max() <= 2
+    inputs = portable.golden.inputs["image"]
+    assert steps_apart(engine.run(inputs), portable.golden) <= 2
     engine.timed(inputs)()
     assert script.changed_without_vnni(portable, engine, [inputs]) == {
         "differing_codes": 0.0, "worst_difference": 0, "other_labels": 0,
@@ -58,10 +62,10 @@ def test_onnxruntime_web_agrees_up_to_the_rounding_of_sums(script, portable):
     if not script.web_installed(NODE_MODULES):
         pytest.skip("needs node, and CPT_NODE_MODULES naming a folder with onnxruntime-web")
     with script.web_engine(portable, NODE_MODULES) as engine:
-        for inputs in (portable.golden.inputs, portable.golden.inputs[:1]):
+        whole = portable.golden.inputs["image"]
+        for inputs in (whole, whole[:1]):
             engine.timed(inputs)()
-            codes = np.rint(engine.run(inputs) / portable.golden.logit_scale) + portable.golden.logit_zero_point
-            assert np.abs(codes - portable.golden.logit_codes[: len(inputs)]).max() <= 1
+            assert steps_apart(engine.run(inputs), portable.golden) <= 1
 
 
 def test_engines_that_are_not_installed_are_listed_as_such(script, portable, monkeypatch, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from cpt_deploy.bundle.language import open_bundle
+from cpt_deploy.bundle import Bundle
 from cpt_deploy.data import load_images
 from cpt_deploy.data.text import load_corpus
 from cpt_deploy.errors import UsageError
@@ -64,7 +64,7 @@ def data_of(run):
 
 def test_a_run_becomes_a_bundle_that_passes(run, tmp_path):
     bundle = export_run(run, destination=tmp_path / "bundle")
-    assert type(bundle) is type(open_bundle(tmp_path / "bundle"))
+    assert Bundle.open(tmp_path / "bundle").sha256 == bundle.sha256
     assert bundle.facts["weight_bits"] == bundle.facts["activation_bits"] == 8
     assert describe_export(bundle).reproduced
     assert check_bundle(bundle.path).passed
@@ -83,11 +83,11 @@ def test_the_accuracy_that_is_reported_is_that_of_onnxruntime_counted_here(class
     evidence = validate_bundle(bundle.path, ValidationOptions("digits", run=classifier, allow_undecided=True))
     session = onnxruntime.InferenceSession(bundle.onnx_path)
     images = load_images("digits", split="test")
-    inputs = np.stack([bundle.preprocessing.apply(images.image(index)) for index in range(len(images))])
-    (logits,) = session.run(None, {session.get_inputs()[0].name: inputs})
+    inputs = bundle.processor.inputs([images.image(index) for index in range(len(images))])
+    (logits,) = session.run(None, inputs)
     found = {entry["name"]: entry["accuracy"] for entry in evidence.content["runtimes"]}
     assert found["onnxruntime"] == pytest.approx(np.mean(logits.argmax(1) == images.labels))
-    recorded = json.loads((classifier / "report.json").read_text())["test"]["top1"]
+    recorded = json.loads((classifier / "report.json").read_text())["test"]["metrics"]["accuracy"]
     assert found["trained"] == pytest.approx(recorded, abs=0.01)
 
 
@@ -158,10 +158,9 @@ def test_an_image_is_classified_as_onnxruntime_does(classifier, tmp_path):
     Image.fromarray(np.asarray(images.image(0))).save(tmp_path / "digit.png")
     best, second = image_classifier(bundle.path, top_k=2)(tmp_path / "digit.png")
     session = onnxruntime.InferenceSession(bundle.onnx_path)
-    inputs = bundle.preprocessing.apply(images.image(0))[None]
-    (logits,) = session.run(None, {session.get_inputs()[0].name: inputs})
+    (logits,) = session.run(None, bundle.processor.inputs([images.image(0)]))
     order = np.argsort(-logits[0], kind="stable")
-    assert [best.label, second.label] == [bundle.labels[index] for index in order[:2]]
+    assert [best.label, second.label] == [bundle.processor.labels[index] for index in order[:2]]
 
 
 def test_a_float_model_from_elsewhere_is_calibrated(classifier, tmp_path):

@@ -9,7 +9,7 @@ import inspect
 import itertools
 import operator
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,13 +19,16 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.quantization.graph.capture.aten import aten, bring_to_known_forms, make_out_of_place
+from cpt_deploy.quantization.graph.capture.recurrent import lift_recurrent, recurrent_layers
 from cpt_deploy.quantization.graph.capture.tracing import describe, is_tensor, propagate_shapes, results_of
 from cpt_deploy.quantization.graph.capture.training_behaviour import STATISTICS, lift_training_behaviour, marked
 from cpt_deploy.quantization.graph.results import Structure
 from cpt_deploy.quantization.graph.signature import Example, dims_of, zeros_of
 
 
-def capture(source: nn.Module, model: nn.Module, example: Example, structure: Structure) -> fx.GraphModule:
+def capture(
+    source: nn.Module, model: nn.Module, example: Example, structure: Structure, excluded: Set[str] = frozenset()
+) -> fx.GraphModule:
     """Capture a model as a graph of ATen operators, and of modules that differ between training and evaluation.
 
     Args:
@@ -33,6 +36,7 @@ def capture(source: nn.Module, model: nn.Module, example: Example, structure: St
         model: The model with which the graph shares its parameters: a copy without hooks, or `source` itself.
         example: Inputs of the model.
         structure: Structure of its outputs.
+        excluded: Paths of modules that stay in float.
 
     Returns:
         A graph of the input tensors that computes the same as the model, for any batch size, and returns one tensor or
@@ -42,13 +46,14 @@ def capture(source: nn.Module, model: nn.Module, example: Example, structure: St
         ConversionError: If the model cannot be captured; names the operator and the module.
     """
     source.train()
-    with marked(source), _fixed_momentum(source):
+    with marked(source), recurrent_layers(source, excluded), _fixed_momentum(source):
         program = _export(source, example, type(model).__name__)
     spec = program.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
     traced = _graph_module(model, program)
     _list_results(traced, spec, structure)
     _fold_constants(traced)
     lift_training_behaviour(traced, model)
+    lift_recurrent(traced, model)
     make_out_of_place(traced)
     bring_to_known_forms(traced)
     _read_batch_size_once(traced)
@@ -66,7 +71,7 @@ def capture(source: nn.Module, model: nn.Module, example: Example, structure: St
 def _export(model: nn.Module, example: Example, name: str) -> fx.GraphModule:
     device = next((parameter.device for parameter in model.parameters()), None)
     # distinct sizes, so that none is confused with another
-    inputs = zeros_of(example.signature, 2, number=1 if example.signature.free else 0, device=device)
+    inputs = zeros_of(example.signature, 2, example.signature.sizes(1), device=device)
     given = dict(zip(example.parameters, inputs, strict=True))
     try:
         with torch.no_grad(), warnings.catch_warnings():
@@ -78,6 +83,8 @@ def _export(model: nn.Module, example: Example, name: str) -> fx.GraphModule:
                 given if example.by_name else None,
                 dynamic_shapes=_by_parameter(model, example),
             )
+    except ConversionError:
+        raise
     except Exception as error:
         raise ConversionError(
             f"Expected a model whose graph can be traced, but capturing {name} failed: {_reason(error)}",
@@ -90,7 +97,7 @@ def _export(model: nn.Module, example: Example, name: str) -> fx.GraphModule:
 
 def _by_parameter(model: nn.Module, example: Example) -> Any:
     """Return the free dimensions of each input as `torch.export` takes them: those of `*args` and `**kwargs` nested."""
-    shapes = dims_of(example.signature)
+    shapes = dims_of(example.signature, together=True)
     known = inspect.signature(model.forward).parameters.values()
     if example.by_name:
         named = dict(zip(example.parameters, shapes, strict=True))
@@ -206,8 +213,10 @@ def _fold_constants(traced: fx.GraphModule) -> None:
 
 def _is_constant(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
     """Return whether a node's value is known: it reads known values, or only the types of others."""
-    if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags:
-        return False
+    if isinstance(node.target, torch._ops.OpOverload) and (
+        node.target.namespace != "aten" or torch.Tag.nondeterministic_seeded in node.target.tags
+    ):
+        return False  # it represents a module, or draws
     if node.target is aten.new_zeros.default:
         sizes: Any = node.args[1]
         return all(isinstance(size, int) for size in sizes)

@@ -106,7 +106,9 @@ def lift_products(traced: fx.GraphModule) -> list[fx.Node]:
         key = (product.kind, product.weight, product.turned, product.bias, repr(product.options))
         if key not in layers:
             owned = all(user in (*parts, node, last) for part in parts for user in part.users)
-            layers[key] = _place(traced, product, {str(part.target) for part in parts} if owned else set())
+            own = {str(part.target) for part in parts} if owned else set()
+            caller = _calling(node, product.kind)
+            layers[key] = _place(traced, product, own, caller if caller not in layers.values() else None)
         with traced.graph.inserting_after(last):
             call = traced.graph.call_module(layers[key], (product.input,))
         call.meta.update(last.meta)
@@ -243,20 +245,30 @@ def _shape(product: _Product, traced: fx.GraphModule) -> tuple[int, ...]:
     return shape[::-1] if product.turned else shape
 
 
-def _place(traced: fx.GraphModule, product: _Product, own: Set[str]) -> str:
+def _calling(node: fx.Node, kind: type[nn.Module]) -> str | None:
+    """Return the path of the layer that computes a captured product; None if no layer of its kind does."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path, module = stack[-1] if stack else ("", "")
+    name = module if isinstance(module, str) else f"{module.__module__}.{module.__qualname__}"
+    return str(path) if name == f"{kind.__module__}.{kind.__qualname__}" else None
+
+
+def _place(traced: fx.GraphModule, product: _Product, own: Set[str], caller: str | None) -> str:
     """Create the layer of a product in the graph's module, and return its path.
 
     Args:
         traced: The graph.
         product: The product.
         own: Names of parameters that nothing else reads: the module that holds them may be replaced.
+        caller: Path of the layer that computes the product, which may share its weight with one of another path.
     """
     weight = product.weight
     if weight.op == "get_attr" and not product.turned:
         original, computation = weight, None
     else:
         original, computation = _computation(product, traced)
-    path = _path(traced, product, original, own)
+    shares = computation is None and caller is not None and str(original.target) != f"{caller}.weight"
+    path = caller if shares and caller else _path(traced, product, original, own)
     layer: Any = _layer(product, _shape(product, traced))
     layer.weight = _parameter(_value(original, traced))
     if product.bias is not None:

@@ -30,7 +30,7 @@ class SizeTracer(Tracer):
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         numbers = (0, 1) if example.signature.free else (0,)
         self._inputs = [
-            dict(zip(example.parameters, zeros_of(example.signature, 2, number=number), strict=True))
+            dict(zip(example.parameters, zeros_of(example.signature, 2, example.signature.sizes(number)), strict=True))
             for number in numbers
         ]
         self._examples: dict[tuple[fx.Node, int], Any] = {}

@@ -88,7 +88,7 @@ def _observed(traced: fx.GraphModule, signature: Signature, rows: int, number: i
     device = next((parameter.device for parameter in traced.parameters()), torch.device("cpu"))
     observer = _Observer(traced)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
-        observer.run(*map(mode.from_tensor, zeros_of(signature, rows, number=number, device=device)))
+        observer.run(*map(mode.from_tensor, zeros_of(signature, rows, signature.sizes(number), device=device)))
     return observer.seen
 
 

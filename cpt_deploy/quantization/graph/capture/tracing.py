@@ -1,7 +1,7 @@
 """Trace a model to a graph in a small vocabulary: modules compute; functions add, multiply and reshape."""
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -135,18 +135,18 @@ def propagate_shapes(traced: fx.GraphModule, signature: Signature) -> None:
     device = next((p.device for p in traced.parameters()), torch.device("cpu"))
     with torch.no_grad():
         if signature.free:
-            _run_shapes(traced, signature, 1, device)
+            _run_shapes(traced, signature, signature.sizes(1), device)
             for node in traced.graph.nodes:
                 node.meta["other_shape"] = node.meta.get("shape")
-        _run_shapes(traced, signature, 0, device)
+        _run_shapes(traced, signature, signature.sizes(), device)
     for module, mode in modes.items():
         module.training = mode
 
 
-def _run_shapes(traced: fx.GraphModule, signature: Signature, number: int, device: torch.device) -> None:
+def _run_shapes(traced: fx.GraphModule, signature: Signature, sizes: Mapping[str, int], device: torch.device) -> None:
     recorder = _ShapeRecorder(traced)
     recorder.extra_traceback = False
-    recorder.run(*zeros_of(signature, 2, number=number, device=device))
+    recorder.run(*zeros_of(signature, 2, sizes, device=device))
 
 
 def results_of(graph: fx.Graph) -> list[fx.Node]:

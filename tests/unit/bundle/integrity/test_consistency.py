@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpt_deploy.bundle import Bundle, Preprocessing
-from cpt_deploy.bundle.integrity.consistency import contradictions, exported_labels, preprocessing_differences
+from cpt_deploy.bundle.integrity.consistency import contradictions
+from cpt_deploy.bundle.processors.image_processor import exported_labels, preprocessing_differences
 from cpt_deploy.errors import BundleError
 
 
@@ -35,7 +36,7 @@ def edit(shared_bundle, tmp_path):
 
 def test_what_export_writes_agrees(shared_bundle):
     assert contradictions(shared_bundle) == []
-    assert exported_labels(shared_bundle) == shared_bundle.labels
+    assert exported_labels(shared_bundle.config) == shared_bundle.processor.labels
 
 
 OWN = {
@@ -87,7 +88,7 @@ def test_a_size_that_is_not_the_models_does_not_open(edit):
     def change(content):
         content["cpt"]["size"] = [9, 9]
 
-    with pytest.raises(BundleError, match="as the golden sample has them"):
+    with pytest.raises(BundleError, match="as the preprocessing makes it"):
         edit("preprocessor_config.json", change)
 
 

@@ -10,51 +10,53 @@ from hypothesis.extra import numpy as arrays
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from cpt_deploy.bundle import (
-    GoldenSample,
-    OnnxRuntimeModel,
-    Prediction,
-    compare_golden,
-    read_golden,
-    softmax,
-    top_k,
-)
+from cpt_deploy.bundle import Golden, OnnxRuntimeModel, Prediction, compare_golden, read_golden, softmax, top_k
 from cpt_deploy.errors import BundleError, MissingExtraError, UsageError
+from tests.unit.conftest import LOGIT_SCALE, LOGIT_ZERO
 
-RANDOM = np.random.default_rng(1).uniform(-1.2, 1.2, (50, 3, 8, 8)).astype(np.float32)
+PICTURES = np.random.default_rng(1).uniform(-1.2, 1.2, (50, 3, 8, 8)).astype(np.float32)
+
+
+def expected_logits(codes):
+    centred = codes.astype(np.int32) - LOGIT_ZERO
+    return centred.astype(np.float32) * np.float32(LOGIT_SCALE)
 
 
 @pytest.mark.parametrize("optimize", [True, False])
 @pytest.mark.parametrize("threads", [1, 2, None])
 def test_logits_are_those_of_plain_integer_arithmetic(shared_bundle, reference_codes, optimize, threads):
-    model = OnnxRuntimeModel(shared_bundle.onnx_path, optimize=optimize, threads=threads)
-    expected = replace(shared_bundle.golden, inputs=RANDOM, logit_codes=reference_codes(RANDOM)).logits
-    assert np.array_equal(model.run(RANDOM), expected)
+    model = OnnxRuntimeModel(shared_bundle.onnx_path, shared_bundle.signature, optimize=optimize, threads=threads)
+    assert np.array_equal(model.run({"image": PICTURES})["logits"], expected_logits(reference_codes(PICTURES)))
 
 
-def test_taps_show_the_integers_of_every_edge(shared_bundle, reference_codes):
-    model = OnnxRuntimeModel(shared_bundle.onnx_path, intermediates=True)
+@pytest.mark.parametrize("declared", [True, False])
+def test_taps_show_the_integers_of_every_edge(shared_bundle, reference_codes, declared):
+    signature = shared_bundle.signature if declared else None
+    model = OnnxRuntimeModel(shared_bundle.onnx_path, signature, intermediates=True)
     assert model.intermediate_names == ("image_codes", "flat_codes", "logit_codes")
-    traced = model.trace(RANDOM)
-    assert np.array_equal(traced["logit_codes"], reference_codes(RANDOM))
+    traced = model.trace({"image": PICTURES})
+    assert np.array_equal(traced["logit_codes"], reference_codes(PICTURES))
     assert traced["image_codes"].dtype == np.uint8
-    assert np.array_equal(traced["logits"], OnnxRuntimeModel(shared_bundle.onnx_path).run(RANDOM))
+    plain = OnnxRuntimeModel(shared_bundle.onnx_path).run({"image": PICTURES})
+    assert plain.keys() == {"logits"}
+    assert np.array_equal(traced["logits"], plain["logits"])
     session = ReferenceEvaluator(onnx.load(shared_bundle.onnx_path))
-    assert np.array_equal(traced["logits"], session.run(None, {"image": RANDOM})[0])
+    assert np.array_equal(traced["logits"], session.run(None, {"image": PICTURES})[0])
 
 
 def test_a_model_from_bytes_is_the_same(shared_bundle):
     model = OnnxRuntimeModel(shared_bundle.onnx_path.read_bytes())
-    assert model.input_shape == (3, 8, 8)
+    assert model.signature == shared_bundle.signature
     assert model.providers == ["CPUExecutionProvider"]
-    assert np.array_equal(model.run(RANDOM), OnnxRuntimeModel(shared_bundle.onnx_path).run(RANDOM))
+    expected = OnnxRuntimeModel(shared_bundle.onnx_path).run({"image": PICTURES})
+    assert np.array_equal(model.run({"image": PICTURES})["logits"], expected["logits"])
 
 
 def test_runs_from_several_threads_do_not_disturb_each_other(shared_bundle):
     model = OnnxRuntimeModel(shared_bundle.onnx_path)
     with ThreadPoolExecutor(4) as pool:
-        rows = list(pool.map(lambda row: model.run(row[None]), RANDOM))
-    assert np.array_equal(np.concatenate(rows), model.run(RANDOM))
+        rows = list(pool.map(lambda row: model.run({"image": row[None]})["logits"], PICTURES))
+    assert np.array_equal(np.concatenate(rows), model.run({"image": PICTURES})["logits"])
 
 
 def test_golden_sample_is_reproduced(shared_bundle):
@@ -64,69 +66,93 @@ def test_golden_sample_is_reproduced(shared_bundle):
 
 
 @pytest.mark.parametrize("steps", [1, 3, 100])
-def test_a_golden_sample_that_differs_is_counted_in_codes(shared_bundle, steps):
+def test_a_golden_sample_that_differs_is_counted_in_codes(shared_bundle, reference_codes, steps):
     golden = shared_bundle.golden
-    codes = golden.logit_codes.copy()
+    codes = reference_codes(golden.inputs["image"])
     codes[1, 2] = codes[1, 2] - steps if codes[1, 2] > 128 else codes[1, 2] + steps
-    check = OnnxRuntimeModel(shared_bundle.onnx_path).reproduce_golden(replace(golden, logit_codes=codes))
+    changed = replace(golden, outputs={"logits": expected_logits(codes)})
+    check = OnnxRuntimeModel(shared_bundle.onnx_path).reproduce_golden(changed)
     assert (check.reproduced, check.mismatches, check.worst_codes) == (False, 1, steps)
 
 
 def test_logits_that_are_no_numbers_are_not_equal(shared_bundle):
     golden = shared_bundle.golden
-    check = compare_golden(golden, np.full_like(golden.logits, np.nan))
-    assert (check.mismatches, check.worst_codes) == (12, 255)
+    check = compare_golden(golden, {"logits": np.full((4, 3), np.nan, np.float32)})
+    assert (check.mismatches, check.worst_codes, check.worst) == (12, 255, np.inf)
 
 
-def test_a_golden_sample_of_another_model_is_refused(shared_bundle):
+def test_outputs_within_their_tolerance_are_reproduced(shared_bundle):
+    outputs = {"y": np.array([1.0, 2.0]), "n": np.array([3, 4])}
+    golden = Golden({"x": np.ones((2, 1))}, outputs, tolerances={"y": 0.1})
+    assert compare_golden(golden, {"y": np.array([1.05, 1.95]), "n": np.array([3, 4]), "x": np.zeros(2)}).reproduced
+    check = compare_golden(golden, {"y": np.array([1.2, 1.95]), "n": np.array([3, 5])})
+    assert (check.values, check.mismatches, check.tolerance, check.same_labels) == (4, 2, 0.1, False)
+    with pytest.raises(ValueError, match="output n"):
+        compare_golden(golden, {"y": np.array([1.0, 2.0])})
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [{"image": np.zeros((1, 3, 9, 9), np.float32)}, {"x": np.zeros((1, 3), np.float32)}],
+    ids=["shape", "name"],
+)
+def test_a_golden_sample_of_another_model_is_refused(shared_bundle, inputs):
     model = OnnxRuntimeModel(shared_bundle.onnx_path)
-    other = GoldenSample(np.zeros((1, 3, 9, 9), np.float32), np.zeros((1, 3), np.uint8), 1.0, 0)
     with pytest.raises(BundleError, match="golden sample"):
-        model.reproduce_golden(other)
+        model.reproduce_golden(Golden(inputs, {"logits": np.zeros((1, 3), np.float32)}))
 
 
-@given(arrays.arrays(np.uint8, (2, 5)), st.floats(1e-6, 1e3), st.integers(0, 255))
-def test_golden_samples_survive_the_file_and_decode_as_onnx_does(codes, scale, zero_point):
-    sample = GoldenSample(np.zeros((2, 1, 2, 2), np.float32), codes, scale, zero_point)
-    read = read_golden(sample.to_bytes())
-    assert np.array_equal(read.logits, sample.logits)
-    node = helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"])
-    graph = helper.make_graph(
-        [node],
-        "dequantize",
-        [
-            helper.make_tensor_value_info("q", TensorProto.UINT8, [2, 5]),
-            helper.make_tensor_value_info("s", TensorProto.FLOAT, []),
-            helper.make_tensor_value_info("z", TensorProto.UINT8, []),
-        ],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 5])],
+@given(
+    arrays.arrays(np.float32, (2, 5), elements=st.floats(-1e6, 1e6, width=32)),
+    arrays.arrays(np.int64, (2, 3)),
+    st.floats(2**-20, 1000, width=32),
+    st.floats(0, 1e3),
+)
+def test_golden_samples_survive_the_file(values, integers, scale, tolerance):
+    sample = Golden(
+        {"a": values, "b.c": integers}, {"y": values, "z": values, "n": integers}, {"y": scale}, {"z": tolerance}
     )
-    evaluator = ReferenceEvaluator(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)]))
-    expected = evaluator.run(None, {"q": codes, "s": np.float32(scale), "z": np.uint8(zero_point)})[0]
-    assert np.array_equal(read.logits, expected)
+    read = read_golden(sample.to_bytes())
+    assert (read.scales, read.tolerances, read.tolerance) == ({"y": scale}, {"z": tolerance}, tolerance)
+    for part in ("inputs", "outputs"):
+        ours, theirs = getattr(sample, part), getattr(read, part)
+        assert ours.keys() == theirs.keys()
+        assert all(np.array_equal(ours[name], theirs[name]) and ours[name].dtype == theirs[name].dtype for name in ours)
+
+
+GOOD = {"inputs": {"x": np.zeros((2, 3), np.float32)}, "outputs": {"y": np.zeros((2, 3), np.float32)}}
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"inputs": np.zeros((2, 3, 8, 8))},
-        {"logit_codes": np.zeros((2, 3), np.int16)},
-        {"logit_codes": np.zeros((2, 3), np.int8), "logit_zero_point": 1},
-        {"logit_codes": np.zeros((1, 3), np.uint8)},
-        {"logit_scale": 0.0},
-        {"logit_zero_point": 256},
+        {"inputs": {}},
+        {"outputs": {}},
+        {"inputs": {"x": np.zeros((0, 3), np.float32)}, "outputs": {"y": np.zeros((0, 3), np.float32)}},
+        {"outputs": {"y": np.zeros((1, 3), np.float32)}},
+        {"outputs": {"y": np.full((2, 3), np.nan, np.float32)}},
+        {"outputs": {"y": np.array(["a", "b"])}},
+        {"scales": {"y": 0.0}},
+        {"scales": {"y": np.inf}},
+        {"scales": {"x": 1.0}},
+        {"tolerances": {"y": -1.0}},
+        {"scales": {"y": 1.0}, "tolerances": {"y": 1.0}},
     ],
-    ids=["float64", "int16", "signed with a zero point", "rows", "scale", "zero point"],
-)
+    ids=["no input", "no output", "no rows", "rows", "not a number", "text", "scale 0", "infinite scale", "of an input",
+         "negative", "both"],
+)  # fmt: skip
 def test_unfit_golden_samples_are_refused(change):
-    good = GoldenSample(np.zeros((2, 3, 8, 8), np.float32), np.zeros((2, 3), np.uint8), 1.0, 0)
     with pytest.raises(ValueError, match="Expected"):
-        replace(good, **change)
+        Golden(**{**GOOD, **change})
 
 
 @pytest.mark.parametrize(
     "inputs",
-    [np.zeros((1, 3, 8, 8)), np.zeros((3, 8, 8), np.float32), np.zeros((1, 3, 8, 9), np.float32)],
+    [
+        {"image": np.zeros((1, 3, 8, 8))},
+        {"image": np.zeros((3, 8, 8), np.float32)},
+        {"image": np.zeros((1, 3, 8, 9), np.float32)},
+    ],
     ids=["float64", "no batch", "width"],
 )
 def test_other_inputs_are_refused_with_what_was_expected(shared_bundle, inputs):
@@ -143,7 +169,7 @@ def test_files_that_are_no_models_are_bundle_errors(tmp_path, content, intermedi
     assert "\n" not in caught.value.message
 
 
-def test_models_with_other_tensors_are_refused():
+def test_models_with_other_tensors_are_refused(shared_bundle):
     graph = helper.make_graph(
         [helper.make_node("Identity", ["x"], ["y"])],
         "identity",
@@ -151,8 +177,8 @@ def test_models_with_other_tensors_are_refused():
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    with pytest.raises(BundleError, match="input 'image'"):
-        OnnxRuntimeModel(model.SerializeToString())
+    with pytest.raises(BundleError, match=r"image \(float32\)"):
+        OnnxRuntimeModel(model.SerializeToString(), shared_bundle.signature)
 
 
 def test_unknown_provider_and_thread_count_are_usage_errors(shared_bundle):

@@ -9,15 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from cpt_deploy.bundle.language import (
-    GoldenText,
-    LanguageBundle,
-    LanguageContents,
-    LanguageManifest,
-    StateTensor,
-    write_language_bundle,
-)
+from cpt_deploy.bundle import Bundle, BundleContents, Golden, TextProcessor, write_bundle
 from cpt_deploy.bundle.processors.tokenization import Tokenizer, WordTokenizer
+from cpt_deploy.signature import FreeSize, Signature, TensorSpec
 
 WORDS = ("<eos>", "<unk>", "the", "company", "said", "it", "was", "new")
 CYCLE = (2, 3, 4, 5, 6, 7, 0)
@@ -53,8 +47,8 @@ def bigram_onnx(size: int = len(WORDS)) -> bytes:
         "penalty": np.array(PENALTY, np.float32),
     }
     nodes = [
-        helper.make_node("Gather", ["table", "tokens"], ["rows"]),
-        helper.make_node("OneHot", ["tokens", "depth", "on_off"], ["hot"]),
+        helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
+        helper.make_node("OneHot", ["input_ids", "depth", "on_off"], ["hot"]),
         helper.make_node("CumSum", ["hot", "time"], ["counts"]),
         helper.make_node("Unsqueeze", ["seen", "times"], ["before"]),
         helper.make_node("Add", ["counts", "before"], ["all"]),
@@ -62,21 +56,21 @@ def bigram_onnx(size: int = len(WORDS)) -> bytes:
         helper.make_node("Sub", ["rows", "minus"], ["logits"]),
         helper.make_node("ReduceSum", ["hot", "times"], ["now"], keepdims=0),
         helper.make_node("Add", ["seen", "now"], ["seen_after"]),
-        helper.make_node("Concat", ["past", "tokens"], ["present"], axis=1),
+        helper.make_node("Concat", ["past", "input_ids"], ["present"], axis=1),
     ]
     info = helper.make_tensor_value_info
     graph = helper.make_graph(
         nodes,
         "bigram",
         [
-            info("tokens", TensorProto.INT64, ["N", "T"]),
+            info("input_ids", TensorProto.INT64, ["N", "length"]),
             info("seen", TensorProto.FLOAT, ["N", size]),
-            info("past", TensorProto.INT64, ["N", "P"]),
+            info("past", TensorProto.INT64, ["N", "past"]),
         ],
         [
-            info("logits", TensorProto.FLOAT, ["N", "T", size]),
+            info("logits", TensorProto.FLOAT, ["N", "length", size]),
             info("seen_after", TensorProto.FLOAT, ["N", size]),
-            info("present", TensorProto.INT64, ["N", "Q"]),
+            info("present", TensorProto.INT64, ["N", "past+length"]),
         ],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
@@ -86,39 +80,51 @@ def bigram_onnx(size: int = len(WORDS)) -> bytes:
     return serialized
 
 
-def write_bigram(path: Path, tokenizer: Tokenizer | None = None, context: int | None = None) -> LanguageBundle:
+def write_bigram(path: Path, tokenizer: Tokenizer | None = None, context: int | None = None) -> Bundle:
     tokenizer = WordTokenizer(WORDS) if tokenizer is None else tokenizer
     size = tokenizer.size
     golden = np.array([[2, 3, 4]], np.int64)
-    contents = LanguageContents(
+    contents = BundleContents(
         name="bigram",
-        onnx=bigram_onnx(size),
-        manifest=LanguageManifest(
-            size,
+        task="text-generation",
+        signature=Signature(
             (
-                StateTensor("seen", "seen_after", ("batch", size)),
-                StateTensor("past", "present", ("batch", "past"), "INT64"),
+                TensorSpec("input_ids", "int64", ("length",)),
+                TensorSpec("seen", "float32", (size,)),
+                TensorSpec("past", "int64", ("past",)),
             ),
-            context,
+            (
+                TensorSpec("logits", "float32", ("length", size)),
+                TensorSpec("seen_after", "float32", (size,)),
+                TensorSpec("present", "int64", ("past+length",)),
+            ),
+            (("seen", "seen_after"), ("past", "present")),
+            {"length": FreeSize(2, most=context), "past": FreeSize(2, least=0, most=context)},
         ),
-        tokenizer=tokenizer,
-        golden=GoldenText(golden, expected_logits([2, 3, 4], size)[-1:].astype(np.float32), 1e-5),
+        processor=TextProcessor(tokenizer),
+        onnx=bigram_onnx(size),
         tensors={"table": bigram_table(size)},
-        quantization={},
+        graph={},
+        quantization={"activations": []},
+        golden=Golden(
+            {"input_ids": golden},
+            {"logits": expected_logits([2, 3, 4], size)[None].astype(np.float32)},
+            tolerances={"logits": 1e-5},
+        ),
         architecture="bigram",
         facts={"bits": 8},
     )
-    return write_language_bundle(path / "bundle", contents=contents)
+    return write_bundle(path / "bundle", contents=contents)
 
 
 @pytest.fixture(scope="session")
-def language_bundle(tmp_path_factory: pytest.TempPathFactory) -> LanguageBundle:
+def language_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The model of words, without a limit of its context."""
     return write_bigram(tmp_path_factory.mktemp("language"))
 
 
 @pytest.fixture(scope="session")
-def make_language_bundle() -> Callable[..., LanguageBundle]:
+def make_language_bundle() -> Callable[..., Bundle]:
     """Makes one with another tokenizer or a context."""
     return write_bigram
 

@@ -95,7 +95,7 @@ def nothing_read(rows):
 def test_metadata_and_configuration_are_those_of_http(client, web):
     metadata = client.get_model_metadata(MODEL)
     assert [(each.name, each.datatype, list(each.shape)) for each in [*metadata.inputs, *metadata.outputs]] == [
-        ("tokens", "INT64", [-1, -1]),
+        ("input_ids", "INT64", [-1, -1]),
         ("seen", "FP32", [-1, 8]),
         ("past", "INT64", [-1, -1]),
         ("logits", "FP32", [-1, -1, 8]),
@@ -118,8 +118,8 @@ def test_state_goes_round_through_the_client(client, web, session, logits_of, ex
     state, rows = nothing_read(2), []
     for index, part in enumerate(PARTS):
         tokens = np.array([part, part[::-1]])
-        expected = session.run(NAMES, {"tokens": tokens, **state})
-        given = {"tokens": tokens, **(state if explicit or index else {})}
+        expected = session.run(NAMES, {"input_ids": tokens, **state})
+        given = {"input_ids": tokens, **(state if explicit or index else {})}
         answer = client.infer(MODEL, tensors(triton, **given), request_id=f"r-{index}")
         over_http = web.infer(MODEL, tensors(triton_http, **given))
         for name, value in zip(NAMES, expected, strict=True):
@@ -137,7 +137,7 @@ def test_state_goes_round_through_the_client(client, web, session, logits_of, ex
 def typed_request(tokens, seen=(), past=None, shape=None):
     """A message whose elements stand in the fields of their types."""
     request = service_pb2.ModelInferRequest(model_name=MODEL)
-    tensor = request.inputs.add(name="tokens", datatype="INT64", shape=shape or [1, len(tokens)])
+    tensor = request.inputs.add(name="input_ids", datatype="INT64", shape=shape or [1, len(tokens)])
     tensor.contents.int64_contents.extend(tokens)
     if seen:
         request.inputs.add(name="seen", datatype="FP32", shape=[1, 8]).contents.fp32_contents.extend(seen)
@@ -151,7 +151,7 @@ def test_typed_contents_are_answered_with_typed_contents(call, session):
     seen, past = [0.0] * 8, []
     for part in PARTS:
         state = {"seen": np.array([seen], np.float32), "past": np.array([past], np.int64)}
-        expected = session.run(NAMES, {"tokens": np.array([part]), **state})
+        expected = session.run(NAMES, {"input_ids": np.array([part]), **state})
         answer = call(typed_request(part, seen, past))
         assert not answer.raw_output_contents
         assert [tensor.name for tensor in answer.outputs] == list(NAMES)
@@ -165,7 +165,7 @@ def test_typed_contents_are_answered_with_typed_contents(call, session):
 
 def test_only_what_is_wanted_comes_and_in_that_order(client, call):
     outputs = [triton.InferRequestedOutput(name) for name in ("present", "logits")]
-    response = client.infer(MODEL, tensors(triton, tokens=ONE), outputs=outputs).get_response()
+    response = client.infer(MODEL, tensors(triton, input_ids=ONE), outputs=outputs).get_response()
     assert [tensor.name for tensor in response.outputs] == ["present", "logits"]
     assert [len(raw) for raw in response.raw_output_contents] == [8, 32]
     request = typed_request([2])
@@ -185,7 +185,7 @@ def test_a_stream_decodes_token_by_token(client, logits_of):
         client.async_stream_infer(MODEL, tensors(triton, **given))
         return answers.get(timeout=30)
 
-    read, given = [2], {"tokens": ONE}
+    read, given = [2], {"input_ids": ONE}
     for _ in range(6):
         result, error = step(**given)
         assert error is None
@@ -193,10 +193,10 @@ def test_a_stream_decodes_token_by_token(client, logits_of):
         assert token == logits_of(read)[-1].argmax()
         read.append(token)
         given = {
-            "tokens": np.array([[token]]), "seen": result.as_numpy("seen_after"), "past": result.as_numpy("present"),
+            "input_ids": np.array([[token]]), "seen": result.as_numpy("seen_after"), "past": result.as_numpy("present"),
         }  # fmt: skip
         if len(read) == 4:
-            result, error = step(tokens=np.array([[8]]))
+            result, error = step(input_ids=np.array([[8]]))
             assert result is None
             assert "tokens in 0..7" in str(error)
     client.stop_stream()
@@ -204,17 +204,17 @@ def test_a_stream_decodes_token_by_token(client, logits_of):
 
 
 WRONG = {
-    "no tokens": ({"seen": np.zeros((1, 8), np.float32)}, "Expected the input 'tokens'"),
-    "beyond the vocabulary": ({"tokens": np.array([[8]])}, "Expected tokens in 0..7, but got 8..8"),
-    "another datatype": ({"tokens": np.array([[1]], np.int32)}, "INT64"),
-    "one-dimensional": ({"tokens": np.array([1])}, "of the shape [-1, -1], but got 'INT64' of [1]"),
-    "no token": ({"tokens": np.zeros((1, 0), np.int64)}, "of 1 to 4 sequences"),
-    "many rows": ({"tokens": np.zeros((5, 1), np.int64)}, "of 1 to 4 sequences"),
-    "a long text": ({"tokens": np.zeros((1, 11), np.int64)}, "at most 10 tokens, but got 11"),
-    "a state of another size": ({"tokens": ONE, "seen": np.zeros((1, 7), np.float32)}, "[-1, 8]"),
-    "a state of other rows": ({"tokens": ONE, "seen": np.zeros((2, 8), np.float32)}, "of 1 sequences"),
-    "a state of no numbers": ({"tokens": ONE, "seen": np.full((1, 8), np.nan, np.float32)}, "finite"),
-    "another input": ({"tokens": ONE, "other": np.zeros((1, 1))}, "at most once, but got 'other'"),
+    "no tokens": ({"seen": np.zeros((1, 8), np.float32)}, "Expected the input 'input_ids'"),
+    "beyond the vocabulary": ({"input_ids": np.array([[8]])}, "Expected tokens in 0..7, but got 8..8"),
+    "another datatype": ({"input_ids": np.array([[1]], np.int32)}, "INT64"),
+    "one-dimensional": ({"input_ids": np.array([1])}, "of the shape [-1, -1], but got 'INT64' of [1]"),
+    "no token": ({"input_ids": np.zeros((1, 0), np.int64)}, "of 1 to 4 sequences"),
+    "many rows": ({"input_ids": np.zeros((5, 1), np.int64)}, "of 1 to 4 sequences"),
+    "a long text": ({"input_ids": np.zeros((1, 11), np.int64)}, "at most 10 tokens, but got 11"),
+    "a state of another size": ({"input_ids": ONE, "seen": np.zeros((1, 7), np.float32)}, "[-1, 8]"),
+    "a state of other rows": ({"input_ids": ONE, "seen": np.zeros((2, 8), np.float32)}, "where N is 1 in other inputs"),
+    "a state of no numbers": ({"input_ids": ONE, "seen": np.full((1, 8), np.nan, np.float32)}, "finite"),
+    "another input": ({"input_ids": ONE, "other": np.zeros((1, 1))}, "at most once, but got 'other'"),
     "an image": ({"image": np.zeros((1, 3, 8, 8), np.float32)}, "at most once, but got 'image'"),
 }
 
@@ -234,9 +234,9 @@ def test_a_classifier_refuses_tokens_as_over_http(client, web):
     messages = []
     for asked, library in ((client, triton), (web, triton_http)):
         with pytest.raises(InferenceServerException) as caught:
-            asked.infer("colours", tensors(library, tokens=ONE, **nothing_read(1)))
+            asked.infer("colours", tensors(library, input_ids=ONE, **nothing_read(1)))
         messages.append(caught.value.message())
-    assert messages[0] == messages[1] == "Expected exactly the input 'image', but got ['tokens', 'seen', 'past']"
+    assert messages[0] == messages[1] == "Expected exactly the input 'image', but got ['input_ids', 'seen', 'past']"
     image = np.zeros((1, 3, 8, 8), np.float32)
     assert client.infer("colours", tensors(triton, image=image)).as_numpy("logits").shape == (1, 3)
 
@@ -260,11 +260,11 @@ def test_contradictory_messages_are_refused(call):
     late.parameters["timeout"].string_param = "soon"
     for said, request in {
         "Expected the 2 tensors in raw_input_contents or in contents, but got 1 in the one and 'none'": missing,
-        "got 2 in the one and ['tokens', 'seen']": both,
+        "got 2 in the one and ['input_ids', 'seen']": both,
         "but got 'probabilities'": unknown,
         "shared_memory_region: Input should be None": shared,
         "elements of INT64 in int64_contents": wrong_field,
-        "at most once, but got 'tokens'": twice,
+        "at most once, but got 'input_ids'": twice,
         "parameters.timeout: Input should be a valid integer": late,
         "to have 16 bytes, but got 8": typed_request([2], shape=[1, 2]),
         "inputs.0.shape.1: Input should be greater": typed_request([2], shape=[1, -1]),
@@ -278,7 +278,7 @@ def test_contradictory_messages_are_refused(call):
 def test_limits_of_time_and_of_texts(client, addresses, get, wait_until):
     url = addresses[1]
     with pytest.raises(InferenceServerException) as caught:
-        client.infer(MODEL, tensors(triton, tokens=ONE), timeout=1)
+        client.infer(MODEL, tensors(triton, input_ids=ONE), timeout=1)
     assert caught.value.status() == "StatusCode.DEADLINE_EXCEEDED"
     endless = {"prompt": "the", "max_tokens": 1_000_000, "temperature": 5.0, "stream": True}
     with (
@@ -289,7 +289,7 @@ def test_limits_of_time_and_of_texts(client, addresses, get, wait_until):
         assert next(lines).startswith("data: {")
         assert other.post(f"/models/{MODEL}/generate", json=endless).status_code == 429
         # A single call is no text: it takes turns with the calls of those that are under way.
-        assert client.infer(MODEL, tensors(triton, tokens=ONE)).as_numpy("logits").shape == (1, 1, 8)
+        assert client.infer(MODEL, tensors(triton, input_ids=ONE)).as_numpy("logits").shape == (1, 1, 8)
     # A text that its client left ends a moment later.
     wait_until(lambda: 'cpt_serve_texts_in_flight{model="bigram",version="1"} 0.0' in get(f"{url}/metrics").text)
 
@@ -310,13 +310,13 @@ def counted(client, metrics):
 def test_calls_are_counted(client, addresses, get):
     url = addresses[1]
     before = counted(client, get(f"{url}/metrics").text)
-    client.infer(MODEL, tensors(triton, tokens=ONE))
+    client.infer(MODEL, tensors(triton, input_ids=ONE))
     with contextlib.suppress(InferenceServerException):
-        client.infer(MODEL, tensors(triton, tokens=np.array([[8]])))
+        client.infer(MODEL, tensors(triton, input_ids=np.array([[8]])))
     answers = queue.Queue()
     client.start_stream(lambda result, error: answers.put(result))
     for token in (2, 3, 8):
-        client.async_stream_infer(MODEL, tensors(triton, tokens=np.array([[token]])))
+        client.async_stream_infer(MODEL, tensors(triton, input_ids=np.array([[token]])))
     for _ in range(3):
         answers.get(timeout=30)
     client.stop_stream()
@@ -329,7 +329,7 @@ import grpc
 from open_inference.grpc import protocol, service
 with grpc.insecure_channel(sys.argv[1]) as channel:
     stub = service.GRPCInferenceServiceStub(channel)
-    tensor = protocol.ModelInferRequest.InferInputTensor(name="tokens", datatype="INT64", shape=[1, 2])
+    tensor = protocol.ModelInferRequest.InferInputTensor(name="input_ids", datatype="INT64", shape=[1, 2])
     tensor.contents.int64_contents.extend([2, 3])
     answer = stub.ModelInfer(protocol.ModelInferRequest(model_name="bigram", inputs=[tensor]))
     print({each.name: list(each.shape) for each in answer.outputs}, list(answer.outputs[2].contents.int64_contents))
@@ -360,8 +360,8 @@ def test_any_message_is_understood_or_refused(language_bundle, data):
     request = service_pb2.ModelInferRequest(model_name=MODEL)
     datatypes = st.sampled_from(["INT64", "FP32", "INT32", "UINT8", "FP16", "BYTES", "BOOL", "X"])
     shapes = st.sampled_from([[1, 2], [1, 0], [1, 8], [2, 1]]) | st.lists(st.integers(-1, 3), max_size=3)
-    for name in data.draw(st.lists(st.sampled_from(["tokens", "tokens", "seen", "past", "image"]), max_size=3)):
-        native = {"tokens": "INT64", "past": "INT64", "seen": "FP32"}.get(name, "FP32")
+    for name in data.draw(st.lists(st.sampled_from(["input_ids", "input_ids", "seen", "past", "image"]), max_size=3)):
+        native = {"input_ids": "INT64", "past": "INT64", "seen": "FP32"}.get(name, "FP32")
         tensor = request.inputs.add(name=name, datatype=data.draw(st.just(native) | datatypes), shape=data.draw(shapes))
         tensor.contents.int64_contents.extend(data.draw(st.lists(st.integers(-1, 8), max_size=2)))
         if native == "FP32":
@@ -378,9 +378,9 @@ def test_any_message_is_understood_or_refused(language_bundle, data):
         parsed = parse_message(request)
         inputs = adapter.decode(parsed, Work())
     if inputs is not None:
-        types = {"tokens": np.int64, "seen": np.float32, "past": np.int64}
+        types = {"input_ids": np.int64, "seen": np.float32, "past": np.int64}
         assert {name: value.dtype for name, value in inputs.items()} == types
-        logits = np.zeros((*inputs["tokens"].shape, 8), np.float32)
+        logits = np.zeros((*inputs["input_ids"].shape, 8), np.float32)
         outputs = {"logits": logits, "seen_after": inputs["seen"], "present": inputs["past"]}
         answer = infer_message(language_bundle, None, adapter.encode(parsed, outputs))
         wanted = list(dict.fromkeys(output.name for output in request.outputs)) or list(NAMES)
@@ -402,12 +402,12 @@ def test_a_bug_costs_one_request_of_a_stream_and_tells_nothing(language_bundle, 
         client.start_stream(lambda result, error: answers.put((result, error)))
         with monkeypatch.context() as patched:
             patched.setattr(TextGeneration, "run", fails)
-            client.async_stream_infer(MODEL, tensors(triton, tokens=ONE))
+            client.async_stream_infer(MODEL, tensors(triton, input_ids=ONE))
             assert str(answers.get(timeout=30)[1]) == "Internal error; the server's log has it"
             with pytest.raises(InferenceServerException, match="Internal error; the server's log has it") as caught:
-                client.infer(MODEL, tensors(triton, tokens=ONE))
+                client.infer(MODEL, tensors(triton, input_ids=ONE))
             assert caught.value.status() == "StatusCode.INTERNAL"
-        client.async_stream_infer(MODEL, tensors(triton, tokens=ONE))
+        client.async_stream_infer(MODEL, tensors(triton, input_ids=ONE))
         assert answers.get(timeout=30)[0].as_numpy("logits").shape == (1, 1, 8)
         client.stop_stream()
         metrics = other.get("/metrics").text

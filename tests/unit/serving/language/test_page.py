@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from cpt_deploy.bundle.language import LanguageBundle, update_language_validation
+from cpt_deploy.bundle import Bundle, update_validation
 
 
 @pytest.fixture(scope="module")
@@ -108,14 +108,14 @@ REPORT = {
 
 
 def test_a_language_model_has_evidence_and_no_samples(tmp_path, language_bundle, connect_to):
-    copied = LanguageBundle.open(shutil.copytree(language_bundle.path, tmp_path / "bundle"))
+    copied = Bundle.open(shutil.copytree(language_bundle.path, tmp_path / "bundle"))
     with connect_to(copied) as client:
         (listed,) = client.get("/models").json()["models"]
         assert listed["kind"] == "text"
         evidence = client.get("/evidence").json()
         assert (evidence["kind"], evidence["vocabulary"], evidence["input"]) == ("text", 8, None)
         assert evidence["validation"] is None
-        update_language_validation(copied, {**REPORT, "content_sha256": copied.content_sha256})
+        update_validation(copied, {**REPORT, "content_sha256": copied.content_sha256})
         found = client.get("/evidence").json()["validation"]
         assert (found["perplexity"], found["trained_perplexity"], found["accuracy"]) == (9.75, 9.5, None)
         assert found["of_this_model"]

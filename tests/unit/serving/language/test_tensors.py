@@ -1,11 +1,8 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
-from cpt_deploy.bundle.language import LanguageManifest, StateTensor
 from cpt_serving import load_settings
 from cpt_serving.adapters import adapter_of
 from cpt_serving.inference.memory import MemoryBudget
@@ -36,7 +33,7 @@ def tensor(name, values, datatype, *, binary=True):
 def test_metadata_names_tokens_and_state(client):
     described = client.get_model_metadata("bigram")
     assert [(entry["name"], entry["datatype"], entry["shape"]) for entry in described["inputs"]] == [
-        ("tokens", "INT64", [-1, -1]),
+        ("input_ids", "INT64", [-1, -1]),
         ("seen", "FP32", [-1, 8]),
         ("past", "INT64", [-1, -1]),
     ]
@@ -50,7 +47,7 @@ def test_state_goes_round_through_the_client(client, logits_of, binary):
     seen, past = np.zeros((1, 8), np.float32), np.zeros((1, 0), np.int64)
     rows = []
     for part in ([2, 3, 4], [5], [0, 2, 3]):
-        inputs = [tensor("tokens", np.array([part]), "INT64", binary=binary)]
+        inputs = [tensor("input_ids", np.array([part]), "INT64", binary=binary)]
         if rows:
             inputs += [tensor("seen", seen, "FP32"), tensor("past", past, "INT64", binary=binary)]
         names = ("logits", "seen_after", "present")
@@ -65,12 +62,15 @@ def test_state_goes_round_through_the_client(client, logits_of, binary):
 @pytest.mark.parametrize(
     ("inputs", "said"),
     [
-        ([("seen", np.zeros((1, 8), np.float32), "FP32")], "'tokens'"),
-        ([("tokens", np.array([[8]]), "INT64")], "0..7"),
-        ([("tokens", np.array([[1]], np.int32), "INT32")], "INT64"),
-        ([("tokens", np.array([[1]]), "INT64"), ("seen", np.zeros((1, 7), np.float32), "FP32")], "[-1, 8]"),
-        ([("tokens", np.array([[1]]), "INT64"), ("seen", np.zeros((2, 8), np.float32), "FP32")], "of 1 sequences"),
-        ([("tokens", np.array([[1]]), "INT64"), ("other", np.zeros((1, 1)), "FP64")], "'other'"),
+        ([("seen", np.zeros((1, 8), np.float32), "FP32")], "input_ids"),
+        ([("input_ids", np.array([[8]]), "INT64")], "0..7"),
+        ([("input_ids", np.array([[1]], np.int32), "INT32")], "INT64"),
+        ([("input_ids", np.array([[1]]), "INT64"), ("seen", np.zeros((1, 7), np.float32), "FP32")], "[-1, 8]"),
+        (
+            [("input_ids", np.array([[1]]), "INT64"), ("seen", np.zeros((2, 8), np.float32), "FP32")],
+            "where N is 1 in other inputs",
+        ),
+        ([("input_ids", np.array([[1]]), "INT64"), ("other", np.zeros((1, 1)), "FP64")], "'other'"),
     ],
 )
 def test_wrong_tensors_are_refused(client, inputs, said):
@@ -79,20 +79,19 @@ def test_wrong_tensors_are_refused(client, inputs, said):
     assert said in str(error.value)
 
 
-def test_what_was_read_counts_towards_the_context(language_bundle):
-    states = (StateTensor("past", "present", ("batch", "past"), "INT64"),)
-    bundle = replace(language_bundle, manifest=LanguageManifest(8, states, context=4))
+def test_what_was_read_counts_towards_the_context(make_language_bundle, tmp_path):
+    bundle = make_language_bundle(tmp_path, context=4)
     adapter = adapter_of(bundle, load_settings(bundle=bundle.path), MemoryBudget(1))
 
     def read(past, tokens):
         inputs = [
             InferInput(name=name, datatype="INT64", shape=[1, length]).attach(memoryview(bytes(8 * length)))
-            for name, length in (("past", past), ("tokens", tokens))
+            for name, length in (("past", past), ("input_ids", tokens))
         ]
         return adapter.decode(InferRequest(inputs=inputs), Work())
 
     assert read(3, 1)["past"].shape == (1, 3)
-    with pytest.raises(RequestError, match="at most 4 tokens, the model's context, but got 5"):
+    with pytest.raises(RequestError, match=r"at most 4 of length \+ past, the model's context"):
         read(3, 2)
 
 
@@ -102,10 +101,11 @@ def test_more_logits_than_the_queue_may_hold_are_refused_before_they_are_made(la
     def read(rows, length):
         raw = memoryview(bytes(8 * rows * length))
         return adapter.decode(
-            InferRequest(inputs=[InferInput(name="tokens", datatype="INT64", shape=[rows, length]).attach(raw)]), Work()
+            InferRequest(inputs=[InferInput(name="input_ids", datatype="INT64", shape=[rows, length]).attach(raw)]),
+            Work(),
         )
 
-    assert read(4, 8)["tokens"].shape == (4, 8)
+    assert read(4, 8)["input_ids"].shape == (4, 8)
     with pytest.raises(RequestError, match="at most 32 tokens") as caught:
         read(3, 11)
     assert caught.value.status == 413

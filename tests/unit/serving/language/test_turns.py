@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from cpt_deploy.bundle.language import LanguageModel
+from cpt_deploy.bundle import OnnxRuntimeModel, next_states
 from cpt_serving import load_settings
 from cpt_serving.adapters import adapter_of, text
 from cpt_serving.inference.batching import Batcher
@@ -25,7 +25,7 @@ class Recorder(ModelObserver):
 
 @pytest.fixture
 def model(language_bundle):
-    return LanguageModel(language_bundle.onnx_path, language_bundle.manifest)
+    return OnnxRuntimeModel(language_bundle.onnx_path, language_bundle.signature)
 
 
 @pytest.fixture
@@ -68,15 +68,12 @@ def call(adapter, model, given, before=None):
     """The inputs of a call that reads tokens, after others."""
     if before is None:
         return adapter.inputs_of(given, None)
-    _, state = model.run(before)
-    return {"tokens": given, **state}
+    return {"input_ids": given, **next_states(model.signature, model.run({"input_ids": before}))}
 
 
 def assert_as_alone(model, calls, outcomes):
     for inputs, outcome in zip(calls, outcomes, strict=True):
-        state = {name: value for name, value in inputs.items() if name != "tokens"}
-        logits, after = model.run(inputs["tokens"], state)
-        expected = {"logits": logits, "seen_after": after["seen"], "present": after["past"]}
+        expected = model.run(inputs)
         assert outcome.outputs.keys() == expected.keys()
         assert all(np.array_equal(outcome.outputs[name], value) for name, value in expected.items())
 
@@ -128,6 +125,7 @@ def test_an_error_belongs_to_those_who_asked(model, adapter):
     made = adapter()
     calls = [call(made, model, tokens([8])), call(made, model, tokens([2, 3]))]  # the first is beyond the vocabulary
     outcomes, rows = together(made, calls)
-    assert isinstance(outcomes[0], ValueError)
+    assert isinstance(outcomes[0], Exception)
+    assert "out of data bounds" in str(outcomes[0])
     assert rows == [1]
     assert_as_alone(model, calls[1:], outcomes[1:])

@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 import cpt_deploy
-from cpt_deploy.bundle import GoldenSample
 from cpt_serving.access.api_keys import add_key
 
 http = pytest.importorskip("tritonclient.http", reason="pip install 'tritonclient[http]'")
@@ -31,9 +30,8 @@ def client(address):
 
 
 @pytest.fixture(scope="module")
-def expected(reference_codes, shared_bundle):
-    golden = shared_bundle.golden
-    return GoldenSample(ROWS, reference_codes(ROWS), golden.logit_scale, golden.logit_zero_point).logits
+def expected(reference_logits):
+    return reference_logits(ROWS)
 
 
 def image_input(values, datatype, *, binary=True):
@@ -97,14 +95,12 @@ def test_bodies_that_were_made_apart_from_sending(address, expected):
 
 
 @pytest.mark.parametrize("datatype", ["FP16", "FP64"])
-def test_infer_from_other_floats(client, reference_codes, shared_bundle, datatype):
+def test_infer_from_other_floats(client, reference_logits, datatype):
     types = {"FP16": np.float16, "FP64": np.float64}
     values = ROWS.astype(types[datatype])
     result = client.infer(MODEL, [image_input(values, datatype)])
     rows = values.astype(np.float32)
-    golden = shared_bundle.golden
-    sample = GoldenSample(rows, reference_codes(rows), golden.logit_scale, golden.logit_zero_point)
-    assert np.array_equal(result.as_numpy("logits"), sample.logits)
+    assert np.array_equal(result.as_numpy("logits"), reference_logits(rows))
 
 
 @pytest.mark.parametrize("binary", [True, False])

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cpt_deploy
-from cpt_deploy.bundle import GoldenSample
 from cpt_deploy.errors import MissingExtraError, UsageError
 from cpt_serving import load_settings, run
 
@@ -52,9 +51,8 @@ def client(address):
 
 
 @pytest.fixture(scope="module")
-def expected(reference_codes, shared_bundle):
-    golden = shared_bundle.golden
-    return GoldenSample(ROWS, reference_codes(ROWS), golden.logit_scale, golden.logit_zero_point).logits
+def expected(reference_logits):
+    return reference_logits(ROWS)
 
 
 def image_input(values, datatype="FP32"):

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cpt_deploy.bundle import Bundle, GoldenSample, Preprocessing, write_bundle
+from cpt_deploy.bundle import Bundle, Golden, ImageProcessor, Preprocessing, write_bundle
+from cpt_deploy.signature import Signature, TensorSpec
 from cpt_serving.access.api_keys import add_key
 
 
@@ -31,21 +32,21 @@ def grey_bundle(tmp_path_factory, bundle_contents, grey_onnx) -> Bundle:
     """A classifier of small grey drawings: is the bar vertical or horizontal?"""
     contents = bundle_contents("strokes")
     inputs = ((stroke_images() / 255 - 0.5) / 0.5).astype(np.float32)
-    onnx, codes = grey_onnx(stroke_weights(), inputs)
-    golden = GoldenSample(inputs, codes, contents.golden.logit_scale, contents.golden.logit_zero_point)
+    onnx, logits = grey_onnx(stroke_weights(), inputs)
+    shapes = TensorSpec("image", "float32", (1, 8, 8)), TensorSpec("logits", "float32", (2,))
     changed = replace(
         contents,
         onnx=onnx,
-        golden=golden,
-        labels=("vertical", "horizontal"),
-        preprocessing=Preprocessing(1, (8, 8), mean=(0.5,), std=(0.5,)),
+        signature=Signature((shapes[0],), (shapes[1],)),
+        golden=Golden({"image": inputs}, {"logits": logits}, contents.golden.scales),
+        processor=ImageProcessor(Preprocessing(1, (8, 8), mean=(0.5,), std=(0.5,)), ("vertical", "horizontal")),
     )
     return write_bundle(tmp_path_factory.mktemp("strokes") / "bundle", contents=changed)
 
 
 @pytest.fixture(scope="session")
 def grey_onnx() -> Callable[..., Any]:
-    """Makes the model of weights and its codes for inputs, the latter as onnxruntime computes them."""
+    """Makes the model of weights and its logits for inputs, the latter as onnxruntime computes them."""
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
@@ -73,9 +74,7 @@ def grey_onnx() -> Callable[..., Any]:
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
         serialized = model.SerializeToString()
-        logits = onnxruntime.InferenceSession(serialized).run(None, {"image": inputs})[0]
-        codes = np.rint(logits / np.float32(16 / 255)) + 128
-        return serialized, codes.astype(np.uint8)
+        return serialized, onnxruntime.InferenceSession(serialized).run(None, {"image": inputs})[0]
 
     return make
 

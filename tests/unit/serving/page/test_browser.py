@@ -123,7 +123,9 @@ def test_drawing_is_offered_only_for_small_grey_inputs(browser, colours_url):
 
 
 def test_samples_of_the_bundle_get_the_class_that_the_executor_gave_them(browser, colours_url, shared_bundle):
-    expected = [shared_bundle.labels[index] for index in shared_bundle.golden.logit_codes.argmax(axis=1)]
+    expected = [
+        shared_bundle.processor.labels[index] for index in shared_bundle.golden.outputs["logits"].argmax(axis=1)
+    ]
     with opened(browser, colours_url) as page:
         buttons = page.locator("#sample-list button").all()
         assert len(buttons) == len(expected)
@@ -133,15 +135,18 @@ def test_samples_of_the_bundle_get_the_class_that_the_executor_gave_them(browser
 
 
 def test_everything_is_reached_by_keyboard(browser, colours_url, shared_bundle):
-    last = shared_bundle.labels[int(shared_bundle.golden.logit_codes[-1].argmax())]
+    count = len(shared_bundle.golden.inputs["image"])
+    last = shared_bundle.processor.labels[int(shared_bundle.golden.outputs["logits"][-1].argmax())]
     with opened(browser, colours_url) as page:
         reached = []
-        while len(reached) < 20 and reached[-1:] != [f"sample {len(shared_bundle.golden.inputs)}, expected {last}"]:
+        while len(reached) < 20 and reached[-1:] != [
+            f"sample {len(shared_bundle.golden.inputs['image'])}, expected {last}"
+        ]:
             page.keyboard.press("Tab")
             reached.append(page.evaluate("document.activeElement.id || document.activeElement.ariaLabel"))
         assert "file" in reached
         samples = [name for name in reached if name and name.startswith("sample")]
-        assert len(samples) == len(shared_bundle.golden.inputs)
+        assert len(samples) == count
         page.keyboard.press("Enter")
         expect_label(page, last)
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from cpt_serving.samples import drawing_style
 from PIL import Image
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
@@ -16,7 +17,6 @@ from cpt_serving.adapters import adapter_of
 from cpt_serving.evidence import evidence_of
 from cpt_serving.inference.memory import MemoryBudget
 from cpt_serving.routes.page import PAGE_HEADERS
-from cpt_serving.samples import drawing_style
 from cpt_serving.telemetry.stats import summarize
 
 
@@ -53,14 +53,14 @@ def test_samples_are_the_golden_inputs(client, shared_bundle):
     listed = client.get("/samples").json()
     assert listed["drawing"] is None
     assert [sample["label"] for sample in listed["samples"]] == [
-        shared_bundle.labels[index] for index in shared_bundle.golden.logit_codes.argmax(axis=1)
+        shared_bundle.processor.labels[index] for index in shared_bundle.golden.outputs["logits"].argmax(axis=1)
     ]
     for sample in listed["samples"]:
         response = client.get(f"/samples/{sample['index']}.png")
         image = Image.open(io.BytesIO(response.content))
-        golden = shared_bundle.golden.inputs[sample["index"]]
+        golden = shared_bundle.golden.inputs["image"][sample["index"]]
         # Random golden inputs lie between two pixel values.
-        np.testing.assert_allclose(shared_bundle.preprocessing.apply(image), golden, atol=1 / 255 + 1e-6)
+        np.testing.assert_allclose(shared_bundle.processor.preprocessing.apply(image), golden, atol=1 / 255 + 1e-6)
     assert client.get("/samples/4.png").status_code == 404
     assert client.get("/samples/-1.png").status_code == 422
 
@@ -168,7 +168,7 @@ def test_the_description_shows_nothing_of_a_bundle(shared_bundle, connect_to, tm
         assert "[1,3,8,8]" not in text
     with connect_to(shared_bundle) as client:
         described = client.get("/openapi.json").json()
-        golden = {f"{value:.4f}" for value in shared_bundle.golden.inputs.ravel()}
+        golden = {f"{value:.4f}" for value in shared_bundle.golden.inputs["image"].ravel()}
         assert not golden & set(re.findall(r"-?\d\.\d{4}", json.dumps(described)))
         # The examples work as they stand.
         body = described["paths"]["/v2/models/{model}/infer"]["post"]["requestBody"]["content"]["application/json"]

@@ -32,7 +32,9 @@ def test_runs_that_differ_by_their_seed_are_a_group(runs):
     assert [group.label for group in groups] == ["schedule static", "schedule cosine"]
     assert [[run.path.name for run in group.runs] for group in groups] == [["static0", "static1"], ["cpt0", "cpt1"]]
     for group in groups:
-        accuracies = [json.loads((run.path / "report.json").read_text())["test"]["top1"] for run in group.runs]
+        accuracies = [
+            json.loads((run.path / "report.json").read_text())["test"]["metrics"]["accuracy"] for run in group.runs
+        ]
         assert group.figures == tuple(accuracies)
         assert group.deviation == pytest.approx(statistics.stdev(accuracies))
     cpt, static = groups[1], groups[0]

@@ -8,6 +8,7 @@ import time
 import optuna
 import pytest
 
+from cpt_deploy.metric import ACCURACY
 from cpt_deploy.training import TrialOutcome, TrialQueue
 from cpt_deploy.training.experiments.trials import JOURNAL
 
@@ -15,7 +16,7 @@ NAMES = ["a", "b", "c", "d"]
 
 
 def finished(name):
-    return TrialOutcome("finished", NAMES.index(name) / 10)
+    return TrialOutcome("finished", NAMES.index(name) / 10, metric=ACCURACY)
 
 
 def states(queue):
@@ -28,7 +29,7 @@ def test_every_point_is_carried_out_once(tmp_path):
 
     queue.work(lambda name: done.append(name) or finished(name), jobs=2)
     assert sorted(done) == NAMES
-    assert [(s.state, s.accuracy) for s in queue.statuses()] == [("finished", pytest.approx(i / 10)) for i in range(4)]
+    assert [(s.state, s.figure) for s in queue.statuses()] == [("finished", pytest.approx(i / 10)) for i in range(4)]
 
     again = TrialQueue(tmp_path, NAMES, retry=True)
     again.work(lambda name: pytest.fail(f"{name} was finished"))
@@ -146,12 +147,13 @@ def test_what_runs_on_another_machine_is_left_alone_unless_asked(tmp_path, monke
 SHARES = """
 import sys, time
 from pathlib import Path
+from cpt_deploy.metric import ACCURACY
 from cpt_deploy.training import TrialOutcome, TrialQueue
 
 def execute(name):
     time.sleep(0.1)
     print(name, flush=True)
-    return TrialOutcome("finished", 0.5)
+    return TrialOutcome("finished", 0.5, metric=ACCURACY)
 
 queue = TrialQueue(Path(sys.argv[1]), sys.argv[2:])
 print("ready", flush=True)
@@ -167,7 +169,7 @@ def test_two_processes_share_a_grid(tmp_path):
         assert other.stdout.readline() == "ready\n"
         own = []
         queue = TrialQueue(tmp_path, names)
-        queue.work(lambda name: time.sleep(0.1) or own.append(name) or TrialOutcome("finished", 0.5))
+        queue.work(lambda name: time.sleep(0.1) or own.append(name) or TrialOutcome("finished", 0.5, metric=ACCURACY))
         theirs = other.stdout.read().split()
     assert other.returncode == 0
     assert sorted(own + theirs) == sorted(names)

@@ -127,7 +127,7 @@ def test_a_run_with_recorded_steps_ends_as_one_without(recipe, tmp_path, outcome
 
 
 def test_without_a_gpu_it_is_refused(recipe, tmp_path):
-    with pytest.raises(UsageError, match="cuda_graph for classification on cuda"):
+    with pytest.raises(UsageError, match="cuda_graph for batches of tensors on cuda"):
         train(recipe("train.cuda_graph=true", "train.device=cpu"), tmp_path / "run")
 
 

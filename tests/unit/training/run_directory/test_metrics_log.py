@@ -3,11 +3,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cpt_deploy.errors import DataError
 from cpt_deploy.training import RunDirectory
-from cpt_deploy.training.run_directory.metrics_log import COLUMNS, MetricsLog, read_metrics
+from cpt_deploy.training.run_directory.metrics_log import MetricsLog, columns_of, read_metrics
+
+COLUMNS = columns_of(("accuracy",), ("accuracy", "top5"))
 
 
 def rows_of(path, rows, first_step=0, *, after_evaluation=True):
-    log = MetricsLog(RunDirectory(path), first_step, after_evaluation=after_evaluation)
+    log = MetricsLog(RunDirectory(path), COLUMNS, first_step, after_evaluation=after_evaluation)
     for row in rows:
         log.log(row)
     log.close()
@@ -65,7 +67,7 @@ def test_new_run_begins_an_empty_log(tmp_path):
 
 
 def test_column_that_does_not_exist_is_a_mistake(tmp_path):
-    log = MetricsLog(RunDirectory(tmp_path), 0, after_evaluation=True)
+    log = MetricsLog(RunDirectory(tmp_path), COLUMNS, 0, after_evaluation=True)
 
     with pytest.raises(ValueError, match="lss"):
         log.log({"step": 1, "lss": 2})
@@ -84,4 +86,4 @@ def test_log_that_cannot_be_written_is_a_data_error(tmp_path):
     (tmp_path / "metrics.csv").mkdir()
 
     with pytest.raises(DataError, match="Expected to write metrics"):
-        MetricsLog(RunDirectory(tmp_path), 0, after_evaluation=True)
+        MetricsLog(RunDirectory(tmp_path), COLUMNS, 0, after_evaluation=True)

@@ -25,7 +25,7 @@ def test_loaded_run_has_the_accuracy_of_its_report(run_dir):
         device=torch.device("cpu"),
         step=0,
     )
-    assert result.top1 == run.report.test.top1
+    assert result.metrics == run.report.test.metrics
     assert result.loss == pytest.approx(run.report.test.loss, rel=1e-5)
     assert not run.model.training
     assert run.classes == images.classes

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from cpt_deploy.bundle import Bundle, BundleContents, GoldenSample, Preprocessing, write_bundle
+from cpt_deploy.bundle import Bundle, BundleContents, Golden, ImageProcessor, Preprocessing, write_bundle
 from cpt_deploy.errors import BundleError
 from cpt_deploy.export import write_onnx
 from cpt_deploy.integer import IntegerExecutor, IntegerGraph, QuantizedTensor
 from cpt_deploy.integer.graph import Convolution, FullyConnected, GlobalAverage, Reshape, to_dict
-from cpt_deploy.validation import BundledIntegerModel, validate
+from cpt_deploy.validation import bundled_integer_model
 from tests.unit.integer.graphs import graph_between
 
 INPUTS = np.random.default_rng(5).normal(size=(6, 1, 8, 8)).astype(np.float32)
@@ -54,16 +54,19 @@ def integer_graph() -> IntegerGraph:
 def write_graph(path: Path, graph: IntegerGraph, onnx_graph: IntegerGraph) -> Bundle:
     """Write a bundle; its ONNX file may be of another graph than the one it carries."""
     description, arrays = to_dict(graph)
-    codes = IntegerExecutor(onnx_graph).trace(torch.from_numpy(INPUTS))["y"].numpy()
+    logits = IntegerExecutor(onnx_graph)(torch.from_numpy(INPUTS)).numpy()
     contents = BundleContents(
         name="network",
+        task="image-classification",
+        signature=graph.signature,
+        processor=ImageProcessor(
+            Preprocessing(channels=1, size=(8, 8), mean=(0.5,), std=(0.25,)), ("zero", "one", "two")
+        ),
         onnx=write_onnx(onnx_graph),
         tensors=arrays,
         graph=description,
         quantization={},
-        labels=("zero", "one", "two"),
-        preprocessing=Preprocessing(channels=1, size=(8, 8), mean=(0.5,), std=(0.25,)),
-        golden=GoldenSample(INPUTS, codes, 0.015625, 128),
+        golden=Golden({"image": INPUTS}, {"logits": logits}, {"logits": 0.015625}),
         architecture="test",
     )
     return write_bundle(path, contents=contents)
@@ -71,28 +74,28 @@ def write_graph(path: Path, graph: IntegerGraph, onnx_graph: IntegerGraph) -> Bu
 
 def test_logits_and_codes_are_those_of_the_executor(tmp_path):
     graph = integer_graph()
-    logits, codes = BundledIntegerModel(write_graph(tmp_path / "bundle", graph, graph)).run(INPUTS)
-    executor = IntegerExecutor(graph)
-    np.testing.assert_array_equal(logits, executor(torch.from_numpy(INPUTS)).numpy())
+    found = bundled_integer_model(write_graph(tmp_path / "bundle", graph, graph)).run({"image": INPUTS})
+    executor, codes = IntegerExecutor(graph), found.integers
+    np.testing.assert_array_equal(found.outputs["logits"], executor(torch.from_numpy(INPUTS)).numpy())
     assert list(codes) == ["x", "a", "mean", "flat", "y"]
     assert all(value.dtype == np.uint8 for value in codes.values())
 
 
-def test_an_exported_bundle_is_exact(tmp_path, images):
+def test_an_exported_bundle_is_exact(validated, tmp_path, images):
     graph = integer_graph()
-    report = validate(write_graph(tmp_path / "bundle", graph, graph), images, require_exact=True)
+    report = validated(write_graph(tmp_path / "bundle", graph, graph), images, require_exact=True)
     assert report.reasons == report.notes == ()
     assert report.compared_integers == 150 * (64 + 256 + 4 + 4 + 3)
     assert not report.saturation_possible
 
 
-def test_a_file_with_another_weight_than_the_graph_is_caught_at_that_layer(tmp_path, images):
+def test_a_file_with_another_weight_than_the_graph_is_caught_at_that_layer(validated, tmp_path, images):
     graph = integer_graph()
     entry, convolution, *others = graph.operations
     codes = convolution.codes.copy()
     codes[2, 0, 1, 1] += 20
     other = replace(graph, operations=(entry, replace(convolution, codes=codes), *others))
-    report = validate(write_graph(tmp_path / "bundle", graph, other), images, require_exact=True)
+    report = validated(write_graph(tmp_path / "bundle", graph, other), images, require_exact=True)
     assert (report.first_difference.name, report.first_difference.operator) == ("a", "Conv")
     assert report.tensors[0].mismatches == 0
     constants, integers = report.reasons[:2]
@@ -102,4 +105,4 @@ def test_a_file_with_another_weight_than_the_graph_is_caught_at_that_layer(tmp_p
 
 def test_a_bundle_without_its_graph_is_a_bundle_error(bundle_contents, tmp_path):
     with pytest.raises(BundleError, match="graph"):
-        BundledIntegerModel(write_bundle(tmp_path / "bundle", contents=bundle_contents()))
+        bundled_integer_model(write_bundle(tmp_path / "bundle", contents=bundle_contents()))

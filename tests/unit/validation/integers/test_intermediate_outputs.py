@@ -34,7 +34,7 @@ def test_every_edge_is_found_in_graph_order_with_its_operator(network_maker, bit
 
 
 def test_the_clipped_codes_are_meant_below_8_bits(network_maker):
-    traced = OnnxRuntimeModel(with_intermediate_outputs(network_maker(bits=3).model).model).trace(INPUTS)
+    traced = OnnxRuntimeModel(with_intermediate_outputs(network_maker(bits=3).model).model).trace({"image": INPUTS})
     assert traced["a"].max() == 7
 
 
@@ -50,13 +50,13 @@ def test_tapping_every_edge_of_a_fused_network_leaves_it_fused(network_maker, bi
 
 
 def test_tapped_and_plain_model_compute_the_same_logits(network):
-    traced = OnnxRuntimeModel(with_intermediate_outputs(network.model).model).trace(INPUTS)
-    np.testing.assert_array_equal(traced["logits"], OnnxRuntimeModel(network.model).run(INPUTS))
+    traced = OnnxRuntimeModel(with_intermediate_outputs(network.model).model).trace({"image": INPUTS})
+    np.testing.assert_array_equal(traced["logits"], OnnxRuntimeModel(network.model).run({"image": INPUTS})["logits"])
 
 
 def test_taps_hold_the_codes_that_onnx_defines(network):
     observable = with_intermediate_outputs(network.model)
-    traced = OnnxRuntimeModel(observable.model).trace(INPUTS)
+    traced = OnnxRuntimeModel(observable.model).trace({"image": INPUTS})
     expected = ReferenceEvaluator(observable.model).run(None, {"image": INPUTS})[1:]
     for intermediate, codes in zip(observable.intermediates, expected, strict=True):
         assert traced[intermediate.name].dtype == np.uint8
@@ -73,7 +73,8 @@ def test_a_tensor_whose_visibility_would_change_the_graph_stays_hidden(network_m
     assert [intermediate.name for intermediate in observable.hidden] == ["a", "inserted.codes"]
     assert [intermediate.name for intermediate in observable.intermediates] == ["x", "b", "sum", "mean", "flat", "y"]
     np.testing.assert_array_equal(
-        OnnxRuntimeModel(observable.model).trace(INPUTS)["logits"], OnnxRuntimeModel(model).run(INPUTS)
+        OnnxRuntimeModel(observable.model).trace({"image": INPUTS})["logits"],
+        OnnxRuntimeModel(model).run({"image": INPUTS})["logits"],
     )
 
 
@@ -84,7 +85,8 @@ def test_a_pooling_that_changes_its_layout_for_an_output_counts_as_the_same(pool
     assert optimized_operators(model)["NhwcMaxPool"] == 1
     assert optimized_operators(observable.model)["MaxPool"] == 1
     np.testing.assert_array_equal(
-        OnnxRuntimeModel(observable.model).trace(INPUTS)["logits"], OnnxRuntimeModel(model).run(INPUTS)
+        OnnxRuntimeModel(observable.model).trace({"image": INPUTS})["logits"],
+        OnnxRuntimeModel(model).run({"image": INPUTS})["logits"],
     )
 
 
@@ -114,7 +116,7 @@ def test_codes_from_a_table_are_found_and_codes_that_are_only_moved_are_not():
         ("x", "input"),
         ("y", "Gather"),
     ]
-    traced = OnnxRuntimeModel(with_intermediate_outputs(model).model).trace(INPUTS)
+    traced = OnnxRuntimeModel(with_intermediate_outputs(model).model).trace({"image": INPUTS})
     np.testing.assert_array_equal(traced["y"], 255 - traced["x"])
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from cpt_deploy.bundle import BundleContents, Preprocessing, write_bundle
+from cpt_deploy.bundle import BundleContents, ImageProcessor, Preprocessing, write_bundle
 from cpt_deploy.errors import BundleError
 from cpt_deploy.export import write_onnx
 from cpt_deploy.export.golden import golden_sample
@@ -77,13 +77,17 @@ def write(path: Path, graph: IntegerGraph):
         path,
         contents=BundleContents(
             name="network",
+            task="image-classification",
+            signature=graph.signature,
+            processor=ImageProcessor(
+                Preprocessing(channels, (height, width), mean=(0.5,) * channels, std=(0.25,) * channels),
+                ("zero", "one", "two"),
+            ),
             onnx=model,
             tensors=arrays,
             graph=description,
             quantization={},
-            labels=("zero", "one", "two"),
-            preprocessing=Preprocessing(channels, (height, width), mean=(0.5,) * channels, std=(0.25,) * channels),
-            golden=golden_sample(graph, torch.zeros(1, channels, height, width), model),
+            golden=golden_sample(graph, {"image": torch.zeros(1, channels, height, width)}, model),
             architecture="test",
         ),
     )

@@ -1,1 +1,0 @@
-"""Export integer language models as ONNX and as bundles."""

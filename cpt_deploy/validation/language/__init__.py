@@ -1,1 +1,0 @@
-"""Validation of language models: every integer, and perplexity of the trained and the served model."""
