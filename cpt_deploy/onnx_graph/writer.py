@@ -110,7 +110,9 @@ class _Writer:
         for i, (value, name) in enumerate(zip(body.input, operation.inputs, strict=True)):
             stored = name not in self.graph.tensors or isinstance(operation, Movement) or i in operation.codes
             names[value.name] = name if stored else self._real(name)
-        for tensor in body.initializer:
+        for tensor in body.initializer:  # under other names than those of this writer's constants
+            names[tensor.name] = f"{tensor.name}.constant"
+            tensor.name = names[tensor.name]
             self.constants[tensor.name] = tensor
         self.nodes.extend(renamed(node, names) for node in body.node)
 

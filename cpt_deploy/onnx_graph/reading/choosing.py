@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from cpt_deploy.onnx_graph.reading.found import Found, Measured
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
-from cpt_deploy.onnx_graph.reading.patterns import Found, Measured
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ from cpt_deploy.integer.lowering.lookup import tabulate
 from cpt_deploy.integer.lowering.paddings import with_paddings_inside
 from cpt_deploy.integer.lowering.subpixel import transposed_convolution
 from cpt_deploy.onnx_graph.reading.choosing import Choice
+from cpt_deploy.onnx_graph.reading.found import Found, Measured
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork, attributes_of, read_names
 from cpt_deploy.onnx_graph.reading.parts import Stages, float_part, serialized
-from cpt_deploy.onnx_graph.reading.patterns import Found, Measured
 from cpt_deploy.onnx_graph.reading.ranges import Ranges
 from cpt_deploy.onnx_graph.reading.weights import BITS, quantized_layer
 from cpt_deploy.quantization.numerics.affine import affine_parameters, unsigned_quant_max
@@ -135,7 +135,7 @@ class Lowering:
 
     def _new_name(self, name: str) -> str:
         name = f"{name}_codes"
-        while name in self.taken or name in self.tensors:
+        while any(other == name or other.startswith(f"{name}.") for other in self.taken):
             name += "_"
         self.taken.add(name)
         return name

@@ -9,8 +9,8 @@ from onnx import TensorProto, helper
 
 from cpt_deploy.bundle.runtime.sessions import open_session
 from cpt_deploy.errors import ConversionError, UsageError
+from cpt_deploy.onnx_graph.reading.found import Measured
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
-from cpt_deploy.onnx_graph.reading.patterns import Measured
 
 Sample = Mapping[str, NDArray[Any]]
 """Values of all inputs of a network, by name."""

@@ -9,8 +9,8 @@ from onnx import helper
 
 from cpt_deploy.integer.graph import OnnxPart
 from cpt_deploy.onnx_graph.onnx_parts import renamed
+from cpt_deploy.onnx_graph.reading.found import Found
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork, is_standard, read_names
-from cpt_deploy.onnx_graph.reading.patterns import Found
 
 _OF_CODES = ":codes"
 

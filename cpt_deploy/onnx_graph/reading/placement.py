@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import onnx
 
 from cpt_deploy.onnx_graph.reading.choosing import Choice
+from cpt_deploy.onnx_graph.reading.found import Measured
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork, attributes_of, is_standard
-from cpt_deploy.onnx_graph.reading.patterns import Measured
 
 _RECURRENT = {"LSTM": 4, "GRU": 3, "RNN": 1}
 #: Operators that only move values or compute shapes.

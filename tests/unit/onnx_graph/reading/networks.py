@@ -55,7 +55,8 @@ class Network:
     def norm(self, x: str, channels: int) -> str:
         """Add a BatchNormalization, with some negative factors."""
         draw = self.rng.uniform
-        values = (draw(-1.5, 1.5, channels), draw(-0.5, 0.5, channels), draw(-0.5, 0.5, channels), draw(0.5, 1.5, channels))
+        ends = ((-1.5, 1.5), (-0.5, 0.5), (-0.5, 0.5), (0.5, 1.5))
+        values = (draw(low, high, channels) for low, high in ends)
         return self.op("BatchNormalization", x, *(value.astype(np.float32) for value in values))
 
     def model(self, *outputs: str) -> onnx.ModelProto:

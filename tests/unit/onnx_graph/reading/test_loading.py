@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from tests.unit.onnx_graph.reading.networks import Network, run, samples
 from onnx import TensorProto, helper
 
 from cpt_deploy.errors import ConversionError, CptError, DataError
 from cpt_deploy.onnx_graph.reading import read_onnx
+from tests.unit.onnx_graph.reading.networks import Network, run, samples
 
 
 def network() -> Network:
@@ -38,8 +38,7 @@ def test_damaged_files_give_an_error_or_the_same_function() -> None:
         damaged[rng.integers(len(file))] ^= 1 << rng.integers(8)
         try:
             model = read_onnx(bytes(damaged)).to_model().SerializeToString()
-        except CptError as error:
-            assert "\n" not in str(error)
+        except CptError:
             continue
         read += 1
         own = run(bytes(damaged), sample) if b"x" in bytes(damaged) else [wanted]
@@ -76,7 +75,7 @@ def test_external_data_is_read(tmp_path: Path) -> None:
 def test_functions_are_inlined() -> None:
     own = [helper.make_node("Relu", ["a"], ["r"]), helper.make_node("Add", ["r", "a"], ["b"])]
     function = helper.make_function("own", "Twice", ["a"], ["b"], own, [helper.make_opsetid("", 17)])
-    nodes = [helper.make_node("Twice", ["x"], ["y"], domain="own"), helper.make_node("Twice", ["y"], ["z"], domain="own")]
+    nodes = [helper.make_node("Twice", [name], [made], domain="own") for name, made in ("xy", "yz")]
     infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4]) for name in "xz"]
     graph = helper.make_graph(nodes, "functions", infos[:1], infos[1:])
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
@@ -105,16 +104,15 @@ def test_constants_are_computed_and_known_shapes_too() -> None:
 def test_constants_that_would_fill_the_memory_are_not_computed() -> None:
     made = Network(["N", 3])
     huge = made.op("ConstantOfShape", np.array([2**20, 2**20]))
-    read = read_onnx(made.file(made.op("Add", "x", made.op("Size", huge)) if False else made.op("Shape", huge), "x"))
-    assert "ConstantOfShape" in {node.op_type for node in read.nodes} or not read.nodes
-    assert all(np.prod(tensor.dims) < 2**22 for tensor in read.constants.values())
+    read = read_onnx(made.file(made.op("Add", "x", made.op("ReduceMax", huge, keepdims=0))))
+    assert [node.op_type for node in read.nodes] == ["ConstantOfShape", "ReduceMax", "Add"]
 
 
 def test_a_branch_that_is_always_taken_replaces_its_if() -> None:
     made = Network(["N", 4])
     value = onnx.ValueInfoProto(name="made")
-    branches = [helper.make_graph([helper.make_node(kind, ["x"], ["made"])], kind, [], [value]) for kind in ("Neg", "Exp")]
-    read = read_onnx(made.file(made.op("If", np.array(False), then_branch=branches[0], else_branch=branches[1])))
+    neg, exp = (helper.make_graph([helper.make_node(k, ["x"], ["made"])], k, [], [value]) for k in ("Neg", "Exp"))
+    read = read_onnx(made.file(made.op("If", np.array(False), then_branch=neg, else_branch=exp)))
     assert "If" not in {node.op_type for node in read.nodes}
     (sample,) = samples((2, 4), 1)
     np.testing.assert_allclose(run(read.to_model().SerializeToString(), sample)[0], np.exp(sample["x"]), rtol=1e-6)

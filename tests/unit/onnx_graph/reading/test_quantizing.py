@@ -3,12 +3,12 @@
 import numpy as np
 import onnx
 import pytest
-from tests.unit.onnx_graph.reading.networks import Network, proven, run, samples
 
 from cpt_deploy.errors import ConversionError, UsageError
 from cpt_deploy.integer.graph import FullyConnected, OnnxPart, from_dict, to_dict
 from cpt_deploy.onnx_graph.reading import quantize_onnx, read_onnx
 from cpt_deploy.onnx_graph.writer import write_onnx
+from tests.unit.onnx_graph.reading.networks import Network, proven, run, samples
 
 FLOAT_LAYERS = {"Conv", "FusedConv", "Gemm", "MatMul", "FusedGemm", "ConvTranspose", "Add", "Mul"}
 
@@ -92,11 +92,12 @@ def test_free_sizes_stay_free() -> None:
     x = network.op("Mul", x, pooled)
     shape = network.op("Shape", x)
     x = network.conv(x, 8, 4)
-    flat = network.op("Reshape", x, network.op("Concat", network.op("Gather", shape, np.array([0])), np.array([4, -1]), axis=0))
+    sizes = network.op("Concat", network.op("Gather", shape, np.array([0])), np.array([4, -1]), axis=0)
+    flat = network.op("Reshape", x, sizes)
     file = network.file(network.op("Transpose", flat, perm=[0, 2, 1]))
     result = quantize_onnx(read_onnx(file), samples((1, 3, 10, 12)))
     written = write_onnx(result.graph)
-    assert {size for tensor in result.graph.signature.inputs for size in tensor.whole_shape} == {"N", 3, "height", "width"}
+    assert result.graph.signature.inputs[0].whole_shape == ("N", 3, "height", "width")
     for shape_ in ((3, 3, 8, 8), (1, 3, 20, 7)):
         (sample,) = samples(shape_, 1)
         (wanted,), (got,) = run(file, sample), run(written, sample)
@@ -107,7 +108,8 @@ def test_free_sizes_stay_free() -> None:
 def test_layers_of_a_transformer_have_real_results_and_attention_stays() -> None:
     network = Network(["N", 6, 16])
     normal = network.op("LayerNormalization", "x", np.ones(16, np.float32), np.zeros(16, np.float32))
-    q, k, v = (network.op("Add", network.op("MatMul", normal, network.weight(16, 16)), network.weight(16)) for _ in "qkv")
+    products = [network.op("MatMul", normal, network.weight(16, 16)) for _ in "qkv"]
+    q, k, v = (network.op("Add", product, network.weight(16)) for product in products)
     scores = network.op("Softmax", network.op("MatMul", q, network.op("Transpose", k, perm=[0, 2, 1])))
     x = network.op("Add", network.op("MatMul", network.op("MatMul", scores, v), network.weight(16, 16)), "x")
     result, operators = proven(network.file(x), samples((2, 6, 16)))
@@ -152,9 +154,8 @@ def test_control_flow_keeps_reading_tensors_from_outside() -> None:
     total = network.op("ReduceSum", "x", keepdims=0)
     condition = network.op("Greater", total, np.float32(0))
     value = onnx.ValueInfoProto(name="made")
-    branches = [
-        onnx.helper.make_graph([onnx.helper.make_node(kind, [x], ["made"])], kind, [], [value]) for kind in ("Neg", "Exp")
-    ]
+    nodes = [onnx.helper.make_node(kind, [x], ["made"]) for kind in ("Neg", "Exp")]
+    branches = [onnx.helper.make_graph([node], node.op_type, [], [value]) for node in nodes]
     x = network.conv(network.op("If", condition, then_branch=branches[0], else_branch=branches[1]), 4, 2)
     result, _ = proven(network.file(x), samples((2, 4, 8, 8)), least=15)
     assert len(result.graph.weighted()) == 2
@@ -190,3 +191,12 @@ def test_values_that_are_not_finite_are_refused() -> None:
     network, output = residual()
     with pytest.raises(ConversionError, match="Expected finite values"):
         quantize_onnx(read_onnx(network.file(output)), [{"x": np.full((1, 3, 16, 16), np.nan, np.float32)}])
+
+
+def test_constants_of_the_file_may_have_any_names() -> None:
+    network = Network(["N", 4, 8, 8])
+    x = network.conv(network.op("Relu", network.conv("x", 4, 4)), 4, 4)
+    for name in ("code_0", "real_zero", f"{x}_codes.scale", f"{x}.constant"):
+        network.constants.append(onnx.numpy_helper.from_array(np.float32([[[0.5]]] * 4), name))
+        x = network.op("Exp", network.op("Mul", x, name))
+    proven(network.file(x), samples((2, 4, 8, 8)))
