@@ -64,20 +64,24 @@ def write_onnx(graph: IntegerGraph, *, opset: int | None = None, metadata: dict[
     Args:
         graph: The frozen network.
         opset: ONNX opset, 13 to 25. Up to 20 all weights are stored as int8; from 21 on those of at most 4 bits as
-            INT4, from 25 on those of 2 bits as INT2. None is the lowest opset with the smallest types for the weights.
+            INT4, from 25 on those of 2 bits as INT2. None is the lowest opset with the smallest types for the weights;
+            for a graph with operators of an ONNX file it is that of the file.
         metadata: Entries of the file's metadata_props; if no layer can saturate, one is added
             (`bundle.runtime.sessions`).
 
     Raises:
-        UsageError: If the opset is outside 13 to 25, or lacks an operator that the graph needs.
+        UsageError: If the opset is outside 13 to 25, not that of operators of an ONNX file in the graph, or lacks an
+            operator that the graph needs.
     """
-    opset = smallest_opset(graph) if opset is None else opset
-    if not LEAST_OPSET <= opset <= MOST_OPSET:
+    parts = read_parts(graph)
+    if parts.opset and opset not in (None, parts.opset):
+        raise UsageError(f"Expected opset {parts.opset}, that of the float operators of the file, but got {opset}")
+    opset = parts.opset or (smallest_opset(graph) if opset is None else opset)
+    if not parts.opset and not LEAST_OPSET <= opset <= MOST_OPSET:
         raise UsageError(f"Expected an opset from {LEAST_OPSET} to {MOST_OPSET}, but got {opset}")
     if any(isinstance(operation, Float) for operation in graph.operations):
         return _Writer(graph, max(opset, FLOAT_OPSET)).write_with_floats(metadata or {})
-    parts = read_parts(graph)
-    return _Writer(graph, parts.opset or opset, parts).write(metadata or {})
+    return _Writer(graph, opset, parts).write(metadata or {})
 
 
 class _Writer:

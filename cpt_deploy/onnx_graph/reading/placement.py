@@ -109,11 +109,18 @@ def _shape(network: OnnxNetwork, measured: Mapping[str, Measured], name: str) ->
     return None if seen is None else seen.shape
 
 
+def _is_dequantized(network: OnnxNetwork, name: str) -> bool:
+    producer = network.producers.get(name)
+    return producer is not None and is_standard(network.nodes[producer], "DequantizeLinear")
+
+
 def _reason(  # noqa: PLR0911
     network: OnnxNetwork, measured: Mapping[str, Measured], node: onnx.NodeProto
 ) -> str:
     if node.op_type in _RECURRENT:
         return "recurrent layers of ONNX files have no integer form"
+    if any(_is_dequantized(network, name) for name in node.input[:2]):
+        return "it is quantized already"
     source = measured.get(node.input[0])
     constants = [network.array(name) for name in node.input[:2]]
     if source is not None and not source.is_float and constants[0] is None:

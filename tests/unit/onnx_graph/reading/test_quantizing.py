@@ -200,3 +200,21 @@ def test_constants_of_the_file_may_have_any_names() -> None:
         network.constants.append(onnx.numpy_helper.from_array(np.float32([[[0.5]]] * 4), name))
         x = network.op("Exp", network.op("Mul", x, name))
     proven(network.file(x), samples((2, 4, 8, 8)))
+
+
+def test_a_file_that_is_quantized_already_stays_as_it_is() -> None:
+    network, output = residual()
+    given = samples((2, 3, 16, 16))
+    written = write_onnx(quantize_onnx(read_onnx(network.file(output)), given).graph)
+    again = quantize_onnx(read_onnx(written), given)
+    assert not again.graph.weighted()
+    assert {layer.reason for layer in again.placement.float_layers} == {"it is quantized already"}
+    np.testing.assert_array_equal(run(written, given[0])[0], run(write_onnx(again.graph), given[0])[0])
+
+
+def test_another_opset_than_that_of_kept_operators_is_refused() -> None:
+    network = Network(["N", 4])
+    graph = quantize_onnx(read_onnx(network.file(network.op("Exp", "x"))), samples((2, 4))).graph
+    with pytest.raises(UsageError, match="Expected opset 17, that of the float operators"):
+        write_onnx(graph, opset=20)
+    assert onnx.load_model_from_string(write_onnx(graph, opset=17)).opset_import[0].version == 17
