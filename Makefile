@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST_ARGS ?=
 
-# On a card: versions of torch that warn of other things are none of these tests' business.
+# On a GPU: warnings of other versions of torch do not fail the tests.
 GPU_TESTS := -m gpu -W default tests/unit/quantization tests/unit/training
 
 .PHONY: help install quickstart test test-gpu race-check sanitize lint format docs clean

@@ -80,7 +80,7 @@ def ceilings(device: torch.device, sizes: Sizes, rounds: int) -> dict[str, float
         "int8, cuBLAS": lambda: _discard(torch._int_mm(codes[0], codes[1].t())),
     }
     if int8_products.has_int8_tensor_cores(device):
-        from cpt_deploy.quantization.kernels.int8_matmul import Epilogue, multiply
+        from cpt_deploy.quantization.kernels.triton.int8_matmul import Epilogue, multiply
 
         steps["int8, Triton"] = lambda: _discard(multiply(codes[0], codes[1], Epilogue()))
     times = seconds(steps, device, rounds)
@@ -106,7 +106,7 @@ def _kernel_calls(device: torch.device, kernels: Kernels, shape: tuple[int, ...]
     grid = QuantizationParameters(torch.tensor(0.05, device=device), torch.tensor(128.0, device=device), number)
     codes = kernels.quantize(x, grid)
     ones, zeros = torch.ones(shape[1], device=device), torch.zeros(shape[1], device=device)
-    site, terms, relu = (
+    output, terms, relu = (
         OutputGradient(gradient, x, ones, zeros, Clamp(low=0.0)),
         GradientTerms(ones, zeros, zeros),
         Clamp(low=0.0),
@@ -123,9 +123,9 @@ def _kernel_calls(device: torch.device, kernels: Kernels, shape: tuple[int, ...]
         "add_range": (lambda: kernels.add_range(codes, codes, (grid, grid), relu), 2),
         "add_quantize": (lambda: kernels.add_quantize(codes, codes, (grid, grid), relu, grid), 3.125),
         "mask": (lambda: kernels.mask(gradient, passed), 4.125),
-        "gradient_sums": (lambda: kernels.gradient_sums(site, zeros), 6),
-        "gradient_range": (lambda: kernels.gradient_range(site, terms), 6),
-        "gradient_codes": (lambda: kernels.gradient_codes(site, terms, step, seed, torch.bfloat16), 8),
+        "gradient_sums": (lambda: kernels.gradient_sums(output, zeros), 6),
+        "gradient_range": (lambda: kernels.gradient_range(output, terms), 6),
+        "gradient_codes": (lambda: kernels.gradient_codes(output, terms, step, seed, torch.bfloat16), 8),
     }
     return {name: (lambda call=call: _discard(call()), moved) for name, (call, moved) in calls.items()}  # type: ignore[misc]
 

@@ -85,7 +85,7 @@ def vmap_times(name: str, images: int, size: int, networks: int = 4, rounds: int
         "model": name,
         "images": images,
         "networks": networks,
-        "greatest_difference": difference,
+        "max_difference": difference,
         "ms_per_network": {key: round(1e3 * value / networks, 2) for key, value in times.items()},
         "ratio": round(times["vmap"] / times["one_by_one"], 2),
     }
@@ -131,7 +131,7 @@ def rows_of(compared: dict[str, Any], sharp: dict[str, Any], plane: dict[str, An
 def table(rows: list[list[str]], times: list[dict[str, Any]], seeds: int, info: dict[str, Any]) -> str:
     """Return the results as Markdown."""
     header = [
-        "setting", "test accuracy", "GBitOPs", "greatest eigenvalue", "relative to filters", "trace, relative",
+        "setting", "test accuracy", "GBitOPs", "largest eigenvalue", "relative to filters", "trace, relative",
         "rise within 0.05, relative", "mean rise on the plane",
     ]  # fmt: skip
     title = (

@@ -30,7 +30,7 @@ def machine() -> dict[str, Any]:
 def machine_line(info: Mapping[str, Any]) -> str:
     """Return the machine and the relevant versions as one line for below a table."""
     if "gpu" in info:
-        card, versions = (
+        gpu, versions = (
             info["gpu"],
             ", ".join(
                 f"{name} {info['versions'][name]}"
@@ -39,7 +39,7 @@ def machine_line(info: Mapping[str, Any]) -> str:
             ),
         )
         return (
-            f"Machine: {card['name']}, driver {card['driver']}, CUDA {card['cuda']}, cuDNN {card['cudnn']}; "
+            f"Machine: {gpu['name']}, driver {gpu['driver']}, CUDA {gpu['cuda']}, cuDNN {gpu['cudnn']}; "
             f"{versions}; {info['cpu']}, {info['cores']} cores."
         )
     versions = ", ".join(f"{name} {info['versions'][name]}" for name in ("onnxruntime", "torch"))

@@ -1,7 +1,7 @@
 """Latency of a Transformer language model in onnxruntime: our export, float32, and onnxruntime's dynamic quantization.
 
-All three are the same graph with the same cache of keys and values: in the float file each product is a MatMul of the
-dequantized weights, from which `quantize_dynamic` makes the third file. One thread, interleaved. On processors without
+All three are the same network with the same cache of keys and values: the float file has its layers in float32, and
+`quantize_dynamic` makes the third file of it. One thread, interleaved. On processors without
 VNNI ours runs as `open_session` does, with exact sums, which costs speed; the dynamic one as a user would run it, with
 sums that can saturate there.
 
@@ -15,73 +15,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import onnx
 import torch
 from measuring import interleaved, machine, machine_line, markdown_table, write_results
-from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from cpt_deploy.bundle import OnnxRuntimeModel, next_states
 from cpt_deploy.bundle.runtime.sessions import open_session, session_options
-from cpt_deploy.export.language.kinds import language_signature, write_language_onnx
-from cpt_deploy.integer.language import IntegerLanguageModel, IntegerTransformer, freeze_language_model
+from cpt_deploy.export import write_float_onnx, write_onnx
+from cpt_deploy.integer import freeze
 from cpt_deploy.models.language import TransformerLanguageModel
-from cpt_deploy.quantization import QuantizationConfig, calibrating, prepare_language_model
+from cpt_deploy.models.language.preparing import preparing_arguments
+from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, calibrate, prepare
 
 VOCABULARY, SHAPE = 10_000, {"features": 512, "layers": 6, "heads": 8, "inner": 2048, "context": 256}
 CASES = {"one token after 128": (128, 1), "64 tokens": (0, 64)}
 OURS, FLOATS, DYNAMIC = "this export", "float32", "onnxruntime's `quantize_dynamic`"
 
 
-def frozen_model() -> IntegerTransformer:
-    """Return the integer model of a Transformer with random weights and known ranges."""
+def prepared_model() -> QuantizedModel:
+    """Return a Transformer with random weights and known ranges."""
     torch.manual_seed(0)
     network = TransformerLanguageModel(VOCABULARY, **SHAPE, dropout=0.0)
-    model = prepare_language_model(network, QuantizationConfig())
-    with torch.no_grad(), calibrating(model):
-        model(torch.randint(0, VOCABULARY, (2, 64)))
-    frozen = freeze_language_model(model.eval())
-    assert isinstance(frozen, IntegerTransformer)
-    return frozen
-
-
-def with_float_products(content: bytes, model: IntegerLanguageModel) -> bytes:
-    """Return the graph with a float32 MatMul in place of each integer product, and a float32 table."""
-    graph = (file := onnx.load_from_string(content)).graph
-    constants = {entry.name: entry for entry in graph.initializer}
-    made = {node.output[0]: node for node in graph.node}
-
-    def replace(name: str, array: npt.NDArray[np.float32]) -> None:
-        constants[name] = numpy_helper.from_array(array, name)
-
-    dropped: set[str] = set()
-    for linear in model.linears():
-        name = linear.name
-        quantize = made.get(f"{name}.codes") or made[f"{name}.unclipped"]
-        replace(f"{name}.weight", np.ascontiguousarray((linear.codes * linear.scales[:, None]).T))
-        product = made[f"{name}.sums"]
-        product.CopyFrom(
-            helper.make_node("MatMul", [quantize.input[0], f"{name}.weight"], [made[f"{name}.unscaled"].output[0]])
-        )
-        dropped |= {quantize.output[0], f"{name}.factors"}
-        scaled = made[f"{name}.scaled" if linear.bias is not None else f"{name}.output"]
-        scaled.CopyFrom(helper.make_node("Identity", [f"{name}.unscaled"], list(scaled.output)))
-    for table in model.tables():
-        replace(f"{table.name}.weight", table.codes * table.scales[:, None])
-        dropped.add("embedding.output.scales")
-    kept = [node for node in graph.node if node.output[0] not in dropped and node.op_type != "Cast"]
-    for node in kept:
-        # Without the Cast and the scales of the table, its rows are read directly.
-        if node.op_type == "Mul" and node.input[1].endswith("output.scales"):
-            node.CopyFrom(helper.make_node("Identity", [node.input[0].replace("unscaled", "codes")], list(node.output)))
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(kept)
-    used = {name for node in kept for name in node.input}
-    graph.initializer.extend(entry for name, entry in constants.items() if name in used)
-    onnx.checker.check_model(file)
-    serialized: bytes = file.SerializeToString()
-    return serialized
+    (tokens, *empty), shapes, states = preparing_arguments(network, VOCABULARY)
+    model = prepare(network, (tokens, *empty), QuantizationConfig(), dynamic_shapes=shapes, states=states)
+    calibrate(model, [(torch.randint(0, VOCABULARY, (len(tokens), 64)), *empty)])
+    return model.eval()
 
 
 def dynamic(floats: bytes) -> bytes:
@@ -98,12 +56,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=40)
     rounds = parser.parse_args().rounds
-    model = frozen_model()
-    content, signature = write_language_onnx(model), language_signature(model)
-    floats = with_float_products(content, model)
+    model = prepared_model()
+    content, floats = write_onnx(freeze(model)), write_float_onnx(model)
     files = {FLOATS: floats, DYNAMIC: dynamic(floats), OURS: content}
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (1, SHAPE["context"]))
-    long = next_states(signature, OnnxRuntimeModel(content, signature).run({"input_ids": tokens}))
+    long = next_states(model.signature, OnnxRuntimeModel(content, model.signature).run({"input_ids": tokens}))
     measured: list[dict[str, Any]] = []
     for case, (past, length) in CASES.items():
         state = {name: np.ascontiguousarray(value[:, :, :past]) for name, value in long.items()}

@@ -20,18 +20,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from load_generation import PreparedRequest
 from measuring import machine, machine_line, markdown_table, write_results
 from server_processes import RunningServer, ServerCommand, only_awake, running, set_niceness
 
-from cpt_deploy.bundle import TextProcessor
+from cpt_deploy import QuantizationConfig, TextProcessor, calibrate, export_bundle
 from cpt_deploy.bundle.processors.tokenization import WordTokenizer
-from cpt_deploy.export import ModelIdentity
-from cpt_deploy.export.language.bundle_export import export_language_bundle
 from cpt_deploy.models.language import build_language_model
-from cpt_deploy.quantization import QuantizationConfig, calibrating, prepare_language_model
+from cpt_deploy.models.language.preparing import preparing_arguments
+from cpt_deploy.quantization import prepare
 
 VOCABULARY = 10_000
 MODELS: dict[str, dict[str, Any]] = {
@@ -47,12 +45,13 @@ def write_bundle(name: str, folder: Path) -> Path:
     """Write the bundle of a model with random weights and known ranges."""
     torch.manual_seed(0)
     network = build_language_model(name, VOCABULARY, **MODELS[name])
-    model = prepare_language_model(network, QuantizationConfig())
-    with torch.no_grad(), calibrating(model):
-        model(torch.randint(0, VOCABULARY, (2, 64)))
+    (example, *empty), shapes, states = preparing_arguments(network, VOCABULARY)
+    model = prepare(network, (example, *empty), QuantizationConfig(), dynamic_shapes=shapes, states=states)
+    calibrate(model, [(torch.randint(0, VOCABULARY, (len(example), 64)), *empty)])
     tokenizer = WordTokenizer(["<eos>", "<unk>", *(f"w{number}" for number in range(VOCABULARY - 2))])
-    identity = ModelIdentity(name, name, "text-generation", TextProcessor(tokenizer))
-    return export_language_bundle(model.eval(), folder / name, identity, np.arange(100)).path
+    golden = torch.randint(0, VOCABULARY, (4, 16))
+    processor = TextProcessor(tokenizer)
+    return export_bundle(model.eval(), folder / name, golden, task="text-generation", processor=processor).path
 
 
 def requests(clients: int, tokens: int) -> list[PreparedRequest]:

@@ -175,7 +175,7 @@ def measure(network: Network, device: torch.device, until: float, rounds: int) -
         steps[BASE]()
     left = max(0.0, until - time.perf_counter())
     times = interleaved(
-        steps, rounds=rounds, warmup=1, seconds=left, least_rounds=3, clock=lambda: synchronized_clock(device)
+        steps, rounds=rounds, warmup=1, seconds=left, min_rounds=3, clock=lambda: synchronized_clock(device)
     )
     unit, count = network.items
     results = {

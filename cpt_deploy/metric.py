@@ -1,5 +1,6 @@
 """The metric by which a task judges its models: its name, which way is better, and how it is shown."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -62,3 +63,11 @@ class Metric:
 ACCURACY = Metric("accuracy", percent=True)
 PERPLEXITY = Metric("perplexity", higher_is_better=False)
 R_SQUARED = Metric("r_squared")
+
+
+def perplexity_of(loss: float) -> float:
+    """Return exp of a mean negative log-likelihood in nats; infinity if it overflows float64."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf

@@ -137,15 +137,6 @@ def size_of(factors: Mapping[str, int], offset: int) -> str:
     return "+".join(terms) + (f"{offset:+d}" if offset else "")
 
 
-def free_name(size: Size) -> str | None:
-    """Return the name of the free dimension that alone determines a size; None for numbers and other sizes."""
-    try:
-        factors, _ = factors_of(size)
-    except KeyError:
-        return None
-    return next(iter(factors)) if len(factors) == 1 else None
-
-
 def factors_of(size: Size) -> tuple[dict[str, int], int]:
     """Return the factor of each free dimension in a size, and the number that is added.
 

@@ -1,12 +1,12 @@
 """The definition of a command: function, panel of the help, examples, and the options that all commands share."""
 
+import functools
+import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from cpt_cli.output import out
 from cpt_deploy.errors import UsageError
 
 TRAIN_PANEL = "Train and export"
@@ -15,73 +15,50 @@ LOOK_PANEL = "Look around"
 OUTPUT_PANEL = "Output"
 
 
-@dataclass(frozen=True, slots=True)
 class Command:
     """One verb of `cpt`.
 
-    Attributes:
-        name: The verb.
-        function: Function that Typer calls; its docstring and annotations are the help.
+    Args:
+        function: Function that Typer calls, named after the verb; its docstring and annotations are the help.
         panel: The heading under which `cpt --help` lists it.
         examples: Complete command lines; a comment may follow after "  # ".
     """
 
-    name: str
-    function: Callable[..., None]
-    panel: str
-    examples: tuple[str, ...]
-
-
-def _set_json(value: bool) -> bool:
-    out.json_mode = out.json_mode or value
-    return value
-
-
-def _set_quiet(value: bool) -> bool:
-    out.quiet = out.quiet or value
-    return value
-
-
-def _set_debug(value: bool) -> bool:
-    out.debug = out.debug or value
-    return value
+    def __init__(self, function: Callable[..., None], panel: str, *examples: str) -> None:
+        self.name = function.__name__.replace("_", "-")
+        self.function, self.panel, self.examples = function, panel, examples
 
 
 PROVIDER_HELP = (
     "Execution provider of onnxruntime: cpu, cuda, tensorrt, another by its full name, or NAME=PATH from a library."
 )
 ProviderOption = Annotated[str, typer.Option(help=PROVIDER_HELP)]
-JsonFlag = Annotated[
-    bool,
-    typer.Option(
-        "--json",
-        help="Print one JSON object on stdout.",
-        rich_help_panel=OUTPUT_PANEL,
-        callback=_set_json,
-        is_eager=True,
-    ),
-]
-QuietFlag = Annotated[
-    bool,
-    typer.Option(
-        "--quiet",
-        "-q",
-        help="Print results only: no progress, summaries or hints.",
-        rich_help_panel=OUTPUT_PANEL,
-        callback=_set_quiet,
-        is_eager=True,
-    ),
-]
-DebugFlag = Annotated[
-    bool,
-    typer.Option(
-        "--debug",
-        help="Show the traceback of an error, as CPT_DEBUG=1 does.",
-        rich_help_panel=OUTPUT_PANEL,
-        callback=_set_debug,
-        is_eager=True,
-    ),
-]
+#: Options of all commands, by the name of their parameter; `main` reads them before a line is parsed.
+_OUTPUT_OPTIONS: dict[str, Any] = {
+    name: Annotated[bool, typer.Option(*words, help=text, rich_help_panel=OUTPUT_PANEL)]
+    for name, words, text in (
+        ("json_output", ("--json",), "Print one JSON object on stdout."),
+        ("quiet", ("--quiet", "-q"), "Print results only: no progress, summaries or hints."),
+        ("debug", ("--debug",), "Show the traceback of an error, as CPT_DEBUG=1 does."),
+    )
+}
+
+
+def with_output_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Return a command's function with the options that all commands share, for Typer, which reads its signature."""
+
+    @functools.wraps(function)
+    def run(**options: Any) -> None:
+        function(**{name: value for name, value in options.items() if name not in _OUTPUT_OPTIONS})
+
+    signature = inspect.signature(function)
+    shared = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+        for name, kind in _OUTPUT_OPTIONS.items()
+    ]
+    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *shared])  # type: ignore[attr-defined]
+    run.__annotations__ = {**function.__annotations__, **_OUTPUT_OPTIONS}
+    return run
 
 
 def number_list(option: str, text: str) -> list[int]:

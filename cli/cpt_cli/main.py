@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cpt_cli.command import examples, paragraphs
+from cpt_cli.command import examples, paragraphs, with_output_options
 from cpt_cli.commands import COMMANDS
 from cpt_cli.output import out
 from cpt_deploy import __version__
@@ -65,7 +65,7 @@ for _command in COMMANDS:
         help=paragraphs(_command.function.__doc__ or ""),
         epilog=examples(_command.examples),
         rich_help_panel=_command.panel,
-    )(_command.function)
+    )(with_output_options(_command.function))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     command = next((word for word in words if not word.startswith("-")), "")
-    # Typer handles options only after the line has parsed; errors of a line that does not parse need the modes as well.
+    # Errors of a line that does not parse need the modes as well, so the options of the output are read here.
     out.configure(
         command=command,
         json_mode="--json" in words,

@@ -15,6 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cpt_deploy import readable
+from cpt_deploy.errors import UsageError
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress
@@ -187,6 +190,15 @@ class Output:
             bar = Bar(progress, description, total)
             bar.advance(start, total)
             yield bar
+
+    @contextmanager
+    def writing(self, path: Path) -> Iterator[None]:
+        """Note that a file was written inside the context, or raise a `UsageError` if it could not be."""
+        try:
+            yield
+        except OSError as error:
+            raise UsageError(f"Expected to write {readable.path(path)}, but got: {error.strerror or error}") from error
+        self.note(f"wrote {readable.path(path)}")
 
     def console(self, *, stderr: bool) -> "Console":
         """Return a console on the current standard stream; NO_COLOR and TERM are respected."""

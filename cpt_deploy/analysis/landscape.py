@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cpt_deploy.analysis.directions import filter_normalized, random_direction
-from cpt_deploy.analysis.minimum import Batches, Minimum, mean_loss
+from cpt_deploy.analysis.minimum import Batches, mean_loss
 from cpt_deploy.errors import UsageError
 
 
@@ -172,36 +172,3 @@ def _move(
         parameter.copy_(weights[name])
         for multiple, direction in zip(point, directions, strict=False):  # a line has no second direction
             parameter.add_(direction[name], alpha=multiple)
-
-
-def landscapes(
-    minima: Sequence[Minimum],
-    grid: Grid,
-    *,
-    seed: int = 0,
-    known: Sequence[Mapping[Point, Value]] | None = None,
-    jobs: int = 1,
-    on_point: Callable[[int, Point, Value], None] | None = None,
-) -> list[Landscape]:
-    """Measure the loss around several minima in the same random directions.
-
-    Args:
-        minima: The minima.
-        grid: The points.
-        seed: Seed of the directions.
-        known: For each minimum the points that were measured before.
-        jobs: Number of points measured at once.
-        on_point: Called with the index of the minimum and each new point.
-    """
-    found = []
-    for index, minimum in enumerate(minima):
-
-        def tell(point: Point, value: Value, index: int = index) -> None:
-            if on_point is not None:
-                on_point(index, point, value)
-
-        before = None if known is None else known[index]
-        found.append(
-            landscape_of(minimum.model, minimum.batches, grid, seed=seed, known=before, jobs=jobs, on_point=tell)
-        )
-    return found

@@ -5,7 +5,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from cpt_deploy.analysis.landscape import Grid, Landscape, Point, Value
 from cpt_deploy.errors import DataError, UsageError
@@ -32,10 +31,6 @@ class LandscapeSettings:
     images: int
     runs: Mapping[str, str]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings as JSON types."""
-        return asdict(self)
-
 
 class LandscapeFiles:
     """`landscape.json` and `landscape.csv` of a directory.
@@ -58,7 +53,7 @@ class LandscapeFiles:
         with disk_errors("the landscape", folder):
             folder.mkdir(parents=True, exist_ok=True)
             if not described.is_file():
-                write_atomically(described, (json.dumps(settings.to_dict(), indent=1) + "\n").encode())
+                write_atomically(described, (json.dumps(asdict(settings), indent=1) + "\n").encode())
                 self._write([])
         self.known = self._read()
 
@@ -105,7 +100,7 @@ def _check_same(described: Path, settings: LandscapeSettings) -> None:
         begun = json.loads(described.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"Expected the settings of a landscape in {described}, but got: {error}") from error
-    given = json.loads(json.dumps(settings.to_dict()))
+    given = json.loads(json.dumps(asdict(settings)))
     differing = [name for name in given if not isinstance(begun, dict) or begun.get(name) != given[name]]
     if differing:
         values = "; ".join(

@@ -47,7 +47,7 @@ class Sharpness:
         loss: Mean cross-entropy at the minimum.
         eigenvalues: The largest eigenvalues of the Hessian, descending.
         trace: Its trace.
-        rises: Rise of the quantized network's loss after each step of ascent to the edge of the ball.
+        rises: Rise of the quantized network's loss after each step of ascent to the surface of the ball.
     """
 
     coordinates: Coordinates

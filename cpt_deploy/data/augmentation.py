@@ -127,85 +127,39 @@ def _hflip(size: tuple[int, int], p: float = 0.5) -> Augmentation:
     return Augmentation("hflip", one, flip)
 
 
-@augmentations.register("vflip")
-def _vflip(size: tuple[int, int], p: float = 0.5) -> Augmentation:
-    return Augmentation("vflip", _transforms().RandomVerticalFlip(p))
+def _library(name: str, transform: str, *, sizes: bool = False, **defaults: Any) -> None:
+    """Register one of torchvision's transforms with its parameters and their defaults.
 
+    Args:
+        name: The name in recipes.
+        transform: The class in `torchvision.transforms.v2`.
+        sizes: Whether it accepts images of any size and returns them at the input's size, its first argument.
+        defaults: The parameters that a recipe can set.
+    """
 
-@augmentations.register("random_resized_crop")
-def _random_resized_crop(
-    size: tuple[int, int], scale: Sequence[float] = (0.08, 1.0), ratio: Sequence[float] = (3 / 4, 4 / 3)
-) -> Augmentation:
-    transform = _transforms().RandomResizedCrop(size, scale=_numbers(scale), ratio=_numbers(ratio), antialias=True)
-    return Augmentation("random_resized_crop", transform, sizes=True)
+    def build(size: tuple[int, int], **parameters: Any) -> Augmentation:
+        values = {key: _numbers(value) for key, value in (defaults | parameters).items()}
+        if transform in ("RandomRotation", "RandomAffine"):
+            values["interpolation"] = _transforms().InterpolationMode.BILINEAR
+        if transform == "AutoAugment":
+            values["policy"] = _transforms().AutoAugmentPolicy(values["policy"])
+        made = getattr(_transforms(), transform)
+        return Augmentation(name, made(size, **values) if sizes else made(**values), sizes=sizes)
 
-
-@augmentations.register("color_jitter")
-def _color_jitter(
-    size: tuple[int, int],
-    brightness: float | Sequence[float] = 0.4,
-    contrast: float | Sequence[float] = 0.4,
-    saturation: float | Sequence[float] = 0.4,
-    hue: float | Sequence[float] = 0.0,
-) -> Augmentation:
-    values = (_numbers(value) for value in (brightness, contrast, saturation, hue))
-    return Augmentation("color_jitter", _transforms().ColorJitter(*values))
-
-
-@augmentations.register("grayscale")
-def _grayscale(size: tuple[int, int], p: float = 0.1) -> Augmentation:
-    return Augmentation("grayscale", _transforms().RandomGrayscale(p))
-
-
-@augmentations.register("rotation")
-def _rotation(size: tuple[int, int], degrees: float | Sequence[float] = 15.0, fill: int = 0) -> Augmentation:
-    smooth = _transforms().InterpolationMode.BILINEAR
-    transform = _transforms().RandomRotation(_numbers(degrees), interpolation=smooth, fill=fill)
-    return Augmentation("rotation", transform)
-
-
-@augmentations.register("affine")
-def _affine(
-    size: tuple[int, int],
-    degrees: float | Sequence[float] = 0.0,
-    translate: Sequence[float] | None = None,
-    scale: Sequence[float] | None = None,
-    shear: float | Sequence[float] | None = None,
-    fill: int = 0,
-) -> Augmentation:
-    transform = _transforms().RandomAffine(
-        _numbers(degrees),
-        translate=_numbers(translate),
-        scale=_numbers(scale),
-        shear=_numbers(shear),
-        interpolation=_transforms().InterpolationMode.BILINEAR,
-        fill=fill,
+    build.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY) for key in ("size", *defaults)]
     )
-    return Augmentation("affine", transform)
+    augmentations.register(name)(build)
 
 
-@augmentations.register("gaussian_blur")
-def _gaussian_blur(size: tuple[int, int], kernel_size: int = 3, sigma: Sequence[float] = (0.1, 2.0)) -> Augmentation:
-    return Augmentation("gaussian_blur", _transforms().GaussianBlur(kernel_size, sigma=_numbers(sigma)))
-
-
-@augmentations.register("erasing")
-def _erasing(
-    size: tuple[int, int], p: float = 0.25, scale: Sequence[float] = (0.02, 0.33), value: int = 0
-) -> Augmentation:
-    return Augmentation("erasing", _transforms().RandomErasing(p, scale=_numbers(scale), value=value))
-
-
-@augmentations.register("randaugment")
-def _randaugment(size: tuple[int, int], num_ops: int = 2, magnitude: int = 9) -> Augmentation:
-    return Augmentation("randaugment", _transforms().RandAugment(num_ops, magnitude))
-
-
-@augmentations.register("trivialaugment")
-def _trivialaugment(size: tuple[int, int]) -> Augmentation:
-    return Augmentation("trivialaugment", _transforms().TrivialAugmentWide())
-
-
-@augmentations.register("autoaugment")
-def _autoaugment(size: tuple[int, int], policy: str = "imagenet") -> Augmentation:
-    return Augmentation("autoaugment", _transforms().AutoAugment(_transforms().AutoAugmentPolicy(policy)))
+_library("vflip", "RandomVerticalFlip", p=0.5)
+_library("random_resized_crop", "RandomResizedCrop", sizes=True, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
+_library("color_jitter", "ColorJitter", brightness=0.4, contrast=0.4, saturation=0.4, hue=0.0)
+_library("grayscale", "RandomGrayscale", p=0.1)
+_library("rotation", "RandomRotation", degrees=15.0, fill=0)
+_library("affine", "RandomAffine", degrees=0.0, translate=None, scale=None, shear=None, fill=0)
+_library("gaussian_blur", "GaussianBlur", kernel_size=3, sigma=(0.1, 2.0))
+_library("erasing", "RandomErasing", p=0.25, scale=(0.02, 0.33), value=0)
+_library("randaugment", "RandAugment", num_ops=2, magnitude=9)
+_library("trivialaugment", "TrivialAugmentWide")
+_library("autoaugment", "AutoAugment", policy="imagenet")

@@ -9,7 +9,7 @@ from cpt_deploy.errors import RecipeError
 from cpt_deploy.recipe import InputSettings
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_LEAST_STD = 1e-3
+_MIN_STD = 1e-3
 
 
 def default_preprocessing(images: ImageSet) -> Preprocessing:
@@ -86,5 +86,5 @@ def _statistics(images: ArrayImages) -> tuple[tuple[float, ...], tuple[float, ..
         share = np.bincount(planes[..., channel].reshape(-1), minlength=256) / planes[..., channel].size
         average = float(share @ values)
         mean.append(round(average, 4))
-        std.append(round(max(float(share @ (values - average) ** 2) ** 0.5, _LEAST_STD), 4))
+        std.append(round(max(float(share @ (values - average) ** 2) ** 0.5, _MIN_STD), 4))
     return tuple(mean), tuple(std)

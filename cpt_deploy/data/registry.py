@@ -60,20 +60,6 @@ datasets: Registry[DatasetInfo] = Registry("data set")
 """The data sets that a recipe can name; others are given by path or as `module:factory`."""
 
 
-def dataset_names(pattern: str = "*") -> list[str]:
-    """Return the names of the known data sets that match a shell pattern, sorted."""
-    return datasets.names(pattern)
-
-
-def dataset_info(name: str) -> DatasetInfo:
-    """Return the description of a known data set.
-
-    Raises:
-        UsageError: If the name is unknown; the hint has the nearest names.
-    """
-    return datasets.get(name)
-
-
 def load_images(name_or_path: str | Path, *, split: Split, root: Path | None = None) -> ImageSet:
     """Find and open one split of a data set. Nothing is ever downloaded.
 
@@ -117,7 +103,7 @@ def image_folder(name: str, root: Path | None = None) -> Path | None:
 
 
 def _known_layout(path: Path) -> DatasetInfo | None:
-    for known in dataset_names():
+    for known in datasets.names():
         if any((path / layout).is_dir() for layout in _LAYOUTS.get(known, ())):
             return datasets.get(known)
     return None
@@ -134,7 +120,7 @@ def fetch_dataset(name: str, root: Path | None = None) -> Path:
         UsageError: If the name is unknown or the set cannot be downloaded.
         DataError: If the download fails or the folder cannot be written.
     """
-    info = dataset_info(name)
+    info = datasets.get(name)
     if info.fetch_name is None:
         raise UsageError(f"Expected a data set that can be downloaded, but got {name!r}", hint=info.obtain)
     import torchvision
@@ -161,7 +147,7 @@ def _find_path(name: str, root: Path | None) -> Path:
         raise DataError(f"Expected a folder or an .npz file at {name}, but found nothing there")
     raise UsageError(
         f"Expected a known data set, a path or module:factory, but got {name!r}",
-        hint=f"{nearest_names(name, dataset_names())}; ${DATA_DIR_VARIABLE} and {cache_folder()} have no such folder",
+        hint=f"{nearest_names(name, datasets.names())}; ${DATA_DIR_VARIABLE} and {cache_folder()} have no such folder",
     )
 
 

@@ -70,6 +70,12 @@ def call(operation: Float, inputs: Sequence[Any]) -> Any:
     Raises:
         ConversionError: If it names no operator without side effects.
     """
+    arguments, options = arguments_of(operation, inputs)
+    return function_of(operation.target)(*arguments, **options)
+
+
+def arguments_of(operation: Float, inputs: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Return the positional and the named arguments of a float operation."""
     arguments, options = json.loads(operation.arguments)
 
     def value(entry: Any) -> Any:
@@ -82,9 +88,7 @@ def call(operation: Float, inputs: Sequence[Any]) -> Any:
             return torch.device("cpu") if kind == "device" else getattr(torch, content)
         return entry
 
-    return function_of(operation.target)(
-        *(value(entry) for entry in arguments), **{key: value(entry) for key, entry in options.items()}
-    )
+    return [value(entry) for entry in arguments], {key: value(entry) for key, entry in options.items()}
 
 
 def function_of(target: str) -> Callable[..., Any]:

@@ -16,7 +16,6 @@ from onnxscript import values as onnx_values
 from torch import Tensor, nn
 
 from cpt_deploy.errors import ConversionError
-from cpt_deploy.integer.float_calls import call
 from cpt_deploy.integer.graph import (
     Constant,
     Convolution,
@@ -32,6 +31,7 @@ from cpt_deploy.integer.graph import (
     Slice,
     Transpose,
 )
+from cpt_deploy.onnx_graph.float_forms import run, translations
 from cpt_deploy.quantization.graph.signature import dims_of, zeros_of
 
 DOMAIN = "cpt_deploy"
@@ -91,7 +91,7 @@ class _Skeleton(nn.Module):
             case Constant():
                 return self.get_buffer(self.index[operation.output])
             case Float():
-                return call(operation, inputs)
+                return run(operation, inputs)
             case Recurrent():
                 return torch.ops.cpt_deploy.stand_in_steps(inputs, operation.output)
             case Quantize():
@@ -189,6 +189,7 @@ def write_skeleton(graph: IntegerGraph, opset: int) -> onnx.ModelProto:
                 custom_translation_table={
                     torch.ops.cpt_deploy.stand_in.default: stand_in,
                     torch.ops.cpt_deploy.stand_in_steps.default: stand_in_steps,
+                    **translations(opset),
                 },
             )
     except torch.onnx.errors.OnnxExporterError as error:

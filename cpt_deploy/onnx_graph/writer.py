@@ -4,6 +4,7 @@ Which patterns fuse was measured; comments name each pitfall where the code avoi
 whole list.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -51,8 +52,8 @@ from cpt_deploy.signature import TensorSpec
 
 #: ONNX's names of the padding modes.
 PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
-LEAST_OPSET = 13  # per-channel DequantizeLinear
-MOST_OPSET = 25
+MIN_OPSET = 13  # per-channel DequantizeLinear
+MAX_OPSET = 25
 
 
 def write_onnx(graph: IntegerGraph, *, opset: int | None = None, metadata: dict[str, str] | None = None) -> bytes:
@@ -77,8 +78,8 @@ def write_onnx(graph: IntegerGraph, *, opset: int | None = None, metadata: dict[
     if parts.opset and opset not in (None, parts.opset):
         raise UsageError(f"Expected opset {parts.opset}, that of the float operators of the file, but got {opset}")
     opset = parts.opset or (smallest_opset(graph) if opset is None else opset)
-    if not parts.opset and not LEAST_OPSET <= opset <= MOST_OPSET:
-        raise UsageError(f"Expected an opset from {LEAST_OPSET} to {MOST_OPSET}, but got {opset}")
+    if not parts.opset and not MIN_OPSET <= opset <= MAX_OPSET:
+        raise UsageError(f"Expected an opset from {MIN_OPSET} to {MAX_OPSET}, but got {opset}")
     if any(isinstance(operation, Float) for operation in graph.operations):
         return _Writer(graph, max(opset, FLOAT_OPSET)).write_with_floats(metadata or {})
     return _Writer(graph, opset, parts).write(metadata or {})
@@ -147,9 +148,26 @@ class _Writer:
             else:
                 node.input[:] = [real(name) for name in node.input]
                 self.nodes.append(node)
-        for value, output in zip(skeleton.output, self.graph.signature.outputs, strict=True):
-            self._node("Identity", [real(value.name)], output.name)
+        self._name_outputs([real(value.name) for value in skeleton.output])
         return self._finished(metadata)
+
+    def _name_outputs(self, results: Sequence[str]) -> None:
+        """Give results their names as outputs.
+
+        Results of float operations are renamed, so that onnxruntime does not copy a state. Results of layers, which
+        validation reads by their names, get an Identity, which it removes.
+        """
+        layers = {operation.output for operation in self.graph.weighted()}
+        made = {name for node in self.nodes for name in node.output} - layers
+        names: dict[str, str] = {}
+        for result, output in zip(results, self.graph.signature.outputs, strict=True):
+            if result in made and result not in names:
+                names[result] = output.name
+            else:
+                self._node("Identity", [names.get(result, result)], output.name)
+        for node in self.nodes:
+            node.input[:] = [names.get(name, name) for name in node.input]
+            node.output[:] = [names.get(name, name) for name in node.output]
 
     def _emit_real(self, operation: Operation, source: str) -> None:
         """Write an integer operation of a graph with float operations."""

@@ -7,7 +7,7 @@ from cpt_deploy.precision.adaptive import (
     follow_losses,
     progressive_stages,
 )
-from cpt_deploy.precision.cost import BitOpsMeter, BitOpsSummary, LayerCost, relative_cost, share_of_steps
+from cpt_deploy.precision.cost import BitOpsMeter, LayerCost, relative_cost, share_of_steps
 from cpt_deploy.precision.schedules import (
     CyclicSchedule,
     PiecewiseSchedule,
@@ -21,7 +21,6 @@ from cpt_deploy.precision.schedules import (
 __all__ = [
     "AdaptiveSchedule",
     "BitOpsMeter",
-    "BitOpsSummary",
     "CyclicSchedule",
     "LayerCost",
     "PiecewiseSchedule",

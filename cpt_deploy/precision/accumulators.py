@@ -20,14 +20,14 @@ def worst_sums(
     """Return the maximum magnitude of any partial sum per output channel, int64 (O,).
 
     With `P` and `N` the sums of the magnitudes of a channel's positive and negative weights, sums of raw products lie
-    in [−levels·N, levels·P], and the zero point's share of such a sum lies in [−z·P, z·N].
+    in [−quant_max·N, quant_max·P], and the zero point's share of such a sum lies in [−z·P, z·N].
 
     Args:
         codes: Quantized weights as they are executed, output channels first: (O, ...).
         bias: Integer bias that is added to the sums, (O,).
         quant_max: Maximum quantized value of the input relative to its minimum: 255 for 8 bits.
-        zero_point: Zero point relative to the same minimum: in [0, levels]. Signed inputs start at −128, so theirs is
-            128, which is how kernels without signed products see them.
+        zero_point: Zero point relative to the same minimum: in [0, quant_max]. Signed inputs start at −128, so
+            theirs is 128, which is how kernels without signed products see them.
     """
     rows = codes.reshape(len(codes), -1).astype(np.int64)
     positive, negative = np.maximum(rows, 0).sum(axis=1), np.maximum(-rows, 0).sum(axis=1)

@@ -13,7 +13,7 @@ from cpt_deploy.errors import UsageError
 from cpt_deploy.precision.profiles import PROFILES
 from cpt_deploy.registry import Registry, import_object
 
-LEAST_BITS, MOST_BITS = 2, 32
+MIN_BITS, MAX_BITS = 2, 32
 """The bounds of any schedule: with one bit a symmetric weight can only be zero; 32 means full precision."""
 
 Points = Sequence[tuple[float, int]]
@@ -56,7 +56,7 @@ class StaticSchedule:
 
 @dataclass(frozen=True)
 class CyclicSchedule:
-    """Cycles of one profile between two bounds, `bits = rint(lower + (upper - lower) S(z))`.
+    """Cycles of one profile between two bounds, `bits = rint(min_bits + (max_bits - min_bits) S(z))`.
 
     A cycle is `total_steps / cycles` steps long, as a real number: if the cycles divide the steps, this equals the
     authors' code exactly; otherwise the run still ends at the end of a cycle rather than at the start of another.
@@ -246,14 +246,14 @@ def _build_imported(path: str, settings: dict[str, object]) -> PrecisionSchedule
 
 
 def check_bounds(min_bits: int, max_bits: int) -> None:
-    """Check that the bounds are in order and within `LEAST_BITS` and `MOST_BITS`.
+    """Check that the bounds are in order and within `MIN_BITS` and `MAX_BITS`.
 
     Raises:
         UsageError: If they are not.
     """
-    if not LEAST_BITS <= min_bits <= max_bits <= MOST_BITS:
+    if not MIN_BITS <= min_bits <= max_bits <= MAX_BITS:
         got = f"{min_bits}" if min_bits == max_bits else f"{min_bits}..{max_bits}"
-        raise UsageError(f"Expected bits with {LEAST_BITS} <= min_bits <= max_bits <= {MOST_BITS}, but got {got}")
+        raise UsageError(f"Expected bits with {MIN_BITS} <= min_bits <= max_bits <= {MAX_BITS}, but got {got}")
 
 
 def check_step(step: int, total_steps: int) -> None:

@@ -13,20 +13,16 @@ from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.modules.synchronized_norm import set_synchronized, synchronize_norms
 from cpt_deploy.quantization.state.config import LayerGroup, QuantizationConfig
 from cpt_deploy.quantization.state.cyclic_precision import CyclicPrecision
-from cpt_deploy.quantization.state.portability import ReducedLayer, make_native, reduced_layers
-from cpt_deploy.quantization.state.scheduled_model import LayerInfo, ScheduledModel, WeightBits
+from cpt_deploy.quantization.state.portability import make_native, reduced_layers
+from cpt_deploy.quantization.state.scheduled_model import ScheduledModel, WeightBits
 from cpt_deploy.quantization.state.symmetric import make_symmetric
-from cpt_deploy.quantization.training_step.execution_path import ExecutionPath
 
 __all__ = [
     "CyclicPrecision",
-    "ExecutionPath",
     "LayerGroup",
-    "LayerInfo",
     "LayerSensitivity",
     "QuantizationConfig",
     "QuantizedModel",
-    "ReducedLayer",
     "ScheduledModel",
     "WeightBits",
     "allocate_bits",

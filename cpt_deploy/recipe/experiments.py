@@ -42,7 +42,7 @@ class ExperimentCost:
             at max_bits.
         saving: Share that is saved against static training at max_bits, by the same count.
         paper_gbitops: 10^9 BitOPs as the paper counts for images: all convolutions scheduled, 64,000 batches of 128.
-            How many tokens it counts for language models is not known, so only the saving can be compared.
+            How many tokens it counts for text is not known, so only the saving can be compared.
         paper_saving: The share that is saved by the paper's count.
     """
 
@@ -55,7 +55,7 @@ class ExperimentCost:
 
 @dataclass(frozen=True)
 class Experiment:
-    """One experiment of the paper: the recipe's settings, and what is needed to cost it and compare it.
+    """One experiment of the paper: the recipe's settings, the sizes that determine its cost, and published figures.
 
     Args:
         name: The recipe's name.

@@ -1,8 +1,7 @@
 """Field types of recipe sections: bounded numbers, intervals, and the base class of all sections."""
 
 import re
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -14,20 +13,8 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 _EVERY = re.compile(r"(\d+)\s*(epoch|step)s?")
 
 
-@dataclass(frozen=True)
-class Every:
-    """An interval of a run: a number of epochs or of steps."""
-
-    count: int
-    unit: Literal["epoch", "step"]
-
-    def steps(self, steps_per_epoch: int) -> int:
-        """Return the interval in steps."""
-        return self.count * (steps_per_epoch if self.unit == "epoch" else 1)
-
-
-def parse_every(text: str) -> Every:
-    """Parse an interval such as "1 epoch", "5 epochs" or "390 steps".
+def interval_steps(text: str, steps_per_epoch: int) -> int:
+    """Return the steps of an interval such as "1 epoch", "5 epochs" or "390 steps".
 
     Raises:
         ValueError: If the text is not an interval, or is an interval of 0.
@@ -35,14 +22,14 @@ def parse_every(text: str) -> Every:
     match = _EVERY.fullmatch(text.strip())
     if match is None or int(match[1]) == 0:
         raise ValueError(f"Expected an interval such as '1 epoch' or '390 steps', but got {text!r}")
-    return Every(int(match[1]), "epoch" if match[2] == "epoch" else "step")
+    return int(match[1]) * (steps_per_epoch if match[2] == "epoch" else 1)
 
 
 def _interval(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
         value = f"{value} {'epoch' if value == 1 else 'epochs'}"
     if isinstance(value, str):
-        parse_every(value)
+        interval_steps(value, 1)  # raises if it is none
     return value
 
 

@@ -92,7 +92,7 @@ class DataSettings(Settings):
     """The images or text, how they become inputs, and how the training images are augmented.
 
     `name` is a known data set or corpus, a folder, an .npz or text file, or your own as `module:factory`; `root` is the
-    folder that holds a known one. `task` is decided by it where it is "auto": a corpus is for a language model
+    folder that holds a known one. `task` is decided by it where it is "auto": a corpus is for text generation
     (`text`), images are to be classified (`input`, `augment`). `workers` is the number of loading processes, of each
     process in a distributed run (null: none on a CPU, which they would share with the model, and up to eight of the
     idle cores beside a GPU). Images that have to be decoded are kept in memory after the first time if all of them take

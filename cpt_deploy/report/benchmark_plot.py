@@ -15,7 +15,6 @@ def check_plot_path(destination: Path) -> None:
     """Check, before anything is measured, that a plot can be drawn and written to a path.
 
     Raises:
-        MissingExtraError: If Matplotlib is not installed.
         UsageError: If the suffix is not that of a supported image format.
         DataError: If its folder does not exist.
     """
@@ -32,10 +31,6 @@ def plot_benchmark(report: Mapping[str, Any], destination: Path) -> None:
     Args:
         report: The fields of a benchmark report (`BenchmarkReport.to_dict()`).
         destination: The PNG, SVG or PDF file to write.
-
-    Raises:
-        MissingExtraError: If Matplotlib is not installed.
-        OSError: If the file cannot be written.
     """
     latencies = report["latencies"]
     threads = list(dict.fromkeys(entry["threads"] for entry in latencies))

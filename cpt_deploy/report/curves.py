@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cpt_deploy.errors import MissingExtraError
 from cpt_deploy.metric import ACCURACY, PERPLEXITY, Metric
+from cpt_deploy.report.figures import BLUE, GREEN, ORANGE, PINK, new_figure, plain
 
-# From the palette of Okabe & Ito, which stays distinguishable with any colour blindness; line styles differ as well.
-_TRAIN, _TEST, _FORWARD, _BACKWARD = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+_TRAIN, _TEST, _FORWARD, _BACKWARD = BLUE, ORANGE, GREEN, PINK
 _MANY_STEPS = 20000
 
 Points = tuple[list[float], list[float]]
@@ -36,29 +35,16 @@ def plot_curves(
         title: Title of the plot.
         bits: Forward bits of every step of the run; if None, those of the logged steps are drawn.
         grad_bits: Gradient bits of every step, likewise.
-
-    Raises:
-        MissingExtraError: If Matplotlib is not installed.
-        OSError: If the file cannot be read or written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError(
-            "Expected Matplotlib, which draws the curves, but it is not installed",
-            hint="pip install 'cpt-deploy[train]'",
-        ) from error
     with metrics.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    figure = Figure(figsize=(9, 8), layout="constrained")
+    figure = new_figure(9, 8)
     loss, figures, precision = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 2])
     figure.suptitle(title)
     _draw_loss(loss, rows, held_out)
     _draw_metric(figures, rows, metric, held_out)
     _draw_bits(precision, rows, bits, grad_bits)
-    for axes in (loss, figures, precision):
-        axes.grid(visible=True, color="#dddddd", linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
+    plain(loss, figures, precision)
     figure.savefig(destination, dpi=120)
 
 

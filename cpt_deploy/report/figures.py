@@ -10,6 +10,7 @@ from cpt_deploy.errors import MissingExtraError
 
 # From the palette of Okabe & Ito, which stays distinguishable with any colour blindness.
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
+YELLOW, SKY = "#E69F00", "#56B4E9"
 
 _SVG_STYLE: Mapping[str, Any] = {
     "font.size": 9,
@@ -27,9 +28,6 @@ def new_figure(width: float, height: float) -> Any:
     Args:
         width: Width in inches.
         height: Height in inches.
-
-    Raises:
-        MissingExtraError: If Matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
@@ -41,12 +39,15 @@ def new_figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def figure_style() -> Any:
-    """Return the Matplotlib context with the style of figures for a page.
+def plain(*panels: Any) -> None:
+    """Give axes a light grid and no frame at the top and on the right."""
+    for axes in panels:
+        axes.grid(visible=True, color="#dddddd", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
 
-    Raises:
-        MissingExtraError: If Matplotlib is not installed.
-    """
+
+def figure_style() -> Any:
+    """Return the Matplotlib context with the style of figures for a page."""
     new_figure(1, 1)
     from matplotlib import rc_context
 

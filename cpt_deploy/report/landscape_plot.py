@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from cpt_deploy.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, new_figure
+from cpt_deploy.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, new_figure, plain
 
 _LINES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PINK, ":"), (GREY, "-"))
 _LEVELS = 15
 #: The lowest level is at least this share of the highest one; smaller differences would not be visible.
-_LEAST_SHARE = 1e-2
+_MIN_SHARE = 1e-2
 _PER_ROW = 3
 
 
@@ -40,10 +40,6 @@ def plot_landscapes(panels: Sequence[LandscapePanel], destination: Path, *, titl
         panels: One or more minima on the same kind of grid.
         destination: The file to write, PNG or SVG by its suffix.
         title: Title of the plot.
-
-    Raises:
-        MissingExtraError: If Matplotlib is not installed.
-        OSError: If the file cannot be written.
     """
     figure = _lines(panels) if len(panels[0].losses) == 1 else _planes(panels)
     figure.suptitle(title)
@@ -55,7 +51,7 @@ def _planes(panels: Sequence[LandscapePanel]) -> Any:
 
     lowest = min(min(map(min, panel.losses)) for panel in panels)
     highest = max(max(map(max, panel.losses)) for panel in panels)
-    lowest = max(lowest, _LEAST_SHARE * highest)
+    lowest = max(lowest, _MIN_SHARE * highest)
     levels = np.geomspace(lowest, max(highest, lowest * 1.01), _LEVELS)
     columns = min(len(panels), _PER_ROW)
     rows = -(-len(panels) // columns)
@@ -94,7 +90,6 @@ def _lines(panels: Sequence[LandscapePanel]) -> Any:
     for axes, label in ((loss, "loss"), (accuracy, "accuracy (%)")):
         axes.set_xlabel("direction")
         axes.set_ylabel(label)
-        axes.grid(visible=True, color="#dddddd", linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
+    plain(loss, accuracy)
     loss.legend(loc="upper center", frameon=False)
     return figure

@@ -14,10 +14,6 @@ def plot_range_test(outcome: Mapping[str, Any], destination: Path, *, title: str
         outcome: The fields of `RangeTest.to_dict`.
         destination: The PNG file to write.
         title: Title of the plot.
-
-    Raises:
-        MissingExtraError: If Matplotlib is not installed.
-        OSError: If the file cannot be written.
     """
     figure = new_figure(9, 4)
     axes = figure.subplots()

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from cpt_deploy.metric import ACCURACY, Metric
-from cpt_deploy.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, new_figure
+from cpt_deploy.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, SKY, YELLOW, new_figure, plain
 
-_STYLES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PINK, ":"), (GREY, "-"), ("#E69F00", "--"), ("#56B4E9", "-."))
+_STYLES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PINK, ":"), (GREY, "-"), (YELLOW, "--"), (SKY, "-."))
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,6 @@ def plot_seed_curves(groups: Sequence[SeedCurves], destination: Path) -> None:
     Args:
         groups: One or more groups.
         destination: The file to write, PNG or SVG by its suffix.
-
-    Raises:
-        MissingExtraError: If Matplotlib is not installed.
-        OSError: If the file cannot be written.
     """
     figure = new_figure(9, 8.5)
     metric = groups[0].metric
@@ -76,9 +72,7 @@ def plot_seed_curves(groups: Sequence[SeedCurves], destination: Path) -> None:
     bits.yaxis.get_major_locator().set_params(integer=True)
     bits.set_ylim(bottom=0)
     bits.set_xlabel("step")
-    for axes in (loss, held_out, bits):
-        axes.grid(visible=True, color="#dddddd", linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
+    plain(loss, held_out, bits)
     loss.legend(loc="best", frameon=False, title="mean ± standard deviation of the seeds")
     figure.savefig(destination, dpi=130)
 
@@ -89,7 +83,7 @@ def _band(
     means = [scale * value for value in band.means]
     axes.plot(band.steps, means, style, color=colour, marker=marker, markersize=4, linewidth=1.3, label=label or None)
     if band.deviations is not None:
-        allocation = [scale * value for value in band.deviations]
-        low = [mean - width for mean, width in zip(means, allocation, strict=True)]
-        high = [mean + width for mean, width in zip(means, allocation, strict=True)]
+        spread = [scale * value for value in band.deviations]
+        low = [mean - width for mean, width in zip(means, spread, strict=True)]
+        high = [mean + width for mean, width in zip(means, spread, strict=True)]
         axes.fill_between(band.steps, low, high, color=colour, alpha=0.2, linewidth=0)

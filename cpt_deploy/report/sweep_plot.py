@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cpt_deploy.errors import MissingExtraError
+from cpt_deploy.report.figures import BLUE, GREEN, ORANGE, PINK, YELLOW, new_figure, plain
 
-# From the palette of Okabe & Ito, which stays distinguishable with any colour blindness; markers differ as well.
-_STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"))
+_STYLES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PINK, "D"), (YELLOW, "v"))
 
 
 @dataclass(frozen=True)
@@ -54,19 +53,8 @@ def plot_sweep(
         quality_label: Name of the quality, with its unit.
         latency_label: The setting in which the latency was measured.
         trained: Quality of the trained model at max_bits, drawn as a line.
-
-    Raises:
-        MissingExtraError: If Matplotlib is not installed.
-        OSError: If the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError(
-            "Expected Matplotlib, which draws the plot, but it is not installed",
-            hint="pip install 'cpt-deploy[train]'",
-        ) from error
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    figure = new_figure(10, 4.5)
     size, latency = figure.subplots(1, 2, sharey=True)
     figure.suptitle(title)
     for axes, column in ((size, "kilobytes"), (latency, "milliseconds")):
@@ -94,5 +82,4 @@ def _draw(axes: Any, points: Sequence[SweepPoint], column: str, trained: float |
             axes.annotate(point.label, position, side, textcoords="offset points", fontsize=8, color=color)
     # from 0 on, or a percent of noise would look like a difference
     axes.set_xlim(0.0, 1.2 * max(getattr(point, column) for point in points))
-    axes.grid(visible=True, color="#dddddd", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes)

@@ -13,7 +13,7 @@ from cpt_deploy.report.validation_plots import agreement_plot, confusion_plot
 
 Report = Mapping[str, Any]
 
-_MOST_CONFUSIONS = 10
+_MAX_CONFUSIONS = 10
 
 
 def render_validation_page(report: Report, labels: Sequence[str]) -> str:
@@ -22,9 +22,6 @@ def render_validation_page(report: Report, labels: Sequence[str]) -> str:
     Args:
         report: The fields of validation.json (`ValidationReport.to_dict()`).
         labels: Names of the classes; none if the task has no classes.
-
-    Raises:
-        MissingExtraError: If Matplotlib is not installed.
     """
     sections = [
         _head(report),
@@ -141,7 +138,7 @@ def _confusion(report: Report, labels: Sequence[str]) -> str:
                Column("of the class"))  # fmt: skip
     rows = [
         (labels[right], labels[given], f"{count:,}", f"{100 * count / samples[right]:.2f} %")
-        for right, given, count in mistakes[:_MOST_CONFUSIONS]
+        for right, given, count in mistakes[:_MAX_CONFUSIONS]
     ]
     caption = "Shaded by the share of the class; the scale is stretched to make rare mistakes visible."
     if confusion["omitted"]:

@@ -18,9 +18,9 @@ _RUNTIME_NAMES = {
     "onnxruntime-unoptimized": "onnxruntime, not optimized",
     **{name: known.title for name, known in FORMATS.items() if not known.always},
 }
-_MOST_NAMED_TENSORS = 70
-_MOST_NAMED_CLASSES = 30
-_MOST_COUNTED_CLASSES = 15
+_MAX_NAMED_TENSORS = 70
+_MAX_NAMED_CLASSES = 30
+_MAX_COUNTED_CLASSES = 15
 
 
 def reference_name(report: Report) -> str:
@@ -64,7 +64,7 @@ def agreement_plot(report: Report) -> str:
     """Draw for each quantized tensor the share of integers that differ from the integer executor's."""
     tensors, others = report["tensors"], report["unoptimized_tensors"] or []
     rows = range(len(tensors))
-    named = len(tensors) <= _MOST_NAMED_TENSORS
+    named = len(tensors) <= _MAX_NAMED_TENSORS
     with figure_style():
         figure = new_figure(WIDTH, 1.1 + (0.155 * len(tensors) if named else 6.0))
         axes = figure.subplots()
@@ -111,12 +111,12 @@ def confusion_plot(report: Report, labels: Sequence[str]) -> str:
         axes = figure.subplots()
         # A power scale makes the few mistakes visible next to the many correct answers.
         axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.4, 0, 1), interpolation="none")
-        if classes <= _MOST_NAMED_CLASSES:
+        if classes <= _MAX_NAMED_CLASSES:
             names = [shortened(label, 14) for label in labels]
             turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 3 else {}
             axes.set_xticks(range(classes), names, parse_math=False, fontsize=8, **turned)
             axes.set_yticks(range(classes), names, parse_math=False, fontsize=8)
-        if classes <= _MOST_COUNTED_CLASSES:
+        if classes <= _MAX_COUNTED_CLASSES:
             for right, given in np.argwhere(counts):
                 colour = "white" if shares[right, given] > 0.4 else "black"
                 text = f"{counts[right, given]:.0f}"

@@ -10,7 +10,7 @@ from cpt_deploy.recipe import Recipe, recipe_text
 if TYPE_CHECKING:
     from cpt_deploy.quantization import LayerSensitivity
 
-MOST_BITS = 8
+MAX_BITS = 8
 TRAINED_DIGEST = "trained_sha256"
 """Key in a bundle's config.json: digest of the trained weights that it was made from."""
 SOURCE_FILE, SOURCE_DIGEST, SOURCE_MODEL = "source_file", "source_sha256", "source_model"

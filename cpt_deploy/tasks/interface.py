@@ -5,7 +5,7 @@ point in the group `cpt_deploy.tasks`, whose name is the name of the task; `exam
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,10 @@ from cpt_deploy.signature import Signature
 from cpt_deploy.tasks.catalogs import DataEntry, ModelEntry, ModelSize
 from cpt_deploy.tasks.exporting import ExportOptions
 
+GOLDEN_SAMPLES = 8
+
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import torch
     from torch import nn
 
@@ -97,6 +100,12 @@ class Task(ABC):
         Raises:
             UsageError: If the task does not support an option.
         """
+
+    def golden_inputs(
+        self, data: str, root: Path | None, processor: Processor, signature: Signature
+    ) -> "Mapping[str, npt.NDArray[Any]]":
+        """Return a few test inputs by name, whose outputs a bundle keeps as its golden sample; see `samples`."""
+        return self.samples(data, root, processor, signature, GOLDEN_SAMPLES).first_inputs()
 
     def model_names(self, pattern: str | None) -> list[str]:
         """Return the models that recipes can name and that match a shell pattern; without one those to list first."""

@@ -20,10 +20,10 @@ from cpt_deploy.tasks.exporting import (
 )
 from cpt_deploy.tasks.interface import Task
 from cpt_deploy.tasks.reporting import Reporter
-from cpt_deploy.training import TrainedRun, TrainingTask, load_run, load_task
+from cpt_deploy.training import TrainedRun, TrainingTask, load_run
+from cpt_deploy.training.task import load_task
 from cpt_deploy.validation import TRAINED_TEST, Recorded
 
-GOLDEN_SAMPLES = 8
 SENSITIVITY_SAMPLES = 256
 """Number of training samples on which each layer's sensitivity is measured."""
 
@@ -86,8 +86,7 @@ class RunExport:
         run = self.run
         report, recipe = run.report, run.recipe
         root = None if recipe.data.root is None else Path(recipe.data.root)
-        samples = self.task.samples(recipe.data.name, root, run.processor, run.model.signature, GOLDEN_SAMPLES)
-        golden = samples.first_inputs()
+        golden = self.task.golden_inputs(recipe.data.name, root, run.processor, run.model.signature)
         recorded = Recorded(
             report.figure, report.test.samples, dataset_name(recipe.data.name), report.data.get("test_sha256")
         )

@@ -1,43 +1,25 @@
 """Training runs: train a recipe into a run directory, resumable at any step, and load finished runs."""
 
 from cpt_deploy.training.distributed.process_group import ProcessGroup, choose_device
-from cpt_deploy.training.evaluation import evaluate
-from cpt_deploy.training.experiments.compared import FinishedRun, RunGroup, group_runs, read_finished_run
-from cpt_deploy.training.experiments.range_test import (
-    DEFAULT_STEPS,
-    DEFAULT_THRESHOLD,
-    BitsProgress,
-    RangeTest,
-    range_test,
-)
+from cpt_deploy.training.experiments.compared import RunGroup, group_runs, read_finished_run
+from cpt_deploy.training.experiments.range_test import RangeTest, range_test
 from cpt_deploy.training.experiments.seed_curves import seed_curves
-from cpt_deploy.training.experiments.trials import TrialOutcome, TrialQueue, TrialState, TrialStatus
+from cpt_deploy.training.experiments.trials import TrialOutcome, TrialQueue
 from cpt_deploy.training.fine_tuning import Pretrained
 from cpt_deploy.training.loop.inputs import calibration_inputs
 from cpt_deploy.training.loop.interruption import Interruption
 from cpt_deploy.training.loop.setup import prepare_network
 from cpt_deploy.training.loop.trainer import plan_run, train
 from cpt_deploy.training.reporting.profiling import ProfileReport
-from cpt_deploy.training.reporting.reports import (
-    Evaluation,
-    RunReport,
-    SilentReporter,
-    StepProgress,
-    TrainPlan,
-    TrainReporter,
-)
+from cpt_deploy.training.reporting.reports import Evaluation, RunReport, StepProgress, TrainPlan, TrainReporter
 from cpt_deploy.training.run_directory.files import disk_errors, write_atomically
 from cpt_deploy.training.run_directory.run_directory import RunDirectory
 from cpt_deploy.training.run_directory.saved_runs import TrainedRun, load_run
-from cpt_deploy.training.task import Final, StepOutcome, Stop, TrainingTask, load_task
+from cpt_deploy.training.task import Final, StepOutcome, Stop, TrainingTask
 
 __all__ = [
-    "DEFAULT_STEPS",
-    "DEFAULT_THRESHOLD",
-    "BitsProgress",
     "Evaluation",
     "Final",
-    "FinishedRun",
     "Interruption",
     "Pretrained",
     "ProcessGroup",
@@ -46,7 +28,6 @@ __all__ = [
     "RunDirectory",
     "RunGroup",
     "RunReport",
-    "SilentReporter",
     "StepOutcome",
     "StepProgress",
     "Stop",
@@ -56,15 +37,11 @@ __all__ = [
     "TrainingTask",
     "TrialOutcome",
     "TrialQueue",
-    "TrialState",
-    "TrialStatus",
     "calibration_inputs",
     "choose_device",
     "disk_errors",
-    "evaluate",
     "group_runs",
     "load_run",
-    "load_task",
     "plan_run",
     "prepare_network",
     "range_test",

@@ -58,8 +58,10 @@ def evaluate(
                 images += len(target)
     finally:
         model.train(training)
-    told = process_group.gather(torch.tensor([*totals.tolist(), float(images), float(stopped)], dtype=torch.float64))
-    loss_sum, top1, top5, count, stopped_in = told.sum(dim=0).tolist()
+    gathered = process_group.gather(
+        torch.tensor([*totals.tolist(), float(images), float(stopped)], dtype=torch.float64)
+    )
+    loss_sum, top1, top5, count, stopped_in = gathered.sum(dim=0).tolist()
     if stopped_in:
         return None
     return Evaluation(

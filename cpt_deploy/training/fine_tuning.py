@@ -125,4 +125,4 @@ def _other_normalization(recipe: Recipe, preprocessing: Preprocessing) -> Normal
 def refuse_weights(recipe: Recipe) -> None:
     """Raise `UsageError` if a recipe names weights for a model that cannot be fine-tuned."""
     if recipe.model.weights is not None:
-        raise UsageError("Expected model.weights with a classifier of images, but got it with a language model")
+        raise UsageError("Expected no model.weights with this task, which begins with random weights, but got them")

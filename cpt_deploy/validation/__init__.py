@@ -13,7 +13,7 @@ from cpt_deploy.validation.accuracy.noninferiority import (
     tango_interval,
 )
 from cpt_deploy.validation.accuracy.reference import TRAINED_TEST, Recorded, Reference
-from cpt_deploy.validation.accuracy.samples import Batch, Runtime, Samples, Scores, spread
+from cpt_deploy.validation.accuracy.samples import OTHER_DATA, Batch, Runtime, Samples, Scores, spread
 from cpt_deploy.validation.accuracy.scoring import Accuracy, Perplexity, RSquared, Scoring
 from cpt_deploy.validation.accuracy.statistics import Proportion, mcnemar_exact, wilson_interval
 from cpt_deploy.validation.comparison import PairResult, RuntimeResult, TensorResult
@@ -47,6 +47,7 @@ from cpt_deploy.validation.validate import validate
 
 __all__ = [
     "MAX_DROP",
+    "OTHER_DATA",
     "TRAINED_TEST",
     "Accumulator",
     "Accuracy",

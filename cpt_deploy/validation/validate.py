@@ -12,10 +12,10 @@ from cpt_deploy.bundle.runtime.cpu import read_cpu
 from cpt_deploy.bundle.runtime.operators import float_operators, optimized_operators, unannounced_operators
 from cpt_deploy.bundle.runtime.providers import keeps_operators, provider_name
 from cpt_deploy.bundle.runtime.sessions import PORTABLE_KEY
-from cpt_deploy.errors import BundleError, UsageError
+from cpt_deploy.errors import BundleError, DataError, UsageError
 from cpt_deploy.validation.accuracy.noninferiority import MAX_DROP, NonInferiority, check_allowed
 from cpt_deploy.validation.accuracy.reference import Reference, processor_differences, recorded_metric
-from cpt_deploy.validation.accuracy.samples import Samples
+from cpt_deploy.validation.accuracy.samples import OTHER_DATA, Samples
 from cpt_deploy.validation.accuracy.scoring import Scoring
 from cpt_deploy.validation.comparison import IntegerComparison
 from cpt_deploy.validation.gate import judge
@@ -91,9 +91,11 @@ def validate(  # noqa: PLR0913  subject, samples and requirements
     """
     gate = Gate(max_drop, require_exact, allow_undecided)
     _check_arguments(gate, trained, integer_model)
+    saturation = bundle_saturation(bundle)
+    contradicting = _contradictions(bundle, trained, saturation)
+    _check_fit(samples, trained, contradicting)
     subject, missing = _subject(bundle, trained, integer_model, gate, provider)
     measured = measure(subject, samples, scoring, reporter)
-    saturation = bundle_saturation(bundle)
     check = subject.served.reproduce_golden(bundle.golden)
     return judge(
         ValidationReport(
@@ -125,15 +127,7 @@ def validate(  # noqa: PLR0913  subject, samples and requirements
             reference="float model" if bundle.calibrated else "trained model",
             provider=provider_name(provider),
             float_parts=_float_facts(bundle, measured.free_running),
-            contradictions=(
-                *(
-                    []
-                    if trained is None
-                    else processor_differences(bundle.processor, trained.processor, trained.source)
-                ),
-                *contradictions(bundle),
-                *file_contradictions(bundle, saturation),
-            ),
+            contradictions=contradicting,
             recorded=_recorded(bundle, samples, scoring, trained, measured),
             non_inferiority=_non_inferiority(measured, scoring, max_drop),
             served_outputs=measured.served_outputs,
@@ -141,6 +135,21 @@ def validate(  # noqa: PLR0913  subject, samples and requirements
             trained_codes=measured.trained_codes,
         )
     )
+
+
+def _contradictions(
+    bundle: Bundle, trained: Reference | None, saturation: Sequence[LayerSaturation]
+) -> tuple[str, ...]:
+    """Return the contradictions of a bundle with the trained model, and between its own files, as sentences."""
+    differences = [] if trained is None else processor_differences(bundle.processor, trained.processor, trained.source)
+    return (*differences, *contradictions(bundle), *file_contradictions(bundle, saturation))
+
+
+def _check_fit(samples: Samples, trained: Reference | None, contradicting: Sequence[str]) -> None:
+    """Check that the samples fit the model: the trained one, or that of a bundle whose files agree."""
+    problem = samples.problem if trained is None else trained.samples.problem
+    if problem is not None and (trained is not None or not contradicting):
+        raise DataError(problem, hint=OTHER_DATA)
 
 
 def file_contradictions(bundle: Bundle, saturation: Sequence[LayerSaturation]) -> list[str]:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from cpt_deploy.errors import UsageError
-from cpt_deploy.tasks.exporting import MOST_BITS, BitAllocation
+from cpt_deploy.tasks.exporting import MAX_BITS, BitAllocation
 from cpt_deploy.tasks.reporting import Reporter
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def given_bits(run: "TrainedRun", bits: int | None, activation_bits: int | None,
     Raises:
         UsageError: If the run never trained at these bits and `force` is not set.
     """
-    max_bits = min(run.recipe.precision.max_bits, MOST_BITS)
+    max_bits = min(run.recipe.precision.max_bits, MAX_BITS)
     weights, activations = bits or max_bits, activation_bits or max_bits
     for given in (weights, activations):
         _check_trained_at(run, given, force=force)
@@ -52,16 +52,16 @@ def allocated_bits(
     from cpt_deploy.quantization import allocate_bits
 
     run = export.run
-    max_bits = min(run.recipe.precision.max_bits, MOST_BITS)
+    max_bits = min(run.recipe.precision.max_bits, MAX_BITS)
     activations = activation_bits or max_bits
     _check_trained_at(run, activations, force=force)
     calibrate(export, BitAllocation(max_bits, activations), reporter)
-    candidates = [bits for bits in bits_trained_at(run) if bits <= MOST_BITS]
+    candidates = [bits for bits in bits_trained_at(run) if bits <= MAX_BITS]
     measured = export.measure_sensitivity(candidates, activations, reporter)
     total = sum(layer.weights for layer in run.model.layers())
     held = total - sum(layer.weights for layer in measured.layers)
-    bits = allocate_bits(measured.layers, budget=budget, held_weights=held, max_bits=max_bits)
-    size = (max_bits * held + sum(bits[layer.name] * layer.weights for layer in measured.layers)) / (MOST_BITS * total)
+    bits = allocate_bits(measured.layers, budget=budget, fixed_weights=held, max_bits=max_bits)
+    size = (max_bits * held + sum(bits[layer.name] * layer.weights for layer in measured.layers)) / (MAX_BITS * total)
     facts = {
         "budget": budget,
         "size_of_8_bits": round(size, 4),

@@ -24,7 +24,7 @@ def known_models(
     Raises:
         UsageError: If no model matches.
     """
-    every = [task_named(name) for name in tasks]
+    every = [task_named(name) for name in tasks.names()]
     found = [(task, name) for task in every for name in task.model_names(pattern)]
     if not found:
         known = [name for task in every for name in task.model_names("*")]
@@ -40,9 +40,9 @@ def known_data(pattern: str = "*") -> list[DataEntry]:
     Raises:
         UsageError: If no name matches the shell pattern.
     """
-    found = [entry for name in tasks for entry in task_named(name).known_data(pattern)]
+    found = [entry for name in tasks.names() for entry in task_named(name).known_data(pattern)]
     if not found:
-        known = [entry.name for name in tasks for entry in task_named(name).known_data("*")]
+        known = [entry.name for name in tasks.names() for entry in task_named(name).known_data("*")]
         hint = nearest_names(pattern, known)
         raise UsageError(f"Expected a pattern that matches a data set, but got {pattern!r}", hint=hint)
     return found
@@ -55,9 +55,9 @@ def fetch_data(name: str, root: Path | None = None) -> Path:
         UsageError: If there is no such data set, or it cannot be downloaded.
         DataError: If the download fails.
     """
-    from cpt_deploy.data import dataset_names, fetch_dataset
+    from cpt_deploy.data import datasets, fetch_dataset
 
-    if name not in dataset_names():
+    if name not in datasets.names():
         for entry in known_data(name):
             raise UsageError(f"Expected a data set that can be downloaded, but got {name!r}", hint=entry.obtain)
     return fetch_dataset(name, root)

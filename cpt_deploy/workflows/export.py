@@ -90,5 +90,5 @@ def note_reduced(model: "ScheduledModel", weight_bits: "WeightBits", reporter: R
         channels = sum(layer.reduced_channels for layer in reduced)
         reporter.note(
             f"weights have a smaller range in {channels} channels of {len(reduced)} layers, so that sums are exact on "
-            f"any processor; the smallest is ±{min(layer.least_quant_max for layer in reduced)} instead of ±127"
+            f"any processor; the smallest is ±{min(layer.min_quant_max for layer in reduced)} instead of ±127"
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cpt_deploy import readable
 from cpt_deploy.errors import DataError, UsageError
 from cpt_deploy.tasks import SILENT, ExportOptions, Reporter
-from cpt_deploy.tasks.exporting import MOST_BITS, SOURCE_DIGEST, SOURCE_FILE, SOURCE_MODEL, dataset_name
+from cpt_deploy.tasks.exporting import MAX_BITS, SOURCE_DIGEST, SOURCE_FILE, SOURCE_MODEL, dataset_name
 from cpt_deploy.workflows.bit_allocation import folder_name
 from cpt_deploy.workflows.export import note_reduced
 from cpt_deploy.workflows.origins import file_digest
@@ -83,7 +83,7 @@ def export_float_model(
     from cpt_deploy.models.imported import WeightsSource, open_source
     from cpt_deploy.quantization import QuantizationConfig, make_native, make_symmetric, prepare
     from cpt_deploy.recipe.tasks import IMAGE_CLASSIFICATION
-    from cpt_deploy.tasks.run_export import GOLDEN_SAMPLES
+    from cpt_deploy.tasks.interface import GOLDEN_SAMPLES
     from cpt_deploy.validation import spread
 
     opened = open_source(source.path, source.model)
@@ -94,8 +94,8 @@ def export_float_model(
     heads = opened.auxiliary_heads(network) if isinstance(opened, WeightsSource) else ()
     if heads:
         reporter.note(f"{' and '.join(heads)} left out: auxiliary heads, which only help training")
-    weights, activations = options.bits or MOST_BITS, options.activation_bits or MOST_BITS
-    config = QuantizationConfig(min_bits=min(weights, activations), max_bits=MOST_BITS)
+    weights, activations = options.bits or MAX_BITS, options.activation_bits or MAX_BITS
+    config = QuantizationConfig(min_bits=min(weights, activations), max_bits=MAX_BITS)
     model = prepare(network, torch.zeros(2, *preprocessing.input_shape), config).eval()
     if options.symmetric:
         make_symmetric(model, activations)
@@ -107,7 +107,7 @@ def export_float_model(
         reporter.warning(
             "the float model is hardly better than guessing: are these its classes in its order, its --mean and --std?"
         )
-    folder = f"{source.path.stem}-{folder_name(f'{weights}bit', activations, MOST_BITS)}"
+    folder = f"{source.path.stem}-{folder_name(f'{weights}bit', activations, MAX_BITS)}"
     processor = ImageProcessor(preprocessing, labels)
     identity = ModelIdentity(
         name=source.name or re.sub(r"[^A-Za-z0-9._-]+", "-", source.path.stem).strip("-._") or "model",

@@ -1,6 +1,6 @@
 """Train a grid of experiments: several at once, each in its own process, resumed after interruptions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ from cpt_deploy.workflows.trial_processes import TrialProcesses
 
 if TYPE_CHECKING:
     from cpt_deploy.recipe import GridPoint
-    from cpt_deploy.training import TrialOutcome, TrialQueue, TrialStatus
+    from cpt_deploy.training import TrialOutcome, TrialQueue
 
 
 @dataclass(frozen=True)
@@ -18,18 +18,18 @@ class TrainedGrid:
     """State of a grid.
 
     Args:
-        trials: The state of each point.
+        trials: The state of each point, by its name.
         runs: Directories of the finished runs.
         signal_number: The signal that ended the work, if any.
     """
 
-    trials: "tuple[TrialStatus, ...]"
+    trials: "Mapping[str, TrialOutcome]"
     runs: tuple[Path, ...]
     signal_number: int | None = None
 
     def in_state(self, state: str) -> list[str]:
         """Return the names of the points in a state, such as finished or failed."""
-        return [trial.name for trial in self.trials if trial.state == state]
+        return [name for name, trial in self.trials.items() if trial.state == state]
 
 
 def train_grid(
@@ -55,12 +55,12 @@ def train_grid(
     processes = TrialProcesses(folder, jobs)
     queue = TrialQueue(folder, [point.name for point in points], retry=retry)
     signal_number = _work(queue, processes, points, jobs, reporter)
-    trials = tuple(queue.statuses())
-    runs = tuple(processes.run_directory(trial.name) for trial in trials if trial.state == "finished")
+    trials = queue.outcomes()
+    runs = tuple(processes.run_directory(name) for name, trial in trials.items() if trial.state == "finished")
     return TrainedGrid(trials, runs, signal_number)
 
 
-def figure_in_words(trial: "TrialOutcome | TrialStatus") -> str:
+def figure_in_words(trial: "TrialOutcome") -> str:
     """Describe the result of a finished trial."""
     return "none" if trial.metric is None else trial.metric.text(trial.figure)
 
@@ -73,7 +73,7 @@ def _work(
 
     by_name = {point.name: point for point in points}
     running: list[str] = []
-    done = sum(trial.state == "finished" for trial in queue.statuses())
+    done = sum(trial.state == "finished" for trial in queue.outcomes().values())
     if done:
         reporter.note(f"resuming: {done} of {len(points)} runs are finished")
 

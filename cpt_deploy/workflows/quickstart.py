@@ -50,9 +50,12 @@ def train_digits(directory: Path, reporter: "TrainReporter | None" = None) -> "R
     from cpt_deploy.recipe import load_recipe
     from cpt_deploy.training import train
 
-    # The network is so small that more threads would only cause waiting.
-    torch.set_num_threads(1)
-    return train(load_recipe(PRESET), directory / RUN, reporter=reporter)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the network is so small that more threads would only cause waiting
+    try:
+        return train(load_recipe(PRESET), directory / RUN, reporter=reporter)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def export_digits(directory: Path, reporter: Reporter = SILENT) -> Bundle:

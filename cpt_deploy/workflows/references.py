@@ -44,7 +44,7 @@ def reference_of(
     from cpt_deploy.training import load_run
     from cpt_deploy.validation import Recorded, Reference
 
-    run = load_run(origin.run)
+    run = load_run(origin.run, data_dir=data_dir)
     samples = task.samples(data, data_dir, run.processor, run.model.signature, limit)
     recorded = Recorded(
         run.report.figure,

@@ -192,10 +192,9 @@ def _measure(
 def _times(
     task: Task, run: "TrainedRun", samples: "Samples", bundles: Sequence[Bundle], rounds: int
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    """Time one request to each bundle on one thread, and to the network in float32 if it can be written."""
+    """Time one request to each bundle on one thread, and to the network in float32 if it has no states."""
     from cpt_deploy.bundle import OnnxRuntimeModel
     from cpt_deploy.export import write_float_onnx
-    from cpt_deploy.quantization import QuantizedModel
     from cpt_deploy.validation import interleaved, median_ratio
 
     calls = {
@@ -203,7 +202,7 @@ def _times(
         for bundle in bundles
     }
     reference: dict[str, Any] = {}
-    if isinstance(run.model, QuantizedModel):
+    if not run.model.signature.states:  # the exporter of PyTorch fixes the length of what has states
         file = write_float_onnx(run.model)
         calls[FLOAT] = task.timed_call(OnnxRuntimeModel(file, run.model.signature), samples)
         reference[FLOAT] = {"onnx_bytes": len(file)}

@@ -5,9 +5,9 @@ serve run deployment:build bundle=/shared/digits/bundle-8bit replicas=2
 
 from typing import Any
 
-from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
+from starlette.routing import Router
 
 from cpt_deploy.errors import UsageError
 from cpt_serving import ServeSettings, create_app, load_settings
@@ -32,7 +32,7 @@ def build(arguments: dict[str, Any]) -> Application:
     )
     _check(settings)
 
-    def app() -> FastAPI:
+    def app() -> Router:
         return create_app(settings)
 
     return serve.deployment(

@@ -1,14 +1,17 @@
-"""The FastAPI app: its routes, middleware and lifespan around the served models."""
+"""The app: inference as plain routes, FastAPI with all others behind them, and the middleware and lifespan of both."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import anyio.to_thread
 from fastapi import FastAPI
 from opentelemetry.trace import Tracer, TracerProvider
+from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import RedirectResponse
-from starlette.types import ASGIApp
+from starlette.routing import Router
 
 import cpt_deploy
 from cpt_serving.access.api_keys import KeyRing, Scope
@@ -18,13 +21,13 @@ from cpt_serving.lifespan import running
 from cpt_serving.repository.model_repository import ModelRepository
 from cpt_serving.routes import ROUTERS, page_router
 from cpt_serving.routes.docs import docs_router
-from cpt_serving.routes.v2_infer import DirectInfer
+from cpt_serving.routes.v2_infer import infer_routes
 from cpt_serving.service import Service
 from cpt_serving.settings import ServeSettings, load_settings
 from cpt_serving.shutdown import Shutdown, finished
 from cpt_serving.telemetry.access_log import AccessLog, open_access_log
 from cpt_serving.telemetry.metrics import Metrics
-from cpt_serving.telemetry.tracing import close_tracing, open_tracing, telemetry_of
+from cpt_serving.telemetry.tracing import close_tracing, open_tracing
 from cpt_serving.web.bodies import BodyBudget
 from cpt_serving.web.errors import add_error_handlers
 from cpt_serving.web.middleware import AnswerCompression, RequestEdge
@@ -43,18 +46,7 @@ _CORS_REQUEST_HEADERS = (
 _CORS_ANSWER_HEADERS = ("Inference-Header-Content-Length", "Retry-After", "X-Request-Id")
 
 
-class _App(FastAPI):
-    """FastAPI with our middleware outside of its own, so that requests answered by ours skip the framework's layers."""
-
-    def build_middleware_stack(self) -> ASGIApp:
-        added, self.user_middleware = self.user_middleware, []
-        app = super().build_middleware_stack()
-        for middleware, arguments, options in reversed(added):
-            app = middleware(app, *arguments, **options)
-        return app
-
-
-def create_app(settings: ServeSettings | None = None) -> FastAPI:
+def create_app(settings: ServeSettings | None = None) -> Router:
     """Return the app for a bundle or a directory of bundles; the models are loaded when the app starts.
 
     Args:
@@ -76,13 +68,13 @@ def create_service(settings: ServeSettings) -> Service:
     """
     metrics = Metrics()
     repository = ModelRepository(settings, metrics.observe)
-    metrics.show_models(lambda: (engine.bundle for engine in repository.models.served), lambda: not repository.problem)
+    metrics.show_models(lambda: repository.models.served, lambda: not repository.problem)
     shutdown = Shutdown(settings.drain_s, settings.shutdown_s, repository.begin_shutdown)
     certificate = None if settings.tls_cert is None else Certificate(settings.tls_cert, settings.tls_key)
     return Service(settings, repository, metrics, shutdown, certificate, BodyBudget(settings.max_memory_bytes))
 
 
-def app_of(service: Service, *, tracer_provider: TracerProvider | None = None) -> FastAPI:
+def app_of(service: Service, *, tracer_provider: TracerProvider | None = None) -> Router:
     """Return the app around a service.
 
     Args:
@@ -94,92 +86,103 @@ def app_of(service: Service, *, tracer_provider: TracerProvider | None = None) -
         MissingExtraError: If the settings ask for tracing and it is not installed.
     """
     settings = service.settings
-    names = service.repository.models.names
     access_log = open_access_log(settings, service.metrics.access_line_dropped)
     keys = None if settings.api_keys is None else KeyRing(settings.api_keys)
     provider = tracer_provider or open_tracing(settings)
+    tracer = None if provider is None else provider.get_tracer("cpt_serving", cpt_deploy.__version__)
     access = AccessControl(keys, open_metrics=settings.open_metrics)
-    app = _App(
-        title=names[0] if len(names) == 1 and keys is None else "cpt-deploy",
+    direct = infer_routes(service, access)
+    api = _api(service, access, with_keys=keys is not None)
+    require_guards([*direct, *api.routes])
+    edge = Middleware(
+        RequestEdge,
+        budget=service.memory,
+        body_timeout_s=settings.body_timeout_s,
+        metrics=service.metrics,
+        access_log=access_log,
+        tracer=tracer,
+    )
+    return Router(
+        direct,
+        default=api,
+        redirect_slashes=False,
+        middleware=[edge, *_cors(settings), Middleware(AnswerCompression)],
+        lifespan=_lifespan(_Running(service, access, access_log, provider, tracer)),
+    )
+
+
+def _api(service: Service, access: AccessControl, *, with_keys: bool) -> FastAPI:
+    """Return the app with all routes but those of inference."""
+    settings, names = service.settings, service.repository.models.names
+    api = FastAPI(
+        title=names[0] if len(names) == 1 and not with_keys else "cpt-deploy",
         summary="Integer networks trained with Cyclic Precision Training, served by cpt-deploy.",
         version=cpt_deploy.__version__,
         docs_url=None,
         openapi_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        lifespan=_lifespan(service, access, access_log, provider),
-        telemetry=telemetry_of(provider),
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
-    app.state.service, app.state.access = service, access
-    _add_middleware(app, service, access_log, provider)
-    add_error_handlers(app, lambda request: access.check(request.scope["headers"], Scope.INFER))
+    api.state.access = access
+    add_error_handlers(api, lambda request: access.check(request.scope["headers"], Scope.INFER))
     for make_router in ROUTERS:
-        app.include_router(make_router(service))
+        api.include_router(make_router(service))
     if settings.docs:
-        app.include_router(docs_router(app, with_keys=keys is not None))
+        api.include_router(docs_router(api, service, with_keys=with_keys))
     if settings.page:
-        app.include_router(page_router(service))
+        api.include_router(page_router(service))
     elif settings.docs:
-        app.add_api_route("/", _to_docs, include_in_schema=False, dependencies=[requires(None, any_query=True)])
-    require_guards(app.routes)
-    return app
+        api.add_api_route("/", _to_docs, include_in_schema=False, dependencies=[requires(None, any_query=True)])
+    return api
 
 
-def _add_middleware(
-    app: FastAPI, service: Service, access_log: AccessLog | None, provider: TracerProvider | None
-) -> None:
-    """Add middleware around the framework, from inside out: direct inference, compression, CORS, request edge."""
-    settings = service.settings
-    if provider is None:  # The framework names spans by its own routes.
-        app.add_middleware(DirectInfer, service=service, access=app.state.access)
-    app.add_middleware(AnswerCompression)
-    if settings.cors_origins:
-        app.add_middleware(
+def _cors(settings: ServeSettings) -> list[Middleware]:
+    if not settings.cors_origins:
+        return []
+    return [
+        Middleware(
             CORSMiddleware,
             allow_origins=[origin.strip() for origin in settings.cors_origins.split(",")],
             allow_methods=["GET", "POST"],
             allow_headers=_CORS_REQUEST_HEADERS,
             expose_headers=_CORS_ANSWER_HEADERS,
         )
-    app.add_middleware(
-        RequestEdge,
-        budget=service.memory,
-        body_timeout_s=settings.body_timeout_s,
-        metrics=service.metrics,
-        access_log=access_log,
-        tracer=_tracer(provider),
-    )
-
-
-def _tracer(provider: TracerProvider | None) -> Tracer | None:
-    return None if provider is None else provider.get_tracer("cpt_serving", cpt_deploy.__version__)
+    ]
 
 
 async def _to_docs() -> RedirectResponse:
     return RedirectResponse("docs")
 
 
-def _grpc(
-    service: Service, access: AccessControl, access_log: AccessLog | None, provider: TracerProvider | None
-) -> AbstractAsyncContextManager[None]:
-    if service.settings.grpc_port is None:
-        return nullcontext()
-    from cpt_serving.grpc_api.server import running_grpc
+@dataclass(frozen=True)
+class _Running:
+    """What runs as long as the app does."""
 
-    return running_grpc(service, service.settings.grpc_port, access, access_log, _tracer(provider))
+    service: Service
+    access: AccessControl
+    access_log: AccessLog | None
+    provider: TracerProvider | None
+    tracer: Tracer | None
+
+    def grpc(self) -> AbstractAsyncContextManager[None]:
+        """Return the context in which gRPC calls are answered, if they are."""
+        if self.service.settings.grpc_port is None:
+            return nullcontext()
+        from cpt_serving.grpc_api.server import running_grpc
+
+        return running_grpc(self.service, self.access, self.access_log, self.tracer)
 
 
-def _lifespan(
-    service: Service, access: AccessControl, access_log: AccessLog | None, provider: TracerProvider | None
-) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan(parts: _Running) -> Callable[[Any], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_app: Any) -> AsyncIterator[None]:
         try:
-            async with running(service), _grpc(service, access, access_log, provider):
+            async with running(parts.service), parts.grpc():
                 yield
         finally:
-            if access_log is not None:
-                await anyio.to_thread.run_sync(access_log.close)
-            await finished(lambda: close_tracing(provider), service.shutdown.remaining_s + _EXPORT_S)
+            if parts.access_log is not None:
+                await anyio.to_thread.run_sync(parts.access_log.close)
+            await finished(lambda: close_tracing(parts.provider), parts.service.shutdown.remaining_s + _EXPORT_S)
 
     return lifespan

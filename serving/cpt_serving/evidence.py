@@ -21,13 +21,9 @@ class Validation(bundle_evidence.Evidence):
 
     Args:
         of_this_model: Whether the report is of the bundle's files in their present state.
-        perplexity: Of a language model as served, in onnxruntime.
-        trained_perplexity: Of the trained model before freezing.
     """
 
     of_this_model: bool
-    perplexity: float | None
-    trained_perplexity: float | None
 
 
 class Evidence(BaseModel):
@@ -92,17 +88,10 @@ def _report(bundle: Bundle) -> dict[str, Any] | None:
 
 def _validation(bundle: Bundle) -> Validation | None:
     """Return a short form of the report; a report in another format counts as none."""
-    report = _report(bundle)
     try:
-        found = read_evidence(replace(bundle, validation=report))
+        found = read_evidence(replace(bundle, validation=_report(bundle)))
     except BundleError:
         return None
-    if found is None or report is None:
+    if found is None:
         return None
-    perplexities = {entry["name"]: entry.get("perplexity") for entry in report["runtimes"]}
-    return Validation(
-        **vars(found),
-        of_this_model=found.content_sha256 == bundle.content_sha256,
-        perplexity=perplexities.get("onnxruntime"),
-        trained_perplexity=perplexities.get("trained"),
-    )
+    return Validation(**vars(found), of_this_model=found.content_sha256 == bundle.content_sha256)

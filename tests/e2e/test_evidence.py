@@ -26,7 +26,7 @@ def test_validation_leaves_its_page_in_the_bundle_and_where_it_is_asked_for(here
     assert text.count("<svg") == 4
     stored = json.loads((bundle_copy / "validation.json").read_text())
     assert sum(cell[2] for cell in stored["confusion"]["cells"]) == 50
-    assert len(stored["logit_pairs"]["first_logits"]) == 500
+    assert len(stored["output_pairs"]["first_values"]) == 500
     assert [tensor["name"] for tensor in stored["unoptimized_tensors"]] == [t["name"] for t in stored["tensors"]]
     assert main(["validate", str(bundle_copy)]) == 0
 

@@ -40,11 +40,11 @@ def test_validation_follows_the_integers_and_says_what_is_in_float(cpt, transfor
     assert report["float_parts"]["operators"]["layer_norm"] == 3
     assert 0.5 < report["float_parts"]["integer_share_of_macs"] < 1
     assert report["golden"]["tolerance"] > 0
-    assert report["served_logits"]["differing"] == 0
+    assert report["served_outputs"]["differing"] == 0
     assert report["graph"]["unannounced"] == {}
     assert "Computed in float" in (transformer / "validation.html").read_text()
     assert "| computed in float |" in (transformer / "README.md").read_text()
-    assert "logits (±" in cpt("validate", transformer).stdout
+    assert "outputs (±" in cpt("validate", transformer).stdout
 
 
 def test_a_sweep_measures_each_width_and_times_the_float_network(typed, transformer):

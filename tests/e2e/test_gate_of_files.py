@@ -113,7 +113,7 @@ def test_without_the_run_the_recorded_accuracy_tells(workspace, monkeypatch, cap
     refresh(bundle_copy)
     capsys.readouterr()
     assert main(["validate", str(bundle_copy), "--data", "digits"]) == 4
-    assert "of the same 355 samples" in capsys.readouterr().err
+    assert "the same 355 images" in capsys.readouterr().err
 
 
 def test_a_run_whose_report_says_more_than_its_model_does_is_found(

@@ -87,7 +87,7 @@ def test_weights_come_with_their_model_and_other_options_are_kept(typed, capsys,
     words = ["--from", foreign / "digits.pt", "--max-drop", 20, "--allow-undecided"]
     report = typed("validate", out, "--data", "digits", "--limit", 40, *words)
     assert report["integers"]["mismatching"] == 0
-    assert report["drop_points"] is not None
+    assert report["drop"] is not None
     assert main(["validate", str(out), "--data", "digits", "--from", str(foreign / "digits.onnx")]) == 2
     assert "is another file" in capsys.readouterr().err
 

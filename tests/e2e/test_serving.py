@@ -16,9 +16,9 @@ from cpt_serving.repository.model_repository import ModelRepository
 def test_a_row_has_the_same_bits_whatever_batch_it_rides_in(bundle, threads):
     opened = Bundle.open(bundle)
     images = load_images("digits", split="test")
-    rows = np.stack([opened.preprocessing.apply(images.image(index)) for index in range(96)])
+    rows = opened.processor.inputs([images.image(index) for index in range(96)])["image"]
     model = OnnxRuntimeModel(opened.onnx_path)
-    alone = np.concatenate([model.run(row[None]) for row in rows])
+    alone = np.concatenate([model.run({"image": row[None]})["logits"] for row in rows])
     random = np.random.default_rng(0)
 
     async def scenario():

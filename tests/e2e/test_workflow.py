@@ -64,7 +64,7 @@ def test_validation_finds_the_run_and_every_integer_agrees(cpt, bundle):
     assert (report["passed"], report["verdict"]) == (True, "passed")
     assert -0.02 < report["non_inferiority"]["low"] <= 0 <= report["non_inferiority"]["high"] < 0.02
     assert report["recorded"]["samples"] == 355
-    assert report["served_logits"] == {"values": 3550, "differing": 0, "worst": 0.0, "tolerance": None}
+    assert report["served_outputs"] == {"values": 3550, "differing": 0, "worst": 0.0, "tolerance": None}
     assert report["trained_codes"]["values"] == 3550
     assert report["integers"]["compared"] > 1_000_000
     assert report["integers"]["mismatching"] == 0
@@ -116,10 +116,10 @@ def test_further_formats_are_exported_and_validated(here, capsys, run_dir, tmp_p
     words = ["--data", "digits", "--limit", "100", "--run", str(run_dir), "--max-drop", "10"]
     assert main(["validate", str(tmp_path / "four"), *words]) == 0
     shown = capsys.readouterr().out
-    assert "logits of model.torchscript     none differ from onnxruntime's" in shown
+    assert "outputs of model.torchscript    none differ from onnxruntime's" in shown
     assert "torch.export program" in shown
     report = json.loads((tmp_path / "four" / "validation.json").read_text())
-    assert [entry["other_logits"] for entry in report["comparisons"] if entry["first"] in {"torchscript", "pt2"}] == [
+    assert [entry["other_values"] for entry in report["comparisons"] if entry["first"] in {"torchscript", "pt2"}] == [
         0,
         0,
     ]
@@ -146,7 +146,7 @@ def test_an_export_cannot_saturate_and_says_what_that_takes_and_a_native_one_can
     assert report["integers"]["mismatching"] == 0
     assert report["saturation"]["possible_without_vnni"] is False
     assert {layer["layer"] for layer in report["portability"]["reduced"]} >= {"conv1", "fc"}
-    assert report["drop_points"] == 0.0  # evaluation after training was in the same range already
+    assert report["drop"] == 0.0  # evaluation after training was in the same range already
     assert main(["export", str(run_dir), "--native"]) == 0
     assert "smaller range" not in capsys.readouterr().err
     native = str(run_dir / "bundle-8bit-native")

@@ -11,7 +11,6 @@ from cpt_deploy.signature import (
     Signature,
     TensorSpec,
     factors_of,
-    free_name,
     from_json,
     size_at,
     size_of,
@@ -41,7 +40,6 @@ def test_a_size_is_what_its_name_says(factor: int, offset: int, height: int) -> 
     assert factors_of(both) == ({"height": factor, "width": 2}, offset)
     assert size_at(factor, {}) == factor
     assert factors_of(factor) == ({}, factor)
-    assert [free_name(each) for each in (size, both, factor, "h//2")] == ["height", None, None, None]
 
 
 def test_names_of_sizes_are_short() -> None:

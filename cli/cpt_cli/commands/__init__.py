@@ -1,32 +1,21 @@
-"""The commands of `cpt`, one per file, in the order of `cpt --help`."""
+"""The commands of `cpt`, one per file; those that check, run and serve a bundle lie directly in this folder."""
 
 from cpt_cli.command import Command
-from cpt_cli.commands import (
-    api_key,
-    benchmark,
+from cpt_cli.commands import api_key, benchmark, generate, predict, serve, sign, validate, verify
+from cpt_cli.commands.listing import datasets, info, models, recipes, schedules
+from cpt_cli.commands.training import (
     compare,
-    datasets,
     export,
-    generate,
-    info,
     landscape,
-    models,
-    predict,
     quickstart,
     range_test,
-    recipes,
-    schedules,
-    serve,
     sharpness,
-    sign,
     sweep,
     train,
     train_grid,
-    validate,
-    verify,
 )
 
-COMMANDS: tuple[Command, ...] = (
+COMMANDS: tuple[Command, ...] = (  # in the order of `cpt --help`
     quickstart.COMMAND,
     range_test.COMMAND,
     train.COMMAND,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.command import SHIP_PANEL, Command
 from cpt_cli.output import out
 from cpt_deploy import readable
 
@@ -19,9 +19,6 @@ def api_key(
             metavar="infer|metrics|admin", help="Permission of the key; can be repeated.", show_default="infer"
         ),
     ] = None,
-    json_output: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
 ) -> None:
     """Create an API key and append its SHA-256 to a file. The key itself is shown only once.
 
@@ -38,12 +35,9 @@ def api_key(
 
 
 COMMAND = Command(
-    name="api-key",
-    function=api_key,
-    panel=SHIP_PANEL,
-    examples=(
-        "cpt api-key shop keys.txt",
-        "cpt api-key prometheus keys.txt --scope metrics",
-        "cpt api-key release keys.txt --scope infer --scope admin",
-    ),
+    api_key,
+    SHIP_PANEL,
+    "cpt api-key shop keys.txt",
+    "cpt api-key prometheus keys.txt --scope metrics",
+    "cpt api-key release keys.txt --scope infer --scope admin",
 )

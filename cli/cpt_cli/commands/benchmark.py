@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, ProviderOption, QuietFlag, number_list
+from cpt_cli.command import SHIP_PANEL, Command, ProviderOption, number_list
 from cpt_cli.output import out
 from cpt_cli.shown.benchmark import show_benchmark
 from cpt_deploy import readable
 
 
-def benchmark(  # noqa: PLR0913, PLR0917  the options are its parameters
+def benchmark(
     bundle: Annotated[Path, typer.Argument(help="Bundle that cpt export wrote.")],
     batch: Annotated[str, typer.Option(metavar="N,...", help="Images per call.")] = "1,8,32",
     threads: Annotated[str, typer.Option(metavar="N,...", help="Threads of onnxruntime.")] = "1",
@@ -26,9 +26,6 @@ def benchmark(  # noqa: PLR0913, PLR0917  the options are its parameters
         Path | None,
         typer.Option(help="Draw the times into this PNG, SVG or PDF file; the figures go into a JSON file beside it."),
     ] = None,
-    json_output: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
 ) -> None:
     """Compare a bundle with the float32 export of its network and with onnxruntime's static quantization of that.
 
@@ -57,11 +54,8 @@ def benchmark(  # noqa: PLR0913, PLR0917  the options are its parameters
 
 
 COMMAND = Command(
-    name="benchmark",
-    function=benchmark,
-    panel=SHIP_PANEL,
-    examples=(
-        "cpt benchmark runs/digits/bundle-8bit",
-        "cpt benchmark my-bundle --run runs/fashion --batch 1,32 --threads 1,2 --plot latency.png",
-    ),
+    benchmark,
+    SHIP_PANEL,
+    "cpt benchmark runs/digits/bundle-8bit",
+    "cpt benchmark my-bundle --run runs/fashion --batch 1,32 --threads 1,2 --plot latency.png",
 )

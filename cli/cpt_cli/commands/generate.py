@@ -1,4 +1,4 @@
-"""`cpt generate`: continue a text with a language model's bundle, here or on a server."""
+"""`cpt generate`: continue a text with a bundle, here or on a server."""
 
 import secrets
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.command import SHIP_PANEL, Command
 from cpt_cli.output import out
 from cpt_cli.server_key import ApiKeyOption, key_headers
 from cpt_deploy.errors import UsageError
@@ -34,11 +34,8 @@ def generate(  # noqa: PLR0913, PLR0917  the options are its parameters
     ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop before this string; can be repeated.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Number of threads.", show_default="all cores")] = None,
-    json_output: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
 ) -> None:
-    """Continue a text with a language model, token by token.
+    """Continue a text, token by token.
 
     Text is printed as it is generated: first the given text, then the continuation; with --quiet only the
     continuation. The seed is shown, so that any text can be reproduced.
@@ -62,7 +59,7 @@ def generate(  # noqa: PLR0913, PLR0917  the options are its parameters
     else:
         events = remote_text(url, prompt, options, key_headers(api_key))
     texts = []
-    shown = "" if quiet else prompt
+    shown = "" if out.quiet else prompt
     for event in events:
         texts.append(event["text"])
         out.text(shown + event["text"])
@@ -79,12 +76,9 @@ def generate(  # noqa: PLR0913, PLR0917  the options are its parameters
 
 
 COMMAND = Command(
-    name="generate",
-    function=generate,
-    panel=SHIP_PANEL,
-    examples=(
-        'cpt generate runs/ptb-lstm/bundle-8bit "the company said"',
-        'cpt generate runs/ptb-lstm/bundle-8bit "the company said" --temperature 0 --max-tokens 20 --json',
-        'cpt generate --url http://127.0.0.1:8000 "the company said" --seed 1  # on a server',
-    ),
+    generate,
+    SHIP_PANEL,
+    'cpt generate runs/ptb-lstm/bundle-8bit "the company said"',
+    'cpt generate runs/ptb-lstm/bundle-8bit "the company said" --temperature 0 --max-tokens 20 --json',
+    'cpt generate --url http://127.0.0.1:8000 "the company said" --seed 1  # on a server',
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.command import SHIP_PANEL, Command
 from cpt_cli.output import out
 from cpt_cli.server_key import ApiKeyOption, key_headers
 from cpt_deploy import readable
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 BAR_WIDTH = 20
 
 
-def predict(  # noqa: PLR0913, PLR0917  the options are its parameters
+def predict(
     paths: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -38,9 +38,6 @@ def predict(  # noqa: PLR0913, PLR0917  the options are its parameters
     api_key: ApiKeyOption = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Classes to show for each image.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="Number of threads.", show_default="all cores")] = None,
-    json_output: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
 ) -> None:
     """Predict images or rows of tensors: show the most probable classes with probabilities, or the outputs by name.
 
@@ -120,13 +117,10 @@ def _written(value: Any) -> str:
 
 
 COMMAND = Command(
-    name="predict",
-    function=predict,
-    panel=SHIP_PANEL,
-    examples=(
-        "cpt predict runs/digits/bundle-8bit digit.png",
-        "cpt predict runs/digits/bundle-8bit *.png --top-k 3 --json",
-        "cpt predict runs/prices/bundle-8bit --inputs houses.csv --json  # rows of tensors",
-        "cpt predict --url http://127.0.0.1:8000 digit.png  # on a server",
-    ),
+    predict,
+    SHIP_PANEL,
+    "cpt predict runs/digits/bundle-8bit digit.png",
+    "cpt predict runs/digits/bundle-8bit *.png --top-k 3 --json",
+    "cpt predict runs/prices/bundle-8bit --inputs houses.csv --json  # rows of tensors",
+    "cpt predict --url http://127.0.0.1:8000 digit.png  # on a server",
 )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cpt_cli.command import PROVIDER_HELP, SHIP_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.command import PROVIDER_HELP, SHIP_PANEL, Command
 from cpt_cli.output import out
 from cpt_deploy import readable
 
@@ -43,13 +43,13 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
     provider: Annotated[str | None, typer.Option(help=PROVIDER_HELP, show_default="cpu")] = None,
     max_batch: Annotated[
         int | None,
-        typer.Option(min=1, help="Maximum number of images per batch.", show_default="16", rich_help_panel=_LOAD),
+        typer.Option(min=1, help="Maximum number of rows per batch.", show_default="16", rich_help_panel=_LOAD),
     ] = None,
     queue_rows: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Maximum number of images that wait for a model; further requests get 429.",
+            help="Maximum number of rows that wait for a model; further requests get 429.",
             show_default="1024",
             rich_help_panel=_LOAD,
         ),
@@ -146,9 +146,6 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
             rich_help_panel=_WATCH,
         ),
     ] = None,
-    json_output: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
 ) -> None:
     """Serve models over HTTP until SIGTERM or Ctrl-C: /predict, health, metrics, and the Open Inference Protocol v2.
 
@@ -156,9 +153,6 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
     environment variable, CPT_SERVE_PORT=9000, CPT_SERVE_MAX_BODY_BYTES, ..., or in a YAML file; docs/serving.md lists
     them.
     """
-    from cpt_deploy.bundle.reading import bundle_task
-    from cpt_deploy.recipe.tasks import IMAGE_CLASSIFICATION as DEFAULT
-    from cpt_deploy.tasks import task_named
     from cpt_serving.repository.model_directory import find_models
     from cpt_serving.server import run
     from cpt_serving.settings import load_settings
@@ -196,7 +190,7 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
         models = sorted(locations)
         first = models[0] if models else "NAME"
         place = url if len(models) == 1 else f"{url}/models/{first}"
-        task = task_named(bundle_task(locations[first].path if first in locations else settings.bundle) or DEFAULT)
+        path = locations[first].path if first in locations else settings.bundle
         out.fields(
             f"Serving {readable.path(settings.bundle)}",
             {
@@ -204,7 +198,7 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
                 **({} if settings.grpc_port is None else {"gRPC": f"{settings.host}:{settings.grpc_port}"}),
                 "models": ", ".join(models) or "none yet",
                 "page": f"{url}/" if settings.page else "off",
-                "try it": _curl(settings, task.example_request(place)),
+                "try it": _curl(settings, _example(path, place)),
                 "docs": f"{url}/docs" if settings.docs else "off",
                 "ready": f"{url}/health/ready",
                 "keys": "none: everyone who can reach the address can use the server"
@@ -227,6 +221,18 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
     run(settings, on_listening=announce)
 
 
+def _example(bundle: Path, address: str) -> str:
+    """Return arguments of curl for an example request: as the task of a bundle says, else with rows of tensors."""
+    from cpt_deploy.bundle.reading import bundle_task
+    from cpt_deploy.recipe.tasks import tasks
+    from cpt_deploy.tasks import task_named
+
+    task = bundle_task(bundle)
+    if task is not None and task in tasks:
+        return task_named(task).example_request(address)
+    return f"""-H 'Content-Type: application/json' -d '{{"inputs": …}}' {address}/predict"""
+
+
 def _curl(settings: "ServeSettings", request: str) -> str:
     key = "" if settings.api_keys is None else "-H 'X-API-Key: …' "
     trust = "" if settings.tls_cert is None else f"--cacert {settings.tls_cert} "
@@ -234,14 +240,11 @@ def _curl(settings: "ServeSettings", request: str) -> str:
 
 
 COMMAND = Command(
-    name="serve",
-    function=serve,
-    panel=SHIP_PANEL,
-    examples=(
-        "cpt serve runs/digits/bundle-8bit",
-        "cpt serve models/ --watch 5 --require-evidence  # models/NAME/VERSION/; new versions are loaded while it runs",
-        "cpt serve my-bundle --grpc-port 8001  # the Open Inference Protocol over gRPC too",
-        "cpt serve my-bundle --host 0.0.0.0 --api-keys keys.txt --tls-cert cert.pem --tls-key key.pem",
-        "cpt serve --config serve.yaml",
-    ),
+    serve,
+    SHIP_PANEL,
+    "cpt serve runs/digits/bundle-8bit",
+    "cpt serve models/ --watch 5 --require-evidence  # models/NAME/VERSION/; new versions are loaded while it runs",
+    "cpt serve my-bundle --grpc-port 8001  # the Open Inference Protocol over gRPC too",
+    "cpt serve my-bundle --host 0.0.0.0 --api-keys keys.txt --tls-cert cert.pem --tls-key key.pem",
+    "cpt serve --config serve.yaml",
 )

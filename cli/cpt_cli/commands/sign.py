@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.command import SHIP_PANEL, Command
 from cpt_cli.output import out
 from cpt_deploy import readable
 
@@ -13,9 +13,6 @@ from cpt_deploy import readable
 def sign(
     bundle: Annotated[Path, typer.Argument(help="Bundle that cpt export wrote, preferably validated by cpt validate.")],
     key: Annotated[Path, typer.Option(help="Private key in PEM, elliptic curve, without a password.")],
-    json_output: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
 ) -> None:
     """Sign all files of a bundle, including its evidence, so that nobody without the key can change one unnoticed.
 
@@ -39,9 +36,4 @@ def sign(
     out.hint(f"cpt verify {readable.path(bundle)} --key PUBLIC_KEY")
 
 
-COMMAND = Command(
-    name="sign",
-    function=sign,
-    panel=SHIP_PANEL,
-    examples=("cpt sign my-bundle --key release.key",),
-)
+COMMAND = Command(sign, SHIP_PANEL, "cpt sign my-bundle --key release.key")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, ProviderOption, QuietFlag
+from cpt_cli.command import SHIP_PANEL, Command, ProviderOption
 from cpt_cli.output import out
 from cpt_cli.shown.validation import require_passed, show_evidence
 from cpt_deploy import readable
@@ -56,9 +56,6 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
     html: Annotated[
         Path | None, typer.Option(help="Also write the page of the evidence to this file (needs Matplotlib).")
     ] = None,
-    json_output: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
 ) -> None:
     """Measure a bundle before it is served: metric and integers of trained model, integer executor and onnxruntime.
 
@@ -125,14 +122,11 @@ def _check_alone(bundle: Path, provider: str, *, require_exact: bool | None) -> 
 
 
 COMMAND = Command(
-    name="validate",
-    function=validate,
-    panel=SHIP_PANEL,
-    examples=(
-        "cpt validate runs/digits/bundle-8bit --data digits",
-        "cpt validate my-bundle --data fashion-mnist --run runs/fashion --max-drop 1  # at most 1 point lost",
-        "cpt validate my-bundle --data digits --html evidence.html  # a copy of the page in the bundle",
-        "cpt validate my-bundle --data digits --provider cuda  # with onnxruntime-gpu",
-        "cpt validate my-bundle  # checksums, constants and golden sample only: needs neither data nor torch",
-    ),
+    validate,
+    SHIP_PANEL,
+    "cpt validate runs/digits/bundle-8bit --data digits",
+    "cpt validate my-bundle --data fashion-mnist --run runs/fashion --max-drop 1  # at most 1 point lost",
+    "cpt validate my-bundle --data digits --html evidence.html  # a copy of the page in the bundle",
+    "cpt validate my-bundle --data digits --provider cuda  # with onnxruntime-gpu",
+    "cpt validate my-bundle  # checksums, constants and golden sample only: needs neither data nor torch",
 )

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.command import SHIP_PANEL, Command
 from cpt_cli.output import out
 from cpt_deploy import readable
 
@@ -13,9 +13,6 @@ from cpt_deploy import readable
 def verify(
     bundle: Annotated[Path, typer.Argument(help="Bundle signed by cpt sign.")],
     key: Annotated[Path, typer.Option(help="Public key in PEM, or a folder of keys, one of which has to match.")],
-    json_output: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
 ) -> None:
     """Check that a bundle is unchanged since it was signed: no file changed, added or removed. If not, exit code 4.
 
@@ -33,11 +30,8 @@ def verify(
 
 
 COMMAND = Command(
-    name="verify",
-    function=verify,
-    panel=SHIP_PANEL,
-    examples=(
-        "cpt verify my-bundle --key release.pub",
-        "cpt verify my-bundle --key trusted-keys/  # each .pub or .pem in it",
-    ),
+    verify,
+    SHIP_PANEL,
+    "cpt verify my-bundle --key release.pub",
+    "cpt verify my-bundle --key trusted-keys/  # each .pub or .pem in it",
 )

@@ -60,7 +60,7 @@ def show_dataset_check(name: str, root: Path | None) -> None:
             f"Expected a data set to train with in {name}, but found {'; '.join(findings.errors)}",
             hint="remove or repair them; data.skip_bad=true trains without images that cannot be read",
         )
-    out.note("nothing stands in the way of a training")
+    out.note("the data set can be trained on")
 
 
 def _listed(title: str, lines: list[str]) -> None:

@@ -35,15 +35,15 @@ def show_export(bundle: "Bundle") -> "ExportSummary":
 
 def show_mixed_precision(chosen: Mapping[str, Any]) -> None:
     """Print the bits of each layer, and the cost of fewer bits in that layer alone."""
-    allocation = sorted({int(bits) for layer in chosen["layers"] for bits in layer["cost"]})
+    tried = sorted({int(bits) for layer in chosen["layers"] for bits in layer["cost"]})
     out.table(
-        ("layer", "weights", "bits", *(f"at {bits} bits" for bits in allocation)),
+        ("layer", "weights", "bits", *(f"at {bits} bits" for bits in tried)),
         [
             (
                 layer["layer"],
                 f"{layer['weights']:,}",
                 layer["bits"],
-                *(f"{layer['cost'][str(bits)]:.2g}" for bits in allocation),
+                *(f"{layer['cost'][str(bits)]:.2g}" for bits in tried),
             )
             for layer in chosen["layers"]
         ],

@@ -28,7 +28,7 @@ def show_evidence(evidence: "Evidence") -> None:
 
 
 def require_passed(evidence: "Evidence") -> None:
-    """Raise a `ValidationFailedError` unless a bundle passed, with the failures, or else with what is undecided."""
+    """Raise a `ValidationFailedError` with the failures, or else the undecided tests, unless a bundle passed."""
     if evidence.passed:
         return
     if evidence.reasons:

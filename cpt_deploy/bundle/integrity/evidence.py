@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from cpt_deploy.bundle.bundle import Bundle
 from cpt_deploy.bundle.runtime.providers import CPU, provider_name
 from cpt_deploy.errors import BundleError, ValidationFailedError
+from cpt_deploy.metric import Metric
 
 T = TypeVar("T")
 
@@ -24,14 +25,15 @@ class Evidence:
         reasons: The reasons for a failure; empty if it passed.
         dataset: Name of the data set.
         samples: Number of measured samples.
-        accuracy: Fraction of samples that onnxruntime classified correctly; `None` if it was not measured.
-        interval_95: 95 % confidence interval of the accuracy.
+        unit: Name of the samples, in the plural.
+        metric: What was measured.
+        value: The metric in onnxruntime.
+        interval_95: 95 % confidence interval of the value.
+        trained_value: The metric of the trained model before freezing.
         compared_integers: Number of onnxruntime's integers that were compared with the exact executor's, or `None`.
         mismatching_integers: Number of integers that differ.
         validated_at: Time of the validation, ISO 8601 in UTC.
         split: The measured split of the data set.
-        correct: Number of samples that onnxruntime classified correctly.
-        trained_accuracy: Fraction of samples that the trained model classified correctly before freezing.
         float_operators: Number of float operators left in onnxruntime's graph.
         runtime: Version of onnxruntime.
         cpu: Name of the processor.
@@ -46,14 +48,15 @@ class Evidence:
     reasons: tuple[str, ...]
     dataset: str
     samples: int
-    accuracy: float | None
+    unit: str
+    metric: Metric
+    value: float | None
     interval_95: tuple[float, float] | None
+    trained_value: float | None
     compared_integers: int | None
     mismatching_integers: int | None
     validated_at: str
     split: str | None
-    correct: int | None
-    trained_accuracy: float | None
     float_operators: int | None
     runtime: str | None
     cpu: str | None
@@ -116,7 +119,7 @@ def _parse(report: dict[str, Any]) -> Evidence:
     runtimes = {entry["name"]: entry for entry in report["runtimes"]}
     served, trained = runtimes.get("onnxruntime", {}), runtimes.get("trained", {})
     dataset, integers = report["dataset"], report["integers"] or {"compared": None, "mismatching": None}
-    interval = served.get("interval_95")
+    metric, interval = Metric.from_dict(report["metric"]), served.get("interval_95")
     float_operators = (report.get("graph") or {}).get("float_operators")
     if not isinstance(report["passed"], bool):
         raise TypeError(f"passed is {report['passed']!r:.50}")
@@ -127,14 +130,15 @@ def _parse(report: dict[str, Any]) -> Evidence:
         reasons=tuple(str(reason) for reason in report["reasons"]),
         dataset=str(dataset["name"]),
         samples=int(dataset["samples"]),
-        accuracy=_known(float, served.get("accuracy")),
+        unit=str(dataset.get("unit", "samples")),
+        metric=metric,
+        value=_known(float, served.get(metric.name)),
         interval_95=None if interval is None else (float(interval[0]), float(interval[1])),
+        trained_value=_known(float, trained.get(metric.name)),
         compared_integers=_known(int, integers["compared"]),
         mismatching_integers=_known(int, integers["mismatching"]),
         validated_at=str(report["validated_at"]),
         split=_known(str, dataset.get("split")),
-        correct=_known(int, served.get("correct")),
-        trained_accuracy=_known(float, trained.get("accuracy")),
         float_operators=None if float_operators is None else sum(float_operators.values()),
         runtime=_known(str, (report.get("versions") or {}).get("onnxruntime")),
         cpu=_known(str, (report.get("cpu") or {}).get("model")),

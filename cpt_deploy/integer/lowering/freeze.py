@@ -48,7 +48,7 @@ from cpt_deploy.quantization.modules.layers import (
 )
 from cpt_deploy.quantization.modules.recurrent import QuantizedRecurrent
 from cpt_deploy.quantization.numerics.folding import fold_layer
-from cpt_deploy.quantization.state.config import MOST_INTEGER_BITS
+from cpt_deploy.quantization.state.config import MAX_INTEGER_BITS
 from cpt_deploy.quantization.state.precision_state import Role
 from cpt_deploy.quantization.state.scheduled_model import WeightBits
 
@@ -72,11 +72,11 @@ def freeze(
         ConversionError: If an activation has not seen any data, an operation cannot be executed in integers, or a sum
             could leave int32.
     """
-    max_bits = min(model.config.max_bits, MOST_INTEGER_BITS)
+    max_bits = min(model.config.max_bits, MAX_INTEGER_BITS)
     given = weight_bits.values() if isinstance(weight_bits, Mapping) else [weight_bits or max_bits]
     for bits in given:
-        if not 2 <= bits <= MOST_INTEGER_BITS:
-            raise UsageError(f"Expected bits to export between 2 and {MOST_INTEGER_BITS}, but got {bits}")
+        if not 2 <= bits <= MAX_INTEGER_BITS:
+            raise UsageError(f"Expected bits to export between 2 and {MAX_INTEGER_BITS}, but got {bits}")
     if activation_bits is not None and not 2 <= activation_bits <= max_bits:
         raise UsageError(f"Expected bits of activations between 2 and max_bits {max_bits}, but got {activation_bits}")
     graph = with_paddings_inside(_Lowering(model, weight_bits, activation_bits or max_bits).run())
@@ -102,8 +102,8 @@ class _Lowering:
 
     def __init__(self, model: QuantizedModel, weight_bits: WeightBits, activation_bits: int) -> None:
         self.network = model.network
-        self.max_bits = min(model.config.max_bits, MOST_INTEGER_BITS)
-        self.layer_bits = {name: min(bits, MOST_INTEGER_BITS) for name, bits in model.layer_bits(weight_bits).items()}
+        self.max_bits = min(model.config.max_bits, MAX_INTEGER_BITS)
+        self.layer_bits = {name: min(bits, MAX_INTEGER_BITS) for name, bits in model.layer_bits(weight_bits).items()}
         self.activation_bits = activation_bits
         self.precision = model.precision
         self.finished: dict[fx.Node, QuantizedTensor] = {}
@@ -142,7 +142,7 @@ class _Lowering:
                 continue
             if isinstance(module, ActivationQuantizer) and node.all_input_nodes[0] in floats.names:
                 name = self._new_name(f"{own_name(node)}_codes")
-                bits = max(self._bits_of(module.role), module.least_bits)
+                bits = max(self._bits_of(module.role), module.min_bits)
                 self._finish(node, quantized_tensor(name, module, bits, sizes_of(node)))
                 self.operations.append(Quantize((floats.names[node.all_input_nodes[0]],), name))
             elif isinstance(module, ActivationQuantizer):
@@ -170,7 +170,7 @@ class _Lowering:
     def _lower_quantizer(self, node: fx.Node, quantizer: ActivationQuantizer) -> None:
         name, operation = own_name(node), self.ending[node]
         tensor = quantized_tensor(
-            name, quantizer, max(self._bits_of(quantizer.role), quantizer.least_bits), sizes_of(node)
+            name, quantizer, max(self._bits_of(quantizer.role), quantizer.min_bits), sizes_of(node)
         )
         if operation.head.op == "placeholder":
             self.operations.append(Quantize((self.floats.names[operation.head],), name))

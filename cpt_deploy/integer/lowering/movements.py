@@ -117,7 +117,7 @@ def _permutation(node: fx.Node, rank: int) -> tuple[int, ...]:
 
 
 def _pad(module: Padding, source: QuantizedTensor, output: QuantizedTensor) -> Pad:
-    begins, ends = module.allocation[::2][::-1], module.allocation[1::2][::-1]
+    begins, ends = module.widths[::2][::-1], module.widths[1::2][::-1]
     before = (0,) * (len(source.shape) + 1 - len(begins))
     return Pad((source.name,), output.name, module.mode, (*before, *begins, *before, *ends))
 

@@ -1,6 +1,6 @@
 """Language models: `lstm-lm` and `transformer-lm`, by name for recipes."""
 
-from cpt_deploy.models.language.catalog import build_language_model, language_model_names, language_models
+from cpt_deploy.models.language.catalog import build_language_model, language_model_names
 from cpt_deploy.models.language.lstm import LstmLanguageModel
 from cpt_deploy.models.language.preparing import preparing_arguments
 from cpt_deploy.models.language.summary import describe_language_model
@@ -12,6 +12,5 @@ __all__ = [
     "build_language_model",
     "describe_language_model",
     "language_model_names",
-    "language_models",
     "preparing_arguments",
 ]

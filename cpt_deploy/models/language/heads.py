@@ -94,9 +94,9 @@ class AdaptiveEmbedding(nn.Module):
         super().__init__()
         check_cutoffs(cutoffs, vocabulary)
         self.features = features
-        self.edges = [0, *cutoffs, vocabulary]
+        self.bounds = [0, *cutoffs, vocabulary]
         widths = [int(features // factor**band) for band in range(len(cutoffs) + 1)]
-        sizes = [end - start for start, end in pairwise(self.edges)]
+        sizes = [end - start for start, end in pairwise(self.bounds)]
         self.bands = nn.ModuleList(nn.Embedding(size, width) for size, width in zip(sizes, widths, strict=True))
         self.projections = nn.ModuleList(nn.Linear(width, features, bias=False) for width in widths)
         for band, width in zip(self.bands, widths, strict=True):
@@ -104,7 +104,7 @@ class AdaptiveEmbedding(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Look up each token in all bands, which are small but for the first, and select the row of its own."""
-        first, *others = zip(pairwise(self.edges), self.bands, self.projections, strict=True)
+        first, *others = zip(pairwise(self.bounds), self.bands, self.projections, strict=True)
         (_, end), band, projection = first
         out: Tensor = projection(band(tokens.clamp(max=end - 1)))
         for (start, end), band, projection in others:
@@ -125,8 +125,8 @@ def check_cutoffs(cutoffs: Sequence[int], vocabulary: int) -> None:
     Raises:
         UsageError: If they are not.
     """
-    edges = [0, *cutoffs, vocabulary]
-    if not cutoffs or any(low >= high for low, high in pairwise(edges)):
+    bounds = [0, *cutoffs, vocabulary]
+    if not cutoffs or any(low >= high for low, high in pairwise(bounds)):
         raise UsageError(
             f"Expected cutoffs that rise and lie between 0 and the vocabulary's {vocabulary} tokens, "
             f"but got {list(cutoffs)}"

@@ -15,7 +15,7 @@ from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuant
 from cpt_deploy.quantization.modules.layers import QuantizedLayer
 from cpt_deploy.quantization.modules.recurrent import QuantizedRecurrent
 from cpt_deploy.quantization.numerics.folding import channelwise, fold_layer, normalisation
-from cpt_deploy.quantization.state.config import MOST_INTEGER_BITS
+from cpt_deploy.quantization.state.config import MAX_INTEGER_BITS
 
 _KINDS = (Kind.LAYER, Kind.NORM)
 
@@ -30,7 +30,7 @@ def round_biases(model: QuantizedModel) -> None:
         model: A model whose activation ranges are known.
     """
     network, precision = model.network, model.precision
-    if max(*precision.weight_bits.values(), *precision.activation_bits.values()) > MOST_INTEGER_BITS:
+    if max(*precision.weight_bits.values(), *precision.activation_bits.values()) > MAX_INTEGER_BITS:
         return  # integer kernels execute none of it
     for node in network.graph.nodes:
         if kind_of(node, network) is Kind.RECURRENT:

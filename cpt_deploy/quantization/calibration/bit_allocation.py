@@ -135,7 +135,7 @@ def _batch_statistics(model: QuantizedModel) -> Iterator[None]:
 
 
 def allocate_bits(
-    layers: Sequence[LayerSensitivity], *, budget: float, held_weights: int, max_bits: int = REFERENCE_BITS
+    layers: Sequence[LayerSensitivity], *, budget: float, fixed_weights: int, max_bits: int = REFERENCE_BITS
 ) -> dict[str, int]:
     """Choose bits for each layer so that all weights together stay within a budget.
 
@@ -145,7 +145,7 @@ def allocate_bits(
     Args:
         layers: Sensitivity of the layers that may have fewer bits.
         budget: Maximum size of all weights, as a fraction of their size at 8 bits, in (0, 1].
-        held_weights: Number of weights in the other layers, which keep max_bits.
+        fixed_weights: Number of weights in the other layers, which keep max_bits.
         max_bits: Bits at which all layers begin, and which the other layers keep.
 
     Returns:
@@ -157,11 +157,11 @@ def allocate_bits(
     tops = {layer.name: min(max_bits, layer.max_bits) for layer in layers}
     costs = {layer.name: _costs(layer, tops[layer.name]) for layer in layers}
     sizes = {layer.name: layer.weights for layer in layers}
-    whole = REFERENCE_BITS * (held_weights + sum(sizes.values()))
-    room = budget * whole - max_bits * held_weights
-    least = {name: min(cost) for name, cost in costs.items()}
-    if not 0 < budget <= 1 or sum(least[name] * sizes[name] for name in sizes) > room:
-        reachable = (max_bits * held_weights + sum(least[name] * sizes[name] for name in sizes)) / whole
+    whole = REFERENCE_BITS * (fixed_weights + sum(sizes.values()))
+    room = budget * whole - max_bits * fixed_weights
+    lowest = {name: min(cost) for name, cost in costs.items()}
+    if not 0 < budget <= 1 or sum(lowest[name] * sizes[name] for name in sizes) > room:
+        reachable = (max_bits * fixed_weights + sum(lowest[name] * sizes[name] for name in sizes)) / whole
         raise UsageError(
             f"Expected a budget from {reachable:.3f} to 1 of the weights' size at 8 bits, but got {budget:g}",
             hint="the first and the last layer keep max_bits, and no layer goes below the bits it trained at",

@@ -16,7 +16,7 @@ from cpt_deploy.quantization.state.config import QuantizationConfig
 from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
 
 #: No layer reads the logits, so fewer bits for them would save nothing.
-LOGITS_LEAST_BITS = 8
+MIN_LOGITS_BITS = 8
 
 
 def insert_quantizers(traced: fx.GraphModule, precision: PrecisionState, config: QuantizationConfig) -> None:
@@ -41,7 +41,7 @@ def _insert_quantizer(
     role: Role = (roles.pop() if len(roles) == 1 else None) or "fixed"  # fixed as well where groups share an activation
     is_logits = any(reader.op == "output" for reader in readers)
     quantizer = ActivationQuantizer(
-        precision, role, config.range_momentum, least_bits=LOGITS_LEAST_BITS if is_logits else 0
+        precision, role, config.range_momentum, min_bits=MIN_LOGITS_BITS if is_logits else 0
     )
     _insert_after(traced, operation.end, add_quantizer(traced, "activation_quantizers", operation.head.name, quantizer))
     if role == "fixed":

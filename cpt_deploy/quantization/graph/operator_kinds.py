@@ -185,7 +185,7 @@ def _module_kind(node: fx.Node, module: nn.Module) -> Kind | None:
     if isinstance(module, nn.AdaptiveAvgPool2d):
         return _adaptive_kind(sizes_of(node.all_input_nodes[0])[-2:], sizes_of(node)[-2:])
     if isinstance(module, Padding):  # the batch dimension cannot be padded
-        return Kind.KEEP if len(module.allocation) // 2 < len(node.meta["shape"]) else None
+        return Kind.KEEP if len(module.widths) // 2 < len(node.meta["shape"]) else None
     return Kind.KEEP if is_stochastic_depth(module) else _MODULE_KINDS.get(type(module))
 
 

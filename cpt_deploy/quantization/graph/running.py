@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cpt_deploy.quantization.graph.handed_in import seed_all, untouched
 from cpt_deploy.quantization.model import QuantizedModel
-from cpt_deploy.quantization.state.config import MOST_BITS
+from cpt_deploy.quantization.state.config import MAX_BITS
 from cpt_deploy.quantization.state.precision_state import Bits
 
 Inputs = tuple[Tensor, ...]
@@ -59,8 +59,8 @@ def float_bits(prepared: QuantizedModel) -> Iterator[None]:
     state = prepared.precision
     before = state.bits()
     with untouched(prepared):
-        off = dict.fromkeys(state.weight_bits, MOST_BITS)
-        state.restore(Bits(off, off, MOST_BITS, {}))
+        off = dict.fromkeys(state.weight_bits, MAX_BITS)
+        state.restore(Bits(off, off, MAX_BITS, {}))
         try:
             yield
         finally:

@@ -14,7 +14,7 @@ from cpt_deploy.quantization.kernels.interface import (
     QuantMax,
     Statistics,
 )
-from cpt_deploy.quantization.kernels.selection import Selection, active, kernels_on, load_native, native_levels
+from cpt_deploy.quantization.kernels.selection import active, kernels_on
 
 __all__ = [
     "AccumulatorScale",
@@ -28,10 +28,7 @@ __all__ = [
     "OutputGradient",
     "QuantMax",
     "QuantizationParameters",
-    "Selection",
     "Statistics",
     "active",
     "kernels_on",
-    "load_native",
-    "native_levels",
 ]

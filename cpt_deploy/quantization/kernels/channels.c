@@ -37,8 +37,8 @@ static void statistics_block(const float *restrict x, const float *restrict shif
 }
 
 /* Per channel: mean, variance, min and max of x, from sums of x - x[row 0] and of its square in double. */
-EXPORT Status cpt_statistics(const float *x, i64 rows, i64 channels, float *mean, float *variance, float *least,
-                           float *greatest, int threads) {
+EXPORT Status cpt_statistics(const float *x, i64 rows, i64 channels, float *mean, float *variance, float *lowest,
+                           float *highest, int threads) {
     if (rows == 0 || channels == 0) return EMPTY;
     Plan p = plan(rows, channels);
     double *sums = calloc((size_t)(2 * channels), sizeof(double));
@@ -55,7 +55,7 @@ EXPORT Status cpt_statistics(const float *x, i64 rows, i64 channels, float *mean
             statistics_block(x + base, shift, smaller(p.period, p.n - base), sum, square, low, high);
         }
     }
-    for (i64 c = 0; c < channels; c++) least[c] = INFINITY, greatest[c] = -INFINITY;
+    for (i64 c = 0; c < channels; c++) lowest[c] = INFINITY, highest[c] = -INFINITY;
     for (i64 k = 0; k < p.chunks; k++) {
         const float *sum = parts + 4 * k * p.period;
         for (i64 j = 0; j < p.period; j++) {
@@ -63,8 +63,8 @@ EXPORT Status cpt_statistics(const float *x, i64 rows, i64 channels, float *mean
             float low = sum[2 * p.period + j], high = sum[3 * p.period + j];
             sums[c] += sum[j];
             sums[channels + c] += sum[p.period + j];
-            least[c] = low < least[c] ? low : least[c];
-            greatest[c] = high > greatest[c] ? high : greatest[c];
+            lowest[c] = low < lowest[c] ? low : lowest[c];
+            highest[c] = high > highest[c] ? high : highest[c];
         }
     }
     for (i64 c = 0; c < channels; c++) {
@@ -81,7 +81,7 @@ done:
 
 /* Quantized values of clamp(x * factor + offset), factor and offset per channel. */
 EXPORT Status cpt_affine_quantize(const float *x, i64 rows, i64 channels, const float *factor, const float *offset,
-                                Clamp clamp, Grid grid, uint8_t *codes, int threads) {
+                                Clamp clamp, QParams qparams, uint8_t *codes, int threads) {
     if (rows == 0 || channels == 0) return OK;
     Plan p = plan(rows, channels);
     float *a = repeated(factor, channels, p.period), *b = repeated(offset, channels, p.period);
@@ -93,7 +93,7 @@ EXPORT Status cpt_affine_quantize(const float *x, i64 rows, i64 channels, const 
             i64 count = smaller(p.period, p.n - base);
             const float *block = x + base;
             uint8_t *out = codes + base;
-            for (i64 j = 0; j < count; j++) out[j] = code_of(clamped(block[j] * a[j] + b[j], clamp), grid);
+            for (i64 j = 0; j < count; j++) out[j] = code_of(clamped(block[j] * a[j] + b[j], clamp), qparams);
         }
 done:
     free(a);
@@ -118,15 +118,15 @@ typedef struct {
     const float *factor, *offset;
     Clamp clamp;
     i64 rows, channels;
-} Site;
+} OutputGradient;
 
 INLINE float passed_gradient(const void *g, i64 i, float x, float a, float b, Clamp clamp, int bf16) {
     float z = x * a + b, v = load(g, i, bf16);
     return (z > clamp.low) & (z < clamp.high) ? v : 0.0f;
 }
 
-INLINE void sums_part(const Site *s, i64 from, i64 end, i64 period, const float *restrict a, const float *restrict b,
-                      const float *restrict shift, float *restrict sum, float *restrict product, int bf16) {
+INLINE void sums_part(const OutputGradient *s, i64 from, i64 end, i64 period, const float *restrict a,
+                      const float *restrict b, const float *restrict shift, float *restrict sum, float *restrict product, int bf16) {
     for (i64 base = from; base < end; base += period) {
         i64 count = smaller(period, end - base);
         const float *restrict x = s->x + base;
@@ -142,7 +142,8 @@ INLINE void sums_part(const Site *s, i64 from, i64 end, i64 period, const float 
  *
  * Here and below the types are constants within the parallel loop, which compilers outline as a function of its own: a
  * loop that tests the types at each element is not vectorised. */
-EXPORT Status cpt_gradient_sums(const Site *s, const float *mean, float *passed, float *products, int bf16, int threads) {
+EXPORT Status cpt_gradient_sums(const OutputGradient *s, const float *mean, float *passed, float *products,
+                                int bf16, int threads) {
     if (s->rows == 0 || s->channels == 0) return EMPTY;
     Plan p = plan(s->rows, s->channels);
     double *sums = calloc((size_t)(2 * s->channels), sizeof(double));
@@ -188,7 +189,7 @@ typedef struct {
     float *a, *b, *p, *q, *r;
 } Repeated;
 
-static Repeated repeat_all(const Site *s, const Terms *t, i64 period) {
+static Repeated repeat_all(const OutputGradient *s, const Terms *t, i64 period) {
     i64 c = s->channels;
     return (Repeated){repeated(s->factor, c, period), repeated(s->offset, c, period), repeated(t->p, c, period),
                       repeated(t->q, c, period), repeated(t->r, c, period)};
@@ -204,12 +205,12 @@ static void free_all(Repeated v) {
     free(v.r);
 }
 
-INLINE float gradient_at(const Site *s, i64 base, i64 j, Repeated v, int bf16) {
+INLINE float gradient_at(const OutputGradient *s, i64 base, i64 j, Repeated v, int bf16) {
     float x = s->x[base + j];
     return passed_gradient(s->g, base + j, x, v.a[j], v.b[j], s->clamp, bf16) * v.p[j] + x * v.q[j] + v.r[j];
 }
 
-INLINE void gradient_range_part(const Site *s, i64 base, i64 to, Repeated all, float *result, int bf16) {
+INLINE void gradient_range_part(const OutputGradient *s, i64 base, i64 to, Repeated all, float *result, int bf16) {
     i64 from = 0;
 #define VALUE(k) gradient_at(s, base, k, all, bf16)
     RANGE_LOOP(VALUE)
@@ -217,7 +218,7 @@ INLINE void gradient_range_part(const Site *s, i64 base, i64 to, Repeated all, f
 }
 
 /* Min and max of the gradient of the layer's output. */
-EXPORT Status cpt_gradient_range(const Site *s, const Terms *terms, float *range, int bf16, int threads) {
+EXPORT Status cpt_gradient_range(const OutputGradient *s, const Terms *terms, float *range, int bf16, int threads) {
     if (s->rows == 0 || s->channels == 0) return EMPTY;
     Plan p = plan(s->rows, s->channels);
     Repeated all = repeat_all(s, terms, p.period);
@@ -246,7 +247,7 @@ done:
     return status;
 }
 
-INLINE void codes_block(const Site *s, i64 base, i64 count, Repeated v, float step, uint32_t seed,
+INLINE void codes_block(const OutputGradient *s, i64 base, i64 count, Repeated v, float step, uint32_t seed,
                         void *restrict codes, int bf16, int codes_bf16) {
     for (i64 j = 0; j < count; j++) {
         float code = noise((uint32_t)(base + j), seed) + gradient_at(s, base, j, v, bf16) / step;
@@ -255,8 +256,8 @@ INLINE void codes_block(const Site *s, i64 base, i64 count, Repeated v, float st
 }
 
 /* The gradient of the layer's output in units of `step`, stochastically rounded to integers. */
-EXPORT Status cpt_gradient_codes(const Site *s, const Terms *terms, float step, uint32_t seed, void *codes, int bf16,
-                               int codes_bf16, int threads) {
+EXPORT Status cpt_gradient_codes(const OutputGradient *s, const Terms *terms, float step, uint32_t seed,
+                                 void *codes, int bf16, int codes_bf16, int threads) {
     if (s->rows == 0 || s->channels == 0) return OK;
     Plan p = plan(s->rows, s->channels);
     Repeated v = repeat_all(s, terms, p.period);

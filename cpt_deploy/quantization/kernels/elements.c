@@ -20,13 +20,13 @@ EXPORT Status cpt_range(const float *x, i64 n, float *range, int threads) {
     return OK;
 }
 
-EXPORT Status cpt_quantize(const float *x, i64 n, Grid grid, uint8_t *codes, int threads) {
+EXPORT Status cpt_quantize(const float *x, i64 n, QParams qparams, uint8_t *codes, int threads) {
     PARALLEL
-    for (i64 i = 0; i < n; i++) codes[i] = code_of(x[i], grid);
+    for (i64 i = 0; i < n; i++) codes[i] = code_of(x[i], qparams);
     return OK;
 }
 
-EXPORT Status cpt_requantize(const uint8_t *x, i64 n, Grid from, Grid to, uint8_t *codes, int threads) {
+EXPORT Status cpt_requantize(const uint8_t *x, i64 n, QParams from, QParams to, uint8_t *codes, int threads) {
     PARALLEL
     for (i64 i = 0; i < n; i++) codes[i] = code_of(real_of(x[i], from), to);
     return OK;
@@ -44,22 +44,22 @@ EXPORT Status cpt_centre(const uint8_t *codes, i64 n, float zero_point, void *ou
     return OK;
 }
 
-EXPORT Status cpt_dequantize(const uint8_t *codes, i64 n, Grid grid, float *out, int threads) {
+EXPORT Status cpt_dequantize(const uint8_t *codes, i64 n, QParams qparams, float *out, int threads) {
     PARALLEL
-    for (i64 i = 0; i < n; i++) out[i] = real_of(codes[i], grid);
+    for (i64 i = 0; i < n; i++) out[i] = real_of(codes[i], qparams);
     return OK;
 }
 
 /* --- weights: outputs x inputs, quantized symmetrically per output ---------------------------------------------- */
 
-/* The max quantized value of output o is levels[o * stride]: per output, or with stride 0 one for all. */
-EXPORT Status cpt_quantize_weight(const float *w, i64 outputs, i64 inputs, const float *levels, i64 stride, int8_t *codes,
-                                float *scales, int threads) {
+/* The max quantized value of output o is quant_max[o * stride]: per output, or with stride 0 one for all. */
+EXPORT Status cpt_quantize_weight(const float *w, i64 outputs, i64 inputs, const float *quant_max, i64 stride,
+                                int8_t *codes, float *scales, int threads) {
     if (outputs == 0 || inputs == 0) return EMPTY;
     PARALLEL
     for (i64 o = 0; o < outputs; o++) {
         const float *row = w + o * inputs;
-        float range[2], most = levels[o * stride];
+        float range[2], most = quant_max[o * stride];
         range_part(row, 0, inputs, range);
         float scale = (range[1] > -range[0] || range[1] != range[1] ? range[1] : -range[0]) / most;
         scale = scale == 0.0f ? 1.0f : scale;
@@ -94,15 +94,15 @@ EXPORT Status cpt_real_weight(const int8_t *codes, i64 outputs, i64 inputs, cons
 
 /* --- sums of two quantized tensors, clamped ----------------------------------------------------------------------- */
 
-static void add_range_part(const uint8_t *a, const uint8_t *b, Grid ga, Grid gb, Clamp clamp, i64 from, i64 to,
-                           float *result) {
+static void add_range_part(const uint8_t *a, const uint8_t *b, QParams ga, QParams gb, Clamp clamp, i64 from,
+                           i64 to, float *result) {
 #define VALUE(k) clamped(real_of(a[k], ga) + real_of(b[k], gb), clamp)
     RANGE_LOOP(VALUE)
 #undef VALUE
 }
 
-EXPORT Status cpt_add_range(const uint8_t *a, const uint8_t *b, i64 n, Grid ga, Grid gb, Clamp clamp, float *range,
-                          int threads) {
+EXPORT Status cpt_add_range(const uint8_t *a, const uint8_t *b, i64 n, QParams ga, QParams gb, Clamp clamp,
+                          float *range, int threads) {
     if (n == 0) return EMPTY;
     i64 chunks = (n + CHUNK - 1) / CHUNK;
     float *pairs = floats(2 * chunks);
@@ -117,8 +117,8 @@ EXPORT Status cpt_add_range(const uint8_t *a, const uint8_t *b, i64 n, Grid ga, 
 
 /* Quantized values of the clamped sum, and a bit for each element that the clamp did not change: bit i % 8 of
  * passed[i / 8]. */
-EXPORT Status cpt_add_quantize(const uint8_t *a, const uint8_t *b, i64 n, Grid ga, Grid gb, Clamp clamp, Grid grid,
-                             uint8_t *codes, uint8_t *passed, int threads) {
+EXPORT Status cpt_add_quantize(const uint8_t *a, const uint8_t *b, i64 n, QParams ga, QParams gb, Clamp clamp,
+                             QParams qparams, uint8_t *codes, uint8_t *passed, int threads) {
     i64 chunks = (n + CHUNK - 1) / CHUNK;
     PARALLEL
     for (i64 k = 0; k < chunks; k++) {
@@ -127,7 +127,7 @@ EXPORT Status cpt_add_quantize(const uint8_t *a, const uint8_t *b, i64 n, Grid g
         for (i64 i = 0; i < count; i++) {
             float z = real_of(a[from + i], ga) + real_of(b[from + i], gb);
             inside[i] = (uint8_t)((z > clamp.low) & (z < clamp.high));
-            codes[from + i] = code_of(clamped(z, clamp), grid);
+            codes[from + i] = code_of(clamped(z, clamp), qparams);
         }
         for (i64 j = 0; j < (count + 7) / 8; j++) {
             uint64_t eight;

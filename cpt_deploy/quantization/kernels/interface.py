@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class QuantizationParameters(NamedTuple):
-    """Quantization parameters: real value = (q − zero_point) · scale with q in [0, levels]; 0-dim float32 each."""
+    """Quantization parameters: real value = (q − zero_point) · scale with q in [0, quant_max]; 0-dim float32 each."""
 
     scale: Tensor
     zero_point: Tensor
@@ -42,14 +42,14 @@ class QuantMax(NamedTuple):
 
     Args:
         own: Max quantized value of the tensor itself, 0-dim float32.
-        cycle: Max quantized value of layers of scheduled precision that read the tensor, 0-dim float32.
-        least: Lower limit of `own`.
+        scheduled: Max quantized value of layers of scheduled precision that read the tensor, 0-dim float32.
+        own_min: Lower limit of `own`.
         symmetric: Whether quantization is signed and symmetric.
     """
 
     own: Tensor
-    cycle: Tensor
-    least: float
+    scheduled: Tensor
+    own_min: float
     symmetric: bool
 
 
@@ -60,13 +60,13 @@ class Observed(NamedTuple):
         low: 0-dim float32.
         high: 0-dim float32.
         own: Parameters of the tensor itself.
-        cycle: Parameters of layers of scheduled precision that read it.
+        scheduled: Parameters of layers of scheduled precision that read it.
     """
 
     low: Tensor
     high: Tensor
     own: QuantizationParameters
-    cycle: QuantizationParameters
+    scheduled: QuantizationParameters
 
 
 class Statistics(NamedTuple):
@@ -74,8 +74,8 @@ class Statistics(NamedTuple):
 
     mean: Tensor
     variance: Tensor
-    least: Tensor
-    greatest: Tensor
+    low: Tensor
+    high: Tensor
 
 
 class BatchNorm(NamedTuple):
@@ -254,7 +254,7 @@ class Kernels(Protocol):
         Without a shift the sums may also be float32.
         """
 
-    def gradient_sums(self, site: OutputGradient, mean: Tensor) -> tuple[Tensor, Tensor]:
+    def gradient_sums(self, output: OutputGradient, mean: Tensor) -> tuple[Tensor, Tensor]:
         """Return per channel, (C,) float32, the sums of the passed gradient and of its product with `x − mean`."""
 
     def normalisation_terms(
@@ -269,18 +269,18 @@ class Kernels(Protocol):
             count: Number of values per channel.
         """
 
-    def gradient_range(self, site: OutputGradient, terms: GradientTerms) -> tuple[Tensor, Tensor]:
+    def gradient_range(self, output: OutputGradient, terms: GradientTerms) -> tuple[Tensor, Tensor]:
         """Return the range of the gradient of the layer's output."""
 
     def gradient_step(self, low: Tensor, high: Tensor, quant_max: Tensor) -> Tensor:
-        """Return a gradient's quantization step, 0-dim: `range / (levels − 1)`, range including 0; 1 if it is empty."""
+        """Return a gradient's quantization step, 0-dim: `range / (quant_max − 1)`, range including 0; 1 if empty."""
 
     def gradient_codes(
-        self, site: OutputGradient, terms: GradientTerms, step: Tensor, seed: Tensor, dtype: torch.dtype
+        self, output: OutputGradient, terms: GradientTerms, step: Tensor, seed: Tensor, dtype: torch.dtype
     ) -> Tensor:
         """Return the gradient of the layer's output, rounded: floor(gradient / step + noise of index and seed).
 
-        The integers have type float32 or bfloat16, and bfloat16 if `site.gradient` is bfloat16.
+        The integers have type float32 or bfloat16, and bfloat16 if `output.gradient` is bfloat16.
         """
 
     def round_gradient(self, gradient: Tensor, step: Tensor, seed: Tensor) -> Tensor:

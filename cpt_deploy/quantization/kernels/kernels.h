@@ -30,10 +30,10 @@ typedef struct {
     float low, high;
 } Clamp;
 
-/* Quantization parameters: real = (q - zero_point) * scale, with q in 0..levels. */
+/* Quantization parameters: real = (q - zero_point) * scale, with q in 0..quant_max. */
 typedef struct {
-    float scale, zero_point, levels;
-} Grid;
+    float scale, zero_point, quant_max;
+} QParams;
 
 /* Functions shared by all kernels. */
 INLINE i64 smaller(i64 a, i64 b) { return a < b ? a : b; }
@@ -43,14 +43,14 @@ INLINE float clamped(float z, Clamp c) {
     return z > c.high ? c.high : z;
 }
 
-INLINE uint8_t code_of(float x, Grid g) {
+INLINE uint8_t code_of(float x, QParams g) {
     float code = __builtin_rintf(x / g.scale) + g.zero_point;
     code = code < 0.0f ? 0.0f : code;
-    code = code > g.levels ? g.levels : code;
+    code = code > g.quant_max ? g.quant_max : code;
     return (uint8_t)(int32_t)code;
 }
 
-INLINE float real_of(uint8_t code, Grid g) { return ((float)code - g.zero_point) * g.scale; }
+INLINE float real_of(uint8_t code, QParams g) { return ((float)code - g.zero_point) * g.scale; }
 
 INLINE float load(const void *p, i64 i, int bf16) {
     if (!bf16) return ((const float *)p)[i];

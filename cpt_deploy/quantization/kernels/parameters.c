@@ -3,16 +3,16 @@
 
 INLINE float scale_of(float width) { return width == 0.0f ? 1.0f : width; }
 
-INLINE void store_grid(float low, float high, float levels, int symmetric, float *grid) {
-    float zero_point = (levels + 1.0f) / 2.0f;
+INLINE void store_qparams(float low, float high, float quant_max, int symmetric, float *qparams) {
+    float zero_point = (quant_max + 1.0f) / 2.0f;
     if (symmetric) {
-        grid[0] = scale_of((high > -low ? high : -low) / (zero_point - 1.0f));
+        qparams[0] = scale_of((high > -low ? high : -low) / (zero_point - 1.0f));
     } else {
-        grid[0] = scale_of((high - low) / levels);
-        zero_point = clamped(__builtin_rintf(-low / grid[0]), (Clamp){0.0f, levels});
+        qparams[0] = scale_of((high - low) / quant_max);
+        zero_point = clamped(__builtin_rintf(-low / qparams[0]), (Clamp){0.0f, quant_max});
     }
-    grid[1] = zero_point;
-    grid[2] = levels;
+    qparams[1] = zero_point;
+    qparams[2] = quant_max;
 }
 
 INLINE float moved(float from, float to, float weight) {
@@ -29,7 +29,7 @@ typedef struct {
 /* Range including 0, quantization parameters of the tensor and those of scheduled layers, 8 values; the average, if any,
  * is updated. */
 EXPORT Status cpt_observe(const float *low, const float *high, const Average *average, const float *own,
-                        const float *cycle, float least, int symmetric, float *out, int threads) {
+                        const float *scheduled, float own_min, int symmetric, float *out, int threads) {
     float bottom = *low > 0.0f ? 0.0f : *low, top = *high < 0.0f ? 0.0f : *high;
     if (average) {
         float weight = 1.0f / (float)(++*average->batches);
@@ -39,21 +39,21 @@ EXPORT Status cpt_observe(const float *low, const float *high, const Average *av
     }
     out[0] = bottom;
     out[1] = top;
-    store_grid(bottom, top, *own < least ? least : *own, symmetric, out + 2);
-    store_grid(bottom, top, *cycle, symmetric, out + 5);
+    store_qparams(bottom, top, *own < own_min ? own_min : *own, symmetric, out + 2);
+    store_qparams(bottom, top, *scheduled, symmetric, out + 5);
     return OK;
 }
 
 /* The quantization step of a gradient, from its range including 0. */
-EXPORT Status cpt_gradient_step(const float *low, const float *high, const float *levels, float *step, int threads) {
+EXPORT Status cpt_gradient_step(const float *low, const float *high, const float *quant_max, float *step, int threads) {
     float bottom = *low > 0.0f ? 0.0f : *low, top = *high < 0.0f ? 0.0f : *high;
-    *step = scale_of((top - bottom) / (*levels - 1.0f));
+    *step = scale_of((top - bottom) / (*quant_max - 1.0f));
     return OK;
 }
 
 /* Statistics of a layer's integer sums, per channel. */
 typedef struct {
-    const float *mean, *variance, *least, *greatest;
+    const float *mean, *variance, *low, *high;
 } Statistics;
 
 /* A BatchNorm, whose running averages are updated; without one, `weight` is null. */
@@ -94,8 +94,8 @@ EXPORT Status cpt_normalise(const Statistics *sums, const float *input, const fl
             gain[c] = 1.0f;
             deviation[c] = 0.0f;
         }
-        float ends[2] = {clamped(sums->least[c] * factor[c] + offset[c], clamp),
-                         clamped(sums->greatest[c] * factor[c] + offset[c], clamp)};
+        float ends[2] = {clamped(sums->low[c] * factor[c] + offset[c], clamp),
+                         clamped(sums->high[c] * factor[c] + offset[c], clamp)};
         for (int i = 0; i < 2; i++) {
             low = ends[i] < low ? ends[i] : low;
             high = ends[i] > high ? ends[i] : high;

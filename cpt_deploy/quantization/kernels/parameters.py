@@ -29,8 +29,8 @@ def observe(low: Tensor, high: Tensor, average: Average | None, quant_max: Quant
     low, high = affine.including_zero(*whole(low, high))
     if average is not None:
         take(low, high, average)
-    own = quant_max.own.clamp(min=quant_max.least) if quant_max.least else quant_max.own
-    qparams_each = (qparams_on(low, high, most, symmetric=quant_max.symmetric) for most in (own, quant_max.cycle))
+    own = quant_max.own.clamp(min=quant_max.own_min) if quant_max.own_min else quant_max.own
+    qparams_each = (qparams_on(low, high, most, symmetric=quant_max.symmetric) for most in (own, quant_max.scheduled))
     return Observed(low, high, *qparams_each)
 
 
@@ -50,7 +50,7 @@ def take(low: Tensor, high: Tensor, average: Average) -> None:
 
 
 def gradient_step(low: Tensor, high: Tensor, quant_max: Tensor) -> Tensor:
-    """Return the quantization step of a gradient, 0-dim: `range / (levels − 1)`, or 1 if the range is empty.
+    """Return the quantization step of a gradient, 0-dim: `range / (quant_max − 1)`, or 1 if the range is empty.
 
     Args:
         low: Min value of the gradient, float32.
@@ -118,7 +118,7 @@ def normalised(
 
 def ends(statistics: Statistics, norm: Normalised, clamp: Clamp) -> tuple[Tensor, Tensor]:
     """Return the range of a normalised and clamped output."""
-    values = torch.stack([statistics.least, statistics.greatest]) * norm.factor + norm.offset
+    values = torch.stack([statistics.low, statistics.high]) * norm.factor + norm.offset
     low, high = torch.aminmax(values.clamp_(*clamp))
     return low, high
 

@@ -28,29 +28,23 @@ class TorchKernels:
     normalisation_terms = staticmethod(parameters.normalisation_terms)
 
     def range(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return min and max."""
         check_not_empty("range", x)
         low, high = torch.aminmax(affine.in_memory_order(x))
         return low, high
 
     def quantize(self, x: Tensor, qparams: QuantizationParameters) -> Tensor:
-        """Return quantized values."""
         return affine.quantize(x, qparams.scale, qparams.zero_point, qparams.quant_max).to(torch.uint8)
 
     def requantize(self, codes: Tensor, source: QuantizationParameters, target: QuantizationParameters) -> Tensor:
-        """Return requantized values."""
         return self.quantize(self.dequantize(codes, source), target)
 
     def centre(self, codes: Tensor, zero_point: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return `codes − zero_point`."""
         return codes.to(torch.float32).sub_(zero_point).to(dtype)
 
     def dequantize(self, codes: Tensor, qparams: QuantizationParameters) -> Tensor:
-        """Return real values."""
         return self.centre(codes, qparams.zero_point, torch.float32).mul_(qparams.scale)
 
     def quantize_weight(self, weight: Tensor, quant_max: Tensor) -> tuple[Tensor, Tensor]:
-        """Return quantized values and scales."""
         check_not_empty("quantize_weight", weight)
         codes, scales = affine.quantize_weight(weight, quant_max)
         return codes.to(torch.int8), scales
@@ -58,7 +52,6 @@ class TorchKernels:
     def add_range(
         self, a: Tensor, b: Tensor, qparams_each: tuple[QuantizationParameters, QuantizationParameters], clamp: Clamp
     ) -> tuple[Tensor, Tensor]:
-        """Return the range of a clamped sum."""
         return self.range(self._sum(a, b, qparams_each).clamp_(clamp.low, clamp.high))
 
     def add_quantize(
@@ -69,7 +62,6 @@ class TorchKernels:
         clamp: Clamp,
         qparams: QuantizationParameters,
     ) -> tuple[Tensor, Tensor]:
-        """Return a quantized clamped sum and its mask."""
         total = self._sum(a, b, qparams_each)
         inside = flat((total > clamp.low) & (total < clamp.high)).to(torch.uint8)
         padded = torch.nn.functional.pad(inside, (0, -len(inside) % 8)).view(-1, 8)
@@ -80,14 +72,12 @@ class TorchKernels:
         return self.dequantize(a, qparams_each[0]).add_(self.dequantize(b, qparams_each[1]))
 
     def mask(self, gradient: Tensor, passed: Tensor) -> Tensor:
-        """Return a masked gradient."""
         inside = ((passed.unsqueeze(1) & _bits(passed.device)) != 0).flatten()[: gradient.numel()]
         out = torch.empty_like(gradient)
         flat(out).copy_(torch.where(inside, flat(gradient), 0.0))
         return out
 
     def statistics(self, x: Tensor) -> Statistics:
-        """Return statistics of each channel."""
         check_not_empty("statistics", x)
         rows = rows_of(x)
         variance, mean = torch.var_mean(rows, dim=0, correction=0)
@@ -97,34 +87,28 @@ class TorchKernels:
     def affine_quantize(
         self, x: Tensor, factor: Tensor, offset: Tensor, clamp: Clamp, qparams: QuantizationParameters
     ) -> Tensor:
-        """Return quantized values of a clamped affine function."""
         values = (x * _along(factor, x)).add_(_along(offset, x)).clamp_(clamp.low, clamp.high)
         return self.quantize(values, qparams)
 
     def scale_sums(self, sums: Tensor, shift: Tensor | None, factor: Tensor, offset: Tensor) -> Tensor:
-        """Return `(sums + shift) · factor + offset`."""
         shifted = sums if shift is None else sums + _along(shift, sums)
         return (shifted.to(torch.float32) * _along(factor, sums)).add_(_along(offset, sums))
 
-    def gradient_sums(self, site: OutputGradient, mean: Tensor) -> tuple[Tensor, Tensor]:
-        """Return sums for the backward pass of a normalisation."""
-        check_not_empty("gradient_sums", site.x)
-        passed = rows_of(_passed(site))
-        return passed.sum(dim=0), (passed * (rows_of(site.x) - mean)).sum(dim=0)
+    def gradient_sums(self, output: OutputGradient, mean: Tensor) -> tuple[Tensor, Tensor]:
+        check_not_empty("gradient_sums", output.x)
+        passed = rows_of(_passed(output))
+        return passed.sum(dim=0), (passed * (rows_of(output.x) - mean)).sum(dim=0)
 
-    def gradient_range(self, site: OutputGradient, terms: GradientTerms) -> tuple[Tensor, Tensor]:
-        """Return the range of the gradient of a layer's output."""
-        return self.range(_gradient(site, terms))
+    def gradient_range(self, output: OutputGradient, terms: GradientTerms) -> tuple[Tensor, Tensor]:
+        return self.range(_gradient(output, terms))
 
     def gradient_codes(
-        self, site: OutputGradient, terms: GradientTerms, step: Tensor, seed: Tensor, dtype: torch.dtype
+        self, output: OutputGradient, terms: GradientTerms, step: Tensor, seed: Tensor, dtype: torch.dtype
     ) -> Tensor:
-        """Return the gradient of a layer's output in steps, rounded stochastically."""
-        gradient = _gradient(site, terms)
+        gradient = _gradient(output, terms)
         return _with_noise(gradient.div_(step), seed).floor_().to(dtype)
 
     def round_gradient(self, gradient: Tensor, step: Tensor, seed: Tensor) -> Tensor:
-        """Return a gradient rounded stochastically."""
         return _with_noise(gradient / step, seed).floor_().mul_(step)
 
 
@@ -136,16 +120,16 @@ def _along(values: Tensor, x: Tensor) -> Tensor:
     return values.view(1, -1, 1, 1) if x.dim() == 4 else values
 
 
-def _passed(site: OutputGradient) -> Tensor:
-    value = (site.x * _along(site.factor, site.x)).add_(_along(site.offset, site.x))
-    inside = (value > site.clamp.low) & (value < site.clamp.high)
-    gradient = site.gradient.to(torch.float32)
+def _passed(output: OutputGradient) -> Tensor:
+    value = (output.x * _along(output.factor, output.x)).add_(_along(output.offset, output.x))
+    inside = (value > output.clamp.low) & (value < output.clamp.high)
+    gradient = output.gradient.to(torch.float32)
     return torch.where(inside, gradient, torch.zeros_like(gradient))
 
 
-def _gradient(site: OutputGradient, terms: GradientTerms) -> Tensor:
-    p, q, r = (_along(values, site.x) for values in terms)
-    return (_passed(site) * p).add_(site.x * q).add_(r)
+def _gradient(output: OutputGradient, terms: GradientTerms) -> Tensor:
+    p, q, r = (_along(values, output.x) for values in terms)
+    return (_passed(output) * p).add_(output.x * q).add_(r)
 
 
 def _with_noise(x: Tensor, seed: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from cpt_deploy.quantization.kernels.reference import TorchKernels
 VARIABLE = "CPT_KERNELS"
 CHOICES = ("auto", "native", "triton", "torch")
 #: Min compute capability that Triton supports.
-_LEAST_CAPABILITY = (8, 0)
+_MIN_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +76,14 @@ def load_triton(device: str) -> Kernels | str:
     try:
         import triton
 
-        from cpt_deploy.quantization.kernels.triton_backend import TritonKernels
+        from cpt_deploy.quantization.kernels.triton.backend import TritonKernels
     except ImportError as error:
         return f"Triton cannot be imported: {error}"
     if device == "cpu" and not triton.knobs.runtime.interpret:
         return "on a CPU they need TRITON_INTERPRET=1, set before Triton is imported"
     if device not in ("cpu", "cuda"):
         return f"there are none for {device}"
-    if device == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability() < _LEAST_CAPABILITY:
+    if device == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability() < _MIN_CAPABILITY:
         return "Triton needs a GPU of compute capability 8.0"
     kernels = TritonKernels()
     try:  # the first launch compiles a launcher, which needs a C compiler

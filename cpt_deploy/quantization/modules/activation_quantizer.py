@@ -17,19 +17,19 @@ class ActivationQuantizer(nn.Module):
         precision: The model's bits.
         role: "scheduled" or a group's role if only such layers read the tensor, else "fixed".
         momentum: Weight of a new batch in the moving average of the range.
-        least_bits: Min bits of the tensor; the logits keep 8 whatever max_bits, since no layer reads them.
+        min_bits: Min bits of the tensor; the logits keep 8 whatever max_bits, since no layer reads them.
     """
 
     low: Tensor
     high: Tensor
     batches: Tensor
 
-    def __init__(self, precision: PrecisionState, role: Role, momentum: float, *, least_bits: int = 0) -> None:
+    def __init__(self, precision: PrecisionState, role: Role, momentum: float, *, min_bits: int = 0) -> None:
         super().__init__()
         self.precision = precision
         self.role: Role = role
         self.momentum = momentum
-        self.least_bits = least_bits
+        self.min_bits = min_bits
         #: Whether quantized values are signed with zero point 0, for runtimes that support nothing else.
         self.symmetric = False
         #: During calibration, all batches have equal weight instead of momentum.
@@ -45,7 +45,7 @@ class ActivationQuantizer(nn.Module):
     @property
     def bits(self) -> int:
         """The current bits of this tensor."""
-        return max(self.precision.activation_bits[self.role], self.least_bits)
+        return max(self.precision.activation_bits[self.role], self.min_bits)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` fake-quantized at the current bits, same shape."""
@@ -53,28 +53,28 @@ class ActivationQuantizer(nn.Module):
             self.take(*range_of(x))
         else:
             self.current, self._observed = (self.low, self.high), None
-        return self.quantize(x, self.role, self.least_bits)
+        return self.quantize(x, self.role, self.min_bits)
 
-    def quantize(self, x: Tensor, role: Role, least_bits: int = 0) -> Tensor:
+    def quantize(self, x: Tensor, role: Role, min_bits: int = 0) -> Tensor:
         """Fake-quantize `x` in the range of the last forward pass, at the bits of a role."""
         if not self.precision.quantizes_activations(role):
             return x
-        return fake_quantize(x, *self._qparams(self.current, role, least_bits))
+        return fake_quantize(x, *self._qparams(self.current, role, min_bits))
 
     def qparams(self, role: Role | None = None) -> QuantizationParameters:
         """Return the quantization parameters of the last forward pass, or those at a role's bits in the same range."""
         if self._observed is not None and role in (None, "scheduled"):
-            return self._observed.own if role is None else self._observed.cycle
-        return self._qparams(self.current, role or self.role, 0 if role else self.least_bits)
+            return self._observed.own if role is None else self._observed.scheduled
+        return self._qparams(self.current, role or self.role, 0 if role else self.min_bits)
 
     def kept_qparams(self, role: Role | None = None) -> QuantizationParameters:
         """Return the quantization parameters in the averaged range, as evaluation uses it."""
-        return self._qparams((self.low, self.high), role or self.role, 0 if role else self.least_bits)
+        return self._qparams((self.low, self.high), role or self.role, 0 if role else self.min_bits)
 
-    def _qparams(self, limits: tuple[Tensor, Tensor], role: Role, least_bits: int) -> QuantizationParameters:
+    def _qparams(self, limits: tuple[Tensor, Tensor], role: Role, min_bits: int) -> QuantizationParameters:
         quant_max = self.precision.activation_quant_max(role)
-        if least_bits:
-            quant_max = quant_max.clamp(min=float(unsigned_quant_max(least_bits)))
+        if min_bits:
+            quant_max = quant_max.clamp(min=float(unsigned_quant_max(min_bits)))
         return parameters.qparams_on(*limits, quant_max, symmetric=self.symmetric)
 
     def take(self, low: Tensor, high: Tensor, kernels: Kernels | None = None) -> None:
@@ -92,9 +92,9 @@ class ActivationQuantizer(nn.Module):
                 self.observe(*self.current)
             return
         state = self.precision
-        least = float(unsigned_quant_max(self.least_bits)) if self.least_bits else 0.0
-        own, cycle = state.activation_quant_max(self.role), state.activation_quant_max("scheduled")
-        quant_max = QuantMax(own, cycle, least, self.symmetric)
+        own_min = float(unsigned_quant_max(self.min_bits)) if self.min_bits else 0.0
+        own, scheduled = state.activation_quant_max(self.role), state.activation_quant_max("scheduled")
+        quant_max = QuantMax(own, scheduled, own_min, self.symmetric)
         self._observed = kernels.observe(low, high, None if self.deferred else self._average(), quant_max)
         self.current = (self._observed.low, self._observed.high)
 

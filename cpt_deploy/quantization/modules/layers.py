@@ -175,7 +175,8 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]  # torch
 class QuantizedEmbedding(QuantizedLayer, nn.Embedding):  # type: ignore[misc]  # torch declares the same wider
     """Quantized Embedding: indices of any shape, output (..., D); each row of the table has its own scale.
 
-    Rows are looked up, not multiplied, so no limit of sums applies.
+    A row corresponds to an output channel of a Linear, so a table shared with a decoder has the same quantized values
+    in both. Rows are looked up, not multiplied: no limit of sums applies, and the cost in BitOPs is 0.
     """
 
     bias = None

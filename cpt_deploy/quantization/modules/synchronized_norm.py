@@ -25,8 +25,8 @@ def over_processes(mean: Tensor, variance: Tensor, count: int) -> tuple[Tensor, 
     own = torch.cat([mean, variance, mean.new_full((1,), count)])
     gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(gathered, own)
-    told, channels = torch.stack(gathered), len(mean)
-    means, variances, counts = told[:, :channels], told[:, channels:-1], told[:, -1:]
+    stacked, channels = torch.stack(gathered), len(mean)
+    means, variances, counts = stacked[:, :channels], stacked[:, channels:-1], stacked[:, -1:]
     total = counts.sum()
     mean = (means * counts).sum(0) / total
     return mean, ((variances + (means - mean).square()) * counts).sum(0) / total, total

@@ -10,7 +10,7 @@ from torch import Tensor
 from cpt_deploy.precision.accumulators import INT32_MOST
 from cpt_deploy.quantization.numerics.affine import symmetric_quant_max, unsigned_quant_max
 
-_EXECUTED_LEVELS = symmetric_quant_max(8)
+_EXECUTED_QUANT_MAX = symmetric_quant_max(8)
 _FOR_BIAS = 2**26
 
 SUM_LIMIT = (INT32_MOST - _FOR_BIAS) // unsigned_quant_max(8)
@@ -19,13 +19,13 @@ SUM_LIMIT = (INT32_MOST - _FOR_BIAS) // unsigned_quant_max(8)
 
 def can_overflow(inputs: int) -> bool:
     """Return whether a channel with this number of inputs could exceed the limit."""
-    return inputs * _EXECUTED_LEVELS > SUM_LIMIT
+    return inputs * _EXECUTED_QUANT_MAX > SUM_LIMIT
 
 
 def summed_quant_max(weight: Tensor, quant_max: Tensor) -> Tensor:
     """Return for each output channel the max quantized value at which the sum of magnitudes surely keeps the limit.
 
-    `|rint(x)| ≤ |x| + 1/2`, so `Σ|quantized weights| ≤ levels · Σ|w| / max|w| + inputs / 2`.
+    `|rint(x)| ≤ |x| + 1/2`, so `Σ|quantized weights| ≤ quant_max · Σ|w| / max|w| + inputs / 2`.
 
     Args:
         weight: Float32 tensor of shape (O, ...).
@@ -40,4 +40,4 @@ def summed_quant_max(weight: Tensor, quant_max: Tensor) -> Tensor:
     room = SUM_LIMIT - magnitudes.shape[1] / 2
     limited = torch.floor(room / (magnitudes.sum(dim=1) / most).clamp(min=1.0)).clamp(min=0.0).to(weight.dtype)
     quant_max = quant_max.to(weight.device)
-    return torch.where(quant_max > _EXECUTED_LEVELS, quant_max, torch.minimum(limited, quant_max))
+    return torch.where(quant_max > _EXECUTED_QUANT_MAX, quant_max, torch.minimum(limited, quant_max))

@@ -49,7 +49,7 @@ def affine_parameters(low: Tensor, high: Tensor, quant_max: Tensor) -> tuple[Ten
         quant_max: Max quantized value, 0-dim float32.
 
     Returns:
-        The scale and the zero point, 0-dim float32; the zero point is an integer in [0, levels]. An empty range has
+        The scale and the zero point, 0-dim float32; the zero point is an integer in [0, quant_max]. An empty range has
         scale 1.
     """
     width = (high - low) / quant_max
@@ -77,7 +77,7 @@ def symmetric_parameters(low: Tensor, high: Tensor, quant_max: Tensor) -> tuple[
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, quant_max: Tensor) -> Tensor:
-    """Return the quantized values of `x`, integers in [0, levels] as float32."""
+    """Return the quantized values of `x`, integers in [0, quant_max] as float32."""
     return torch.round(x / scale).add_(zero_point).clamp_(min=torch.zeros_like(quant_max), max=quant_max)
 
 
@@ -123,7 +123,7 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, quant_max: Tenso
 
 
 def channel_scales(weight: Tensor, quant_max: Tensor) -> Tensor:
-    """Return the symmetric scale of each output channel, `max|w| / levels`; a channel of zeros has scale 1.
+    """Return the symmetric scale of each output channel, `max|w| / quant_max`; a channel of zeros has scale 1.
 
     Args:
         weight: Float32 tensor of shape (O, ...).
@@ -143,7 +143,7 @@ def _per_channel(scale: Tensor, weight: Tensor) -> Tensor:
 
 
 def quantize_weight(weight: Tensor, quant_max: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a weight's quantized values, integers in [−levels, levels] as float32, and its channel scales (O,).
+    """Return a weight's quantized values, integers in [−quant_max, quant_max] as float32, and its channel scales (O,).
 
     Args:
         weight: Float32 tensor of shape (O, ...).

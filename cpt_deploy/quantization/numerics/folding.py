@@ -124,8 +124,8 @@ def fold(
     folded = (scales * np.abs(factor)).astype(np.float32)
     # If a channel's factor is (almost) zero, its bias does not fit into int32 at the resulting scale. Such a channel is
     # almost constant: its scale is raised until the bias fits, and its quantized weights shrink accordingly, down to 0.
-    least = (np.abs(offset) / bias_limit / input_scale).astype(np.float32)
-    raised = np.maximum(folded, np.maximum(least, np.finfo(np.float32).tiny))
+    lowest = (np.abs(offset) / bias_limit / input_scale).astype(np.float32)
+    raised = np.maximum(folded, np.maximum(lowest, np.finfo(np.float32).tiny))
     shrunk = np.rint(codes * (folded / raised).astype(np.float64).reshape(per_channel))
     bias_scale = (np.float32(input_scale) * raised).astype(np.float64)
     bias_scale = np.where(bias_scale == 0, 1.0, bias_scale)

@@ -10,9 +10,9 @@ from cpt_deploy.quantization.kernels.layout import dense
 
 
 def quantize_gradient(gradient: Tensor, quant_max: Tensor, seed: int | Tensor) -> Tensor:
-    """Round a gradient stochastically to one of `levels + 1` values.
+    """Round a gradient stochastically to one of `quant_max + 1` values.
 
-    The values are multiples of the step `range / (levels − 1)`, including 0: one value is left free so that rounding
+    The values are multiples of the step `range / (quant_max − 1)`, including 0: one value is left free so that rounding
     down at the min and up at the max both stay within them. Nothing is clamped, so the rounding is unbiased
     everywhere, and exact zeros stay zero. The step is relative to the tensor's own range, however small.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from cpt_deploy.quantization.numerics.affine import channel_scales, symmetric_quant_max, unsigned_quant_max
 
 _INT16_MOST = 2**15 - 1
-_EXECUTED_LEVELS = symmetric_quant_max(8)
+_EXECUTED_QUANT_MAX = symmetric_quant_max(8)
 
 
 def saturation_limit(activation_bits: int) -> int:
@@ -50,17 +50,17 @@ def portable_quant_max(weight: Tensor, quant_max: Tensor, limit: int) -> Tensor:
     Returns:
         Float32 tensor of shape (O,), or `quant_max` itself if the limit cannot be exceeded.
     """
-    least, quant_max = limit // 2, quant_max.to(weight.device)
-    if least >= _EXECUTED_LEVELS:
+    half, quant_max = limit // 2, quant_max.to(weight.device)
+    if half >= _EXECUTED_QUANT_MAX:
         return quant_max
-    candidates = torch.arange(least, _EXECUTED_LEVELS + 1, dtype=weight.dtype, device=weight.device)
+    candidates = torch.arange(half, _EXECUTED_QUANT_MAX + 1, dtype=weight.dtype, device=weight.device)
     # Rounding keeps the order, so the two largest weights of a sign have the two largest quantized values.
     scales = channel_scales(weight, torch.ones_like(quant_max)).view(-1, 1, 1) / candidates
     fits = torch.ones(len(weight), len(candidates), dtype=torch.bool, device=weight.device)
     for side in _two_largest(weight.detach()):
         fits &= torch.round(side.unsqueeze(2) / scales).sum(dim=1) <= limit
-    most = torch.where(fits, candidates, torch.full_like(candidates, least)).amax(dim=1)
-    return torch.where((most < quant_max) & (quant_max <= _EXECUTED_LEVELS), most, quant_max)
+    largest = torch.where(fits, candidates, torch.full_like(candidates, half)).amax(dim=1)
+    return torch.where((largest < quant_max) & (quant_max <= _EXECUTED_QUANT_MAX), largest, quant_max)
 
 
 def _two_largest(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,10 +11,10 @@ EndLayers = Literal["fixed", "scheduled"]
 Choice = str | type
 """Modules of a model: a shell pattern of their names, or their type."""
 
-LEAST_BITS = 2
-MOST_BITS = 32
+MIN_BITS = 2
+MAX_BITS = 32
 #: Max bits that integer kernels execute, hence the max bits of a frozen model.
-MOST_INTEGER_BITS = 8
+MAX_INTEGER_BITS = 8
 #: From this number of bits on, a tensor stays in float32, whose significand has no more precision.
 FLOAT_BITS = 24
 
@@ -27,12 +27,10 @@ def whole_bits(kind: str, bits: object) -> int:
         bits: The value to validate.
 
     Raises:
-        UsageError: If it is no whole number from `LEAST_BITS` to `MOST_BITS`.
+        UsageError: If it is no whole number from `MIN_BITS` to `MAX_BITS`.
     """
-    if type(bits) is bool or not isinstance(bits, Integral) or not LEAST_BITS <= int(bits) <= MOST_BITS:
-        raise UsageError(
-            f"Expected bits of {kind} to be whole numbers from {LEAST_BITS} to {MOST_BITS}, but got {bits!r}"
-        )
+    if type(bits) is bool or not isinstance(bits, Integral) or not MIN_BITS <= int(bits) <= MAX_BITS:
+        raise UsageError(f"Expected bits of {kind} to be whole numbers from {MIN_BITS} to {MAX_BITS}, but got {bits!r}")
     return int(bits)
 
 
@@ -63,8 +61,8 @@ class QuantizationConfig:
         seed: Seed of the gradients' stochastic rounding.
         groups: Groups of layers with their own bits; a layer belongs to the first group that matches its name.
         include: Shell patterns of module names, or types of modules, whose layers are quantized; empty means all.
-        exclude: Likewise those that stay in float, with all modules inside of them. What is between quantized layers
-            then stays in float too, see docs/float-parts.md.
+        exclude: Likewise those that stay in float, with all modules inside of them. Operations next to them may then
+            stay in float too, see docs/float-parts.md.
 
     Raises:
         UsageError: If the bounds are out of order or out of range.
@@ -91,17 +89,17 @@ class QuantizationConfig:
         for kind, bits in given.items():
             if not isinstance(bits, Integral):
                 raise UsageError(f"Expected whole numbers of bits for {kind}, but got {bits!r}")
-        if not LEAST_BITS <= self.min_bits <= self.max_bits <= MOST_BITS:
+        if not MIN_BITS <= self.min_bits <= self.max_bits <= MAX_BITS:
             raise UsageError(
-                f"Expected {LEAST_BITS} <= min_bits <= max_bits <= {MOST_BITS}, "
+                f"Expected {MIN_BITS} <= min_bits <= max_bits <= {MAX_BITS}, "
                 f"but got min_bits={self.min_bits}, max_bits={self.max_bits}"
             )
         if not 0.0 < self.range_momentum <= 1.0:
             raise UsageError(f"Expected range_momentum to be in (0, 1], but got {self.range_momentum}")
         for group in self.groups:
-            if not LEAST_BITS <= group.max_bits <= self.max_bits:
+            if not MIN_BITS <= group.max_bits <= self.max_bits:
                 raise UsageError(
-                    f"Expected max_bits of layers {group.match!r} in {LEAST_BITS}..{self.max_bits} bits, "
+                    f"Expected max_bits of layers {group.match!r} in {MIN_BITS}..{self.max_bits} bits, "
                     f"but got {group.max_bits}",
                     hint="they cannot exceed the model's own max_bits, which tensors between layers always have",
                 )

@@ -1,4 +1,4 @@
-"""A precision schedule in a training loop of one's own, used as the learning-rate schedulers of torch are."""
+"""A precision schedule for a user's own training loop, used like the learning-rate schedulers of torch."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ from cpt_deploy.quantization.state.scheduled_model import ScheduledModel
 class CyclicPrecision:
     """Sets the bits of a model step by step: cyclic precision training (Fu et al., 2021, equation 3).
 
-    It is used as the schedulers of `torch.optim.lr_scheduler` are: made before the first step, whose bits it sets, and
-    told after each. After the last step the model is at max_bits, at which it is evaluated and served.
+    It is used like the schedulers of `torch.optim.lr_scheduler`: construct it before the first step, whose bits it
+    sets, and call `step` after each one. After the last step the model is at max_bits, as in evaluation and serving.
 
     >>> import torch
     >>> from cpt_deploy import CyclicPrecision, QuantizationConfig, prepare
@@ -28,13 +28,13 @@ class CyclicPrecision:
     8
 
     Args:
-        model: What `prepare` returned; the bounds of the cycle are those that it was prepared with.
+        model: The prepared model; min_bits and max_bits are those of its configuration.
         total_steps: Steps of the whole training.
-        cycles: How often the bits rise from the lower to max_bits.
+        cycles: How often the bits rise from min_bits to max_bits.
         schedule: A name that `cpt schedules` lists, such as "cosine" (the paper's) or "rex-triangular-vertical", or an
             object with a method `bits_at(step, total_steps)`.
         gradient_bits: Bits of the gradients, the same in all steps.
-        last_step: The step after which training goes on; -1 begins it.
+        last_step: Number of the last finished step, from which training continues; -1 for a new one.
 
     Raises:
         UsageError: If there are fewer steps than cycles, the name is unknown, or bits are out of range.
@@ -72,14 +72,14 @@ class CyclicPrecision:
         return self._bits
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the schedule stands, for a checkpoint."""
+        """Return the progress, for a checkpoint."""
         return {"last_step": self.last_step, "total_steps": self.total_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where a checkpoint was written.
+        """Continue from a checkpoint.
 
         Raises:
-            UsageError: If it is of a training of another length.
+            UsageError: If the training has another length.
         """
         if state["total_steps"] != self.total_steps:
             raise UsageError(

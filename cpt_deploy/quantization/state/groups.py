@@ -23,25 +23,25 @@ def layer_roles(names: Sequence[str], config: QuantizationConfig, ends: Set[str]
     Raises:
         UsageError: If a group gets no layer; the hint lists the nearest names.
     """
-    held = {names[0], names[-1], *ends} if config.ends == "fixed" else set()
+    fixed = {names[0], names[-1], *ends} if config.ends == "fixed" else set()
     roles: dict[str, Role] = {}
     for name in names:
         matching = (group.name for group in config.groups if fnmatchcase(name, group.match))
-        roles[name] = "fixed" if name in held else next(matching, "scheduled")
+        roles[name] = "fixed" if name in fixed else next(matching, "scheduled")
     for group in config.groups:
         if group.name not in roles.values():
-            raise _empty(group.match, [name for name in names if fnmatchcase(name, group.match)], names, held)
+            raise _empty(group.match, [name for name in names if fnmatchcase(name, group.match)], names, fixed)
     return roles
 
 
-def _empty(pattern: str, matched: Sequence[str], names: Sequence[str], held: set[str]) -> UsageError:
+def _empty(pattern: str, matched: Sequence[str], names: Sequence[str], fixed: set[str]) -> UsageError:
     if not matched:
         return UsageError(
             f"Expected a pattern that matches layers of the model, but got {pattern!r}",
             hint=nearest_names(pattern, list(names)),
         )
     listed = ", ".join(matched[:3])
-    if set(matched) <= held:
+    if set(matched) <= fixed:
         return UsageError(
             f"Expected layers of scheduled precision, but {pattern!r} matches only {listed}, which has fixed precision",
             hint="precision.ends=scheduled lets the first and the last layer follow the schedule too",

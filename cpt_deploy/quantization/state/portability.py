@@ -22,13 +22,13 @@ class ReducedLayer:
         layer: Its module path.
         channels: Number of its output channels.
         reduced_channels: Number of channels whose range is smaller than their bits allow.
-        least_quant_max: The smallest max quantized value of a channel; 127 is that of 8 bits.
+        min_quant_max: The smallest max quantized value of a channel; 127 is that of 8 bits.
     """
 
     layer: str
     channels: int
     reduced_channels: int
-    least_quant_max: int
+    min_quant_max: int
 
 
 def make_native(model: ScheduledModel) -> None:

@@ -10,7 +10,7 @@ from cpt_deploy.errors import UsageError
 from cpt_deploy.quantization.numerics.affine import symmetric_quant_max, unsigned_quant_max
 from cpt_deploy.quantization.numerics.saturation import saturation_limit
 from cpt_deploy.quantization.numerics.stochastic_rounding import mix_into, mix_seed, seed_from_index
-from cpt_deploy.quantization.state.config import FLOAT_BITS, MOST_INTEGER_BITS, whole_bits
+from cpt_deploy.quantization.state.config import FLOAT_BITS, MAX_INTEGER_BITS, whole_bits
 
 Role = str
 """The role that determines a tensor's bits: "scheduled", "fixed", or the name of a group of layers."""
@@ -73,8 +73,8 @@ class PrecisionState(nn.Module):
         #: Bits of single layers' weights, by the layer's index: bit allocation (mixed precision) after training.
         self.own_weight_bits: dict[int, int] = {}
         for role in self.weight_bits:
-            self.register_buffer(f"weight_levels_{role}", torch.tensor(0.0), persistent=False)
-            self.register_buffer(f"activation_levels_{role}", torch.tensor(0.0), persistent=False)
+            self.register_buffer(f"weight_quant_max_{role}", torch.tensor(0.0), persistent=False)
+            self.register_buffer(f"activation_quant_max_{role}", torch.tensor(0.0), persistent=False)
         self.register_buffer("gradient_quant_max", torch.tensor(0.0), persistent=False)
         self._filled: dict[str, int] = {}
         # Seeds of the noise of each layer's gradients: for the run, and for the current step.
@@ -108,8 +108,8 @@ class PrecisionState(nn.Module):
 
     def _fill_quant_max(self) -> None:
         for role in self.weight_bits:
-            self._fill(f"weight_levels_{role}", symmetric_quant_max(self.weight_bits[role]))
-            self._fill(f"activation_levels_{role}", unsigned_quant_max(self.activation_bits[role]))
+            self._fill(f"weight_quant_max_{role}", symmetric_quant_max(self.weight_bits[role]))
+            self._fill(f"activation_quant_max_{role}", unsigned_quant_max(self.activation_bits[role]))
             self._quantizes_weights[role] = self.weight_bits[role] < FLOAT_BITS
             self._quantizes_activations[role] = self.activation_bits[role] < FLOAT_BITS
         self._fill("gradient_quant_max", unsigned_quant_max(self.gradient_bits))
@@ -189,11 +189,11 @@ class PrecisionState(nn.Module):
 
     def weight_quant_max(self, role: Role) -> Tensor:
         """Return the max quantized weight of a role, 0-dim float32."""
-        return self.get_buffer(f"weight_levels_{role}")
+        return self.get_buffer(f"weight_quant_max_{role}")
 
     def activation_quant_max(self, role: Role) -> Tensor:
         """Return the max quantized activation of a role, 0-dim float32."""
-        return self.get_buffer(f"activation_levels_{role}")
+        return self.get_buffer(f"activation_quant_max_{role}")
 
     def weight_quant_max_of(self, index: int, role: Role) -> Tensor:
         """Return the max quantized weight of a layer, which may have its own bits, 0-dim float32."""
@@ -218,7 +218,7 @@ class PrecisionState(nn.Module):
     @property
     def saturation_limit(self) -> int | None:
         """Max sum of two quantized weights of one sign in evaluation and freezing; None means no limit."""
-        return None if self.native else saturation_limit(min(max(self.activation_bits.values()), MOST_INTEGER_BITS))
+        return None if self.native else saturation_limit(min(max(self.activation_bits.values()), MAX_INTEGER_BITS))
 
     @property
     def branches(self) -> tuple[bool, ...]:

@@ -87,18 +87,20 @@ class _LayerFunction(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
         codes, sums, weight_codes, scales, *values = ctx.saved_tensors
         norm, fused, kernels = Normalised(*values), ctx.fused, ctx.kernels
-        site = OutputGradient(aligned(gradient, sums), sums, norm.factor, norm.offset, fused.clamp)
+        output = OutputGradient(aligned(gradient, sums), sums, norm.factor, norm.offset, fused.clamp)
         grad_gamma = grad_beta = None
         terms = GradientTerms(norm.gain, norm.deviation, norm.deviation)
         if fused.norm is not None:
-            grad_beta, products = kernels.gradient_sums(site, norm.mean)
+            grad_beta, products = kernels.gradient_sums(output, norm.mean)
             if is_synchronized(fused.norm):
                 grad_gamma = products * norm.deviation  # of this process alone: gradients are averaged later
                 terms = parameters.terms(norm, *summed_over_processes(grad_gamma, grad_beta), ctx.count)
             else:
                 terms, grad_gamma = kernels.normalisation_terms(norm, grad_beta, products, ctx.count)
         weights = (weight_codes, scales)
-        grads = _layer_gradients(ctx, fused.layer, site, terms, QuantizedValues(gradient, codes, ctx.qparams), weights)
+        grads = _layer_gradients(
+            ctx, fused.layer, output, terms, QuantizedValues(gradient, codes, ctx.qparams), weights
+        )
         return *grads, grad_gamma, grad_beta, None
 
 
@@ -137,7 +139,7 @@ def _batch_norm(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> BatchNorm:
 def _layer_gradients(
     ctx: Any,
     layer: QuantizedLayer,
-    site: OutputGradient,
+    output: OutputGradient,
     terms: GradientTerms,
     x: QuantizedValues,
     weights: tuple[Tensor, Tensor],
@@ -147,14 +149,14 @@ def _layer_gradients(
     Args:
         ctx: Context of the autograd function.
         layer: The layer.
-        site: Gradient of the fused output, with the tensors that its backward needs.
+        output: Gradient of the fused output, with the tensors that its backward needs.
         terms: Terms from that gradient to the gradient of the layer's output.
         x: The layer's input.
         weights: Quantized values and scales of the weight.
     """
     kernels, precision, (weight_codes, scales) = ctx.kernels, layer.precision, weights
-    step = kernels.gradient_step(*kernels.gradient_range(site, terms), precision.gradient_quant_max)
-    rounded = kernels.gradient_codes(site, terms, step, layer.gradient_seed(site.x), ctx.dtype)
+    step = kernels.gradient_step(*kernels.gradient_range(output, terms), precision.gradient_quant_max)
+    rounded = kernels.gradient_codes(output, terms, step, layer.gradient_seed(output.x), ctx.dtype)
     real_weight = kernels.real_weight(weight_codes, scales, step, rounded.dtype)
     grad_input, grad_weight = backward_products(
         layer, rounded, x.codes, x.qparams, real_weight, kernels, inward=ctx.needs_input_grad[0]
@@ -207,8 +209,8 @@ class _OutputFunction(torch.autograd.Function):
         if gradient.dim() == 4:
             gradient = gradient.contiguous(memory_format=torch.channels_last)
         zeros, ones = torch.zeros_like(scales), torch.ones_like(scales)
-        site, terms = OutputGradient(gradient, gradient, ones, zeros, Clamp()), GradientTerms(zeros, ones, zeros)
+        output, terms = OutputGradient(gradient, gradient, ones, zeros, Clamp()), GradientTerms(zeros, ones, zeros)
         grads = _layer_gradients(
-            ctx, ctx.layer, site, terms, QuantizedValues(gradient, codes, ctx.qparams), (weight_codes, scales)
+            ctx, ctx.layer, output, terms, QuantizedValues(gradient, codes, ctx.qparams), (weight_codes, scales)
         )
         return *grads, None, None, None

@@ -61,14 +61,14 @@ class FusedStep:
         self._steps, self._inputs, self._outputs = self._builder.build()
         self._modules = list(network.modules())
         self._names = {module: name for name, module in network.named_modules()}
-        replayed = (ActivationQuantizer, nn.modules.batchnorm._BatchNorm)
-        self._followed = [module for module in self._modules if isinstance(module, replayed)]
+        with_statistics = (ActivationQuantizer, nn.modules.batchnorm._BatchNorm)
+        self._with_statistics = [module for module in self._modules if isinstance(module, with_statistics)]
 
     def obstacle(self) -> str | None:
         """Describe what prevents the fused step: hooks, or modules in evaluation mode; None if nothing does."""
-        for replayed in self._followed:
-            if not replayed.training:
-                return f"{self._names[replayed]!r} is in evaluation mode"
+        for tracked in self._with_statistics:
+            if not tracked.training:
+                return f"{self._names[tracked]!r} is in evaluation mode"
         for module in self._modules:
             for kind, hooks in (
                 ("forward hook", module._forward_hooks),
@@ -112,7 +112,7 @@ class _Builder:
     def build(self) -> tuple[list[_Step], list[str], list[str]]:
         nodes = list(self.network.graph.nodes)
         operations = fused_operations(self.network)
-        all_fused = {o.quantizer: (o, run) for o in operations if (run := self._segment(o)) is not None}
+        all_fused = {o.quantizer: (o, run) for o in operations if (run := self._fused(o)) is not None}
         inside = {node for operation, _ in all_fused.values() for node in operation.nodes}
         given, outputs = list[str](), list[str]()
         for node in nodes:
@@ -171,7 +171,7 @@ class _Builder:
 
     # --- operations -----------------------------------------------------------------------------------------------
 
-    def _segment(self, operation: FusedOperation) -> Callable[..., QuantizedValues] | None:
+    def _fused(self, operation: FusedOperation) -> Callable[..., QuantizedValues] | None:
         """Return the function that computes an operation fused; None if it runs module by module."""
         layer, quantizer = self._module(operation.head), self._module(operation.quantizer)
         sources = operation.head.all_input_nodes

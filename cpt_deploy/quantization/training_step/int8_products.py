@@ -16,11 +16,11 @@ from cpt_deploy.quantization.numerics.affine import channel_scales
 
 #: Below this number of multiply-accumulates bfloat16 products are used. A guess until it has been measured on a GPU:
 #: `benchmarks/training_gpu.py` has a table of products for it.
-_LEAST_MACS = 1 << 33
+_MIN_MACS = 1 << 33
 #: Required multiple of the sizes in bytes: rows of int8 matrices then begin at addresses that tensor cores read fast.
 _ALIGNMENT = 16
 #: Minimum compute capability of tensor cores that multiply int8.
-_LEAST_CAPABILITY = (8, 0)
+_MIN_CAPABILITY = (8, 0)
 
 
 @functools.cache
@@ -28,7 +28,7 @@ def has_int8_tensor_cores(device: torch.device) -> bool:
     """Return whether a device multiplies int8 matrices on tensor cores, and Triton is available to compile for it."""
     if device.type != "cuda" or not torch.cuda.is_available() or find_spec("triton") is None:
         return False
-    return torch.cuda.get_device_capability(device) >= _LEAST_CAPABILITY
+    return torch.cuda.get_device_capability(device) >= _MIN_CAPABILITY
 
 
 def suits_int8(codes: Tensor, weight: Tensor) -> bool:
@@ -40,12 +40,12 @@ def suits_int8(codes: Tensor, weight: Tensor) -> bool:
     """
     if not has_int8_tensor_cores(codes.device):
         return False
-    from cpt_deploy.quantization.kernels.int8_matmul import MOST_SUMMED
+    from cpt_deploy.quantization.kernels.triton.int8_matmul import MAX_SUMMED
 
     outputs, inputs = weight.shape
     rows = codes.numel() // inputs
     aligned = not any(size % _ALIGNMENT for size in (rows, inputs, outputs))
-    return aligned and max(rows, inputs, outputs) <= MOST_SUMMED and rows * inputs * outputs >= _LEAST_MACS
+    return aligned and max(rows, inputs, outputs) <= MAX_SUMMED and rows * inputs * outputs >= _MIN_MACS
 
 
 def forward(
@@ -60,7 +60,7 @@ def forward(
         factor: (O,) float32; `None` is 1.
         offset: (O,) float32; `None` is 0.
     """
-    from cpt_deploy.quantization.kernels.int8_matmul import Epilogue, multiply
+    from cpt_deploy.quantization.kernels.triton.int8_matmul import Epilogue, multiply
 
     columns = (128 - _integer(qparams.zero_point)) * weight.sum(dim=1)
     product = multiply(codes.reshape(-1, codes.shape[-1]), weight, Epilogue(None, columns, factor, offset))
@@ -84,7 +84,7 @@ def backward(
         The input's gradient, (..., I) in the gradient's type, in real values; and the weight's, float32 (O, I), in
         units of the gradient's step times the input's scale.
     """
-    from cpt_deploy.quantization.kernels.int8_matmul import Epilogue, multiply, pack
+    from cpt_deploy.quantization.kernels.triton.int8_matmul import Epilogue, multiply, pack
 
     rows = gradient.reshape(-1, gradient.shape[-1])
     shift = rows.amin().float() + 128

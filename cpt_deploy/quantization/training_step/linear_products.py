@@ -18,9 +18,9 @@ from cpt_deploy.quantization.kernels import Kernels, QuantizationParameters
 Unit = Literal["int8", "float32"]
 
 #: Maximum number of rows for which the sums of a weight gradient's products fit into 32 bits.
-MOST_ROWS = (2**31 - 1) // 255**2
+MAX_ROWS = (2**31 - 1) // 255**2
 _EXACT_IN_FLOAT32 = 2**24
-_GREATEST_CODE, _GREATEST_WEIGHT = 255, 127
+_MAX_CODE, _MAX_WEIGHT = 255, 127
 _ROUNDS = 3
 
 
@@ -64,13 +64,13 @@ def forward(
         return sums.mul_(factor).add_(offset)
 
     shape = (codes.numel() // codes.shape[-1], codes.shape[-1], len(weight))
-    if shape[1] * _GREATEST_CODE * _GREATEST_WEIGHT > _EXACT_IN_FLOAT32:
+    if shape[1] * _MAX_CODE * _MAX_WEIGHT > _EXACT_IN_FLOAT32:
         return by_int8()
     return _faster("forward", shape, {"int8": by_int8, "float32": by_float32})
 
 
 def weight_gradient(gradient: Tensor, codes: Tensor, qparams: QuantizationParameters, kernels: Kernels) -> Tensor:
-    """Return `gradientᵀ · (codes − zero_point)`, (O, I) float32, for at most `MOST_ROWS` rows.
+    """Return `gradientᵀ · (codes − zero_point)`, (O, I) float32, for at most `MAX_ROWS` rows.
 
     Args:
         gradient: Integers of at most 8 bits in float32 or bfloat16, (rows, O).
@@ -86,7 +86,7 @@ def weight_gradient(gradient: Tensor, codes: Tensor, qparams: QuantizationParame
         return gradient.float().t() @ kernels.centre(codes, qparams.zero_point, torch.float32)
 
     shape = (len(codes), codes.shape[1], gradient.shape[1])
-    if shape[0] * _GREATEST_CODE**2 > _EXACT_IN_FLOAT32:
+    if shape[0] * _MAX_CODE**2 > _EXACT_IN_FLOAT32:
         return by_int8()
     return _faster("weight gradient", shape, {"int8": by_int8, "float32": by_float32})
 

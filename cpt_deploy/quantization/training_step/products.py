@@ -178,7 +178,7 @@ def backward_products(
     x = codes.reshape(len(rows), -1)
     if codes.device.type != "cpu":
         return grad_input, gpu_products.weight_gradient(rows, kernels.centre(x, qparams.zero_point, gradient.dtype))
-    if len(rows) <= linear_products.MOST_ROWS and int8_is_exact():
+    if len(rows) <= linear_products.MAX_ROWS and int8_is_exact():
         return grad_input, linear_products.weight_gradient(rows, x, qparams, kernels)
     return grad_input, (rows.t() @ kernels.centre(x, qparams.zero_point, gradient.dtype))
 

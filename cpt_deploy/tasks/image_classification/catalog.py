@@ -1,6 +1,6 @@
 """The networks and data sets that image classification knows by name."""
 
-from cpt_deploy.data import dataset_info, dataset_names, load_images
+from cpt_deploy.data import datasets, load_images
 from cpt_deploy.errors import CptError, UsageError
 from cpt_deploy.models import describe_model
 from cpt_deploy.recipe.tasks import IMAGE_CLASSIFICATION
@@ -35,11 +35,11 @@ def model_entry(name: str, size: ModelSize) -> ModelEntry:
 
 def data_entries(pattern: str) -> list[DataEntry]:
     """Return the data sets whose names match a shell pattern."""
-    return [_entry(name) for name in dataset_names(pattern)]
+    return [_entry(name) for name in datasets.names(pattern)]
 
 
 def _entry(name: str) -> DataEntry:
-    info = dataset_info(name)
+    info = datasets.get(name)
     try:
         load_images(name, split="test")
         problem = None

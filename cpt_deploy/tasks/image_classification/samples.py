@@ -10,7 +10,7 @@ import numpy.typing as npt
 from cpt_deploy.bundle import ImageProcessor
 from cpt_deploy.data import ImageSet, load_images
 from cpt_deploy.errors import DataError
-from cpt_deploy.validation import Batch, Samples, spread
+from cpt_deploy.validation import OTHER_DATA, Batch, Samples, spread
 
 PIXELS_AT_A_TIME = 2**19
 """Limits the batch size, which is 64 for small images and 10 for 224 x 224."""
@@ -30,9 +30,9 @@ def image_samples(images: ImageSet, processor: ImageProcessor, limit: int | None
         limit: Number of images, spread evenly over the set; None is all.
 
     Raises:
-        DataError: If the data set has other classes.
+        DataError: If the data set has another number of classes.
     """
-    notes = _check_classes(images, processor.labels)
+    problem, notes = _compare_classes(images, processor.labels)
     indices = spread(len(images), limit)
     return Samples(
         images.name,
@@ -42,21 +42,24 @@ def image_samples(images: ImageSet, processor: ImageProcessor, limit: int | None
         len(indices),
         partial(_batches, images, processor, indices),
         notes,
+        problem,
     )
 
 
-def _check_classes(images: ImageSet, labels: tuple[str, ...]) -> tuple[str, ...]:
-    """Return a note if the class names differ, which may be intended: labels can be renamed at export."""
+def _compare_classes(images: ImageSet, labels: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
+    """Return the problem of other classes, and a note on other names, which may be intended: labels can be renamed."""
     classes = tuple(images.classes)
     if classes == labels:
-        return ()
-    if len(classes) != len(labels) or sorted(classes) == sorted(labels):
-        raise DataError(
-            f"Expected the {len(labels)} classes of the model in their order ({', '.join(labels[:3])}, ...), "
-            f"but {images.name} ({images.split}) has {len(classes)} ({', '.join(classes[:3])}, ...)",
-            hint="validate on the data set that the model was trained for",
-        )
-    return (f"the data set names its classes otherwise than the model ({classes[0]!r} for {labels[0]!r}, ...)",)
+        return None, ()
+    problem = (
+        f"Expected the {len(labels)} classes of the model in their order ({', '.join(labels[:3])}, ...), "
+        f"but {images.name} ({images.split}) has {len(classes)} ({', '.join(classes[:3])}, ...)"
+    )
+    if len(classes) != len(labels):
+        raise DataError(problem, hint=OTHER_DATA)
+    if sorted(classes) == sorted(labels):
+        return problem, ()
+    return None, (f"the data set names its classes otherwise than the model ({classes[0]!r} for {labels[0]!r}, ...)",)
 
 
 def _batches(images: ImageSet, processor: ImageProcessor, indices: npt.NDArray[np.int64]) -> Iterator[Batch]:

@@ -50,7 +50,9 @@ def text_samples(name: str, tokens: npt.NDArray[Any], signature: Signature, limi
         raise DataError(f"Expected a text of two tokens or more, but got {len(chosen)}")
     rows = rows_of(chosen, ROWS)
     batches = partial(_batches, rows, context_of(signature) if signature.states else None)
-    return Samples(name, "test", token_digest(chosen), len(tokens) - 1, rows.size - len(rows), batches)
+    count = rows.size - len(rows)
+    size = count if len(chosen) == len(tokens) else len(tokens) - 1
+    return Samples(name, "test", token_digest(chosen), size, count, batches)
 
 
 def rows_of(text: npt.NDArray[np.integer[Any]], rows: int) -> Tokens:

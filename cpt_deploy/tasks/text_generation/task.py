@@ -2,16 +2,20 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from cpt_deploy.bundle import Processor
+from cpt_deploy.bundle import OnnxRuntimeModel, Processor
+from cpt_deploy.bundle.runtime.tensors import next_states
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.recipe.tasks import TEXT_GENERATION
 from cpt_deploy.signature import Signature
 from cpt_deploy.tasks.catalogs import DataEntry, ModelEntry, ModelSize
 from cpt_deploy.tasks.interface import Task
 
+GOLDEN_ROWS, GOLDEN_TOKENS = 4, 16
+
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import torch
 
     from cpt_deploy.bundle import TextProcessor
@@ -49,9 +53,9 @@ class TextGeneration(Task):
 
     def build_model(self, recipe: Recipe, processor: Processor) -> "QuantizedModel":
         """See `Task`."""
-        from cpt_deploy.training.loop.setup import build_language_run_model
+        from cpt_deploy.tasks.text_generation.training import build_model
 
-        return build_language_run_model(recipe, _expected(processor).size, trained=True)
+        return build_model(recipe, _expected(processor).size, trained=True)
 
     def samples(
         self, data: str, root: Path | None, processor: Processor, signature: Signature, limit: int | None
@@ -72,6 +76,23 @@ class TextGeneration(Task):
         from cpt_deploy.tasks.text_generation.training import perplexity_of_run
 
         return lambda: perplexity_of_run(run)
+
+    def golden_inputs(
+        self, data: str, root: Path | None, processor: Processor, signature: Signature
+    ) -> "dict[str, npt.NDArray[Any]]":
+        """Return the beginning of a few rows of the test text, see `Task`."""
+        from cpt_deploy.tasks.text_generation.samples import CHUNK, ROWS
+
+        inputs = self.samples(data, root, processor, signature, ROWS * (CHUNK + 1) - 1).first_inputs()
+        return {name: values[:GOLDEN_ROWS, :GOLDEN_TOKENS] for name, values in inputs.items()}
+
+    def timed_call(self, model: OnnxRuntimeModel, samples: "Samples") -> Callable[[], Any]:
+        """Return the call for one more token after others, with their states, see `Task`."""
+        row = {name: values[:1, : GOLDEN_TOKENS + 1] for name, values in samples.first_inputs().items()}
+        before = {name: values[:, :-1] for name, values in row.items()}
+        states = next_states(model.signature, model.run(before)) if next(iter(before.values())).size else {}
+        last = {name: values[:, -1:] for name, values in row.items()}
+        return lambda: model.run({**last, **states})
 
     def model_names(self, pattern: str | None) -> list[str]:
         """See `Task`."""

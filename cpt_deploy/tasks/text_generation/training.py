@@ -34,21 +34,38 @@ from cpt_deploy.data.text import (
 )
 from cpt_deploy.errors import CheckpointError, UsageError
 from cpt_deploy.metric import PERPLEXITY
+from cpt_deploy.models.language import build_language_model, preparing_arguments
 from cpt_deploy.quantization import QuantizedModel, ScheduledModel, calibrating, class_divergence, round_biases
 from cpt_deploy.quantization.stateful import State
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.recipe.tasks import TEXT_GENERATION
 from cpt_deploy.signature import TOKENS_NAME, Signature
+from cpt_deploy.tasks.text_generation.evaluation import evaluate_text, scores_of, token_losses
 from cpt_deploy.training.distributed.process_group import ProcessGroup
 from cpt_deploy.training.distributed.synchronization import Synchronization
 from cpt_deploy.training.fine_tuning import refuse_weights
-from cpt_deploy.training.loop.setup import build_language_run_model
+from cpt_deploy.training.loop.setup import prepare_network
 from cpt_deploy.training.reporting.reports import Evaluation, RunReport
 from cpt_deploy.training.run_directory.files import disk_errors, write_atomically
 from cpt_deploy.training.run_directory.run_directory import RunDirectory
 from cpt_deploy.training.run_directory.saved_runs import TrainedRun
 from cpt_deploy.training.task import Final, StepOutcome, Stop, TrainingTask
-from cpt_deploy.training.text_evaluation import evaluate_text, scores_of, token_losses
+
+
+def build_model(recipe: Recipe, vocabulary: int, *, trained: bool = False) -> QuantizedModel:
+    """Build and prepare the network of a recipe, with fresh weights, on the CPU.
+
+    Args:
+        recipe: The settings.
+        vocabulary: Number of different tokens.
+        trained: See `prepare_network`.
+
+    Raises:
+        CptError: If the model is unknown, does not take the arguments, or has no quantized form.
+    """
+    network = build_language_model(recipe.model.name, vocabulary, **recipe.model.args)
+    inputs, shapes, states = preparing_arguments(network, vocabulary)
+    return prepare_network(network, recipe, inputs, trained=trained, dynamic_shapes=shapes, states=states)
 
 
 class LanguageModelling(TrainingTask):
@@ -121,7 +138,7 @@ class LanguageModelling(TrainingTask):
 
     def build_model(self) -> QuantizedModel:
         """See `TrainingTask`."""
-        model = build_language_run_model(self.recipe, self.tokenizer.size)
+        model = build_model(self.recipe, self.tokenizer.size)
         self._signature, most = model.signature, context_of(model.signature)
         if most is not None and self.length + self.context > most:
             raise UsageError(

@@ -98,8 +98,8 @@ class ProcessGroup:
             error = caught
         if self.count == 1:
             return
-        told = self.collect(None if error is None else (error.message, error.hint, error.exit_code))
-        failures = [(rank, entry) for rank, entry in enumerate(told) if entry is not None]
+        collected = self.collect(None if error is None else (error.message, error.hint, error.exit_code))
+        failures = [(rank, entry) for rank, entry in enumerate(collected) if entry is not None]
         if not failures:
             return
         if self.is_main and error is not None:

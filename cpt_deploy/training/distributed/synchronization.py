@@ -102,12 +102,12 @@ class Synchronization:
             torch.stack(ends).float()
             for ends in zip(*(quantizer.current for quantizer in self.quantizers), strict=True)
         )
-        told = self.process_group.gather(torch.cat([lows, highs, figures]))
+        gathered = self.process_group.gather(torch.cat([lows, highs, figures]))
         count = len(self.quantizers)
-        low, high = told[:, :count].amin(0), told[:, count : 2 * count].amax(0)
-        for quantizer, least, greatest in zip(self.quantizers, low, high, strict=True):
-            quantizer.observe(least, greatest)
-        return told[:, 2 * count :].T
+        low, high = gathered[:, :count].amin(0), gathered[:, count : 2 * count].amax(0)
+        for quantizer, lowest, highest in zip(self.quantizers, low, high, strict=True):
+            quantizer.observe(lowest, highest)
+        return gathered[:, 2 * count :].T
 
     def calibrate(self, inputs: Iterable[Tensor]) -> int:
         """Calibrate on the batches of all processes, each of which has whole batches of its own.

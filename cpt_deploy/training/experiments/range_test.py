@@ -26,7 +26,7 @@ from cpt_deploy.training.loop.randomness import seeded
 from cpt_deploy.training.loop.setup import RunObjects, build_objects
 from cpt_deploy.training.task import TrainingTask, load_task
 
-LEAST_BITS = 2
+MIN_BITS = 2
 DEFAULT_STEPS = 100
 DEFAULT_THRESHOLD = 0.01
 #: The share of a precision's steps over which accuracy is averaged, at the beginning and at the end.
@@ -151,12 +151,12 @@ def range_test(
     max_bits = recipe.precision.max_bits
     if steps < 4:
         raise UsageError(f"Expected at least 4 steps at each precision, but got {steps}")
-    widened = recipe.precision.model_copy(update={"min_bits": LEAST_BITS, "schedule": "cosine"})
+    widened = recipe.precision.model_copy(update={"min_bits": MIN_BITS, "schedule": "cosine"})
     with seeded(recipe.seed, deterministic=recipe.train.deterministic), freed_memory_kept():
         device = choose_device(recipe.train.device, ALONE)
         task = load_task(recipe.model_copy(update={"precision": widened}), device)
         objects = build_objects(task.build_model(), task.recipe, task.total_steps, device)
-        precisions = range(LEAST_BITS, max_bits + 1)
+        precisions = range(MIN_BITS, max_bits + 1)
         batches = task.stream(range(len(precisions) * steps), ALONE, pin_memory=False)
         found: int | None = None
         results: list[BitsProgress] = []

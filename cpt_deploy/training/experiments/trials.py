@@ -32,37 +32,18 @@ _FILLING_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """The outcome of a trial.
+    """The state of a trial's last attempt, and its result.
 
     Args:
-        state: "finished", "failed" or "interrupted".
+        state: "finished", "failed" or "interrupted"; in a queue also "waiting" and "running".
         figure: Value of the metric of a finished run.
-        message: Why it is not finished.
+        message: Why it is not finished, or where it runs.
         metric: The metric of a finished run.
     """
 
     state: TrialState
     figure: float | None = None
     message: str | None = None
-    metric: Metric | None = None
-
-
-@dataclass(frozen=True)
-class TrialStatus:
-    """The status of a trial.
-
-    Args:
-        name: The point of the grid.
-        state: State of its last attempt.
-        figure: Value of the metric of a finished run.
-        message: Why it is not finished, or where it runs.
-        metric: The metric of a finished run.
-    """
-
-    name: str
-    state: TrialState
-    figure: float | None
-    message: str | None
     metric: Metric | None = None
 
 
@@ -85,9 +66,9 @@ class TrialQueue:
         self._fill()
         self._queue_again(retry=retry)
 
-    def statuses(self) -> list[TrialStatus]:
-        """Return the status of each point, in the grid's order."""
-        return [_status(name, trial) for name, trial in self._last().items()]
+    def outcomes(self) -> dict[str, TrialOutcome]:
+        """Return the state of each point, in the grid's order."""
+        return {name: _outcome(trial) for name, trial in self._last().items()}
 
     def work(
         self,
@@ -142,12 +123,13 @@ class TrialQueue:
     def _queue_again(self, *, retry: bool) -> None:
         from optuna.trial import TrialState as State
 
-        for status, trial in zip(self.statuses(), self._last().values(), strict=True):
-            lost = status.state == "running" and (retry or _is_lost(trial))
+        for name, trial in self._last().items():
+            state = _outcome(trial).state
+            lost = state == "running" and (retry or _is_lost(trial))
             if lost:
                 self._study.tell(trial.number, state=State.FAIL)
-            if lost or status.state == "interrupted" or (retry and status.state == "failed"):
-                self._enqueue(status.name)
+            if lost or state == "interrupted" or (retry and state == "failed"):
+                self._enqueue(name)
 
     def _enqueue(self, name: str) -> None:
         self._study.enqueue_trial({}, user_attrs={"point": name})
@@ -198,17 +180,16 @@ def _open_study(folder: Path) -> "Study":
     return optuna.create_study(study_name="grid", storage=storage, direction="maximize", load_if_exists=True)
 
 
-def _status(name: str, trial: "FrozenTrial") -> TrialStatus:
+def _outcome(trial: "FrozenTrial") -> TrialOutcome:
     attributes = trial.user_attrs
     if trial.state.name == "RUNNING":
-        where = f"on {attributes.get('host', 'an unknown machine')}"
-        return TrialStatus(name, "running", None, where)
+        return TrialOutcome("running", message=f"on {attributes.get('host', 'an unknown machine')}")
     if trial.state.name == "COMPLETE":
-        return TrialStatus(name, "finished", trial.value, None, Metric.from_dict(attributes[_METRIC]))
+        return TrialOutcome("finished", trial.value, metric=Metric.from_dict(attributes[_METRIC]))
     if trial.state.name == "WAITING":
-        return TrialStatus(name, "waiting", None, None)
+        return TrialOutcome("waiting")
     state: TrialState = "interrupted" if attributes.get("outcome") == "interrupted" else "failed"
-    return TrialStatus(name, state, None, attributes.get("message"))
+    return TrialOutcome(state, message=attributes.get("message"))
 
 
 def _is_lost(trial: "FrozenTrial") -> bool:

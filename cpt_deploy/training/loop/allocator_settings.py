@@ -2,7 +2,7 @@
 
 Each step allocates and frees the same large tensors. By default glibc returns blocks of 32 MB and more, and the free
 top of the heap, to the system at once, and their pages are cleared and faulted in again at the next step. That takes
-a good part of a language model's step, whose logits are that large (measured by `benchmarks/freed_memory.py`).
+a good part of a step on text, whose logits are that large (measured by `benchmarks/freed_memory.py`).
 """
 
 import ctypes
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 # Parameters of mallopt(3), numbered as in malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
-_GREATEST_INT = 2**31 - 1
+_MAX_INT = 2**31 - 1
 _MIB = 2**20
 #: glibc's max number of mapped blocks, and the upper limits of its dynamic thresholds on 64-bit systems.
 _USUAL = {_MMAP_MAX: 65536, _MMAP_THRESHOLD: 32 * _MIB, _TRIM_THRESHOLD: 64 * _MIB}
@@ -29,7 +29,7 @@ def freed_memory_kept() -> Iterator[None]:
         return
     library = ctypes.CDLL(None)
     library.mallopt(_MMAP_MAX, 0)
-    library.mallopt(_TRIM_THRESHOLD, _GREATEST_INT)
+    library.mallopt(_TRIM_THRESHOLD, _MAX_INT)
     try:
         yield
     finally:

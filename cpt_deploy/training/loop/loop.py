@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from cpt_deploy.errors import RunInterruptedError, TrainingDivergedError
-from cpt_deploy.recipe import parse_every
+from cpt_deploy.metric import perplexity_of
+from cpt_deploy.recipe import interval_steps
 from cpt_deploy.training.loop.cuda_graph_step import cuda_graph_step
 from cpt_deploy.training.loop.learning_rate import learning_rate_at
 from cpt_deploy.training.loop.optimizers import set_learning_rate
@@ -22,7 +23,6 @@ from cpt_deploy.training.run_directory.checkpoints import write_checkpoint
 from cpt_deploy.training.run_directory.metrics_log import evaluation_columns
 from cpt_deploy.training.run_directory.run_state import all_finite, capture
 from cpt_deploy.training.task import StepOutcome
-from cpt_deploy.training.text_evaluation import perplexity_of
 
 
 class TrainingLoop:
@@ -227,7 +227,7 @@ class TrainingLoop:
         return {"step": self.progress.step, "epoch": round(self.progress.step / self.per_epoch, 4)}
 
     def _due(self, interval: str | None) -> bool:
-        return interval is not None and self.progress.step % parse_every(interval).steps(self.per_epoch) == 0
+        return interval is not None and self.progress.step % interval_steps(interval, self.per_epoch) == 0
 
     def _evaluation_due(self) -> bool:
         return self._due(self.settings.eval_every) or self.progress.step == self.total

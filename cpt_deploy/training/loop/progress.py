@@ -64,13 +64,7 @@ class Window:
 
     def state_dict(self) -> dict[str, float]:
         """Return the sums over the read losses, as JSON types."""
-        return {
-            "loss_sum": self.loss_sum,
-            "correct": self.correct,
-            "samples": self.samples,
-            "seconds": self.seconds,
-            "data_seconds": self.data_seconds,
-        }
+        return {name: value for name, value in vars(self).items() if name != "waiting"}
 
 
 @dataclass
@@ -103,21 +97,8 @@ class RunProgress:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything as JSON types."""
-        plain = (
-            "step",
-            "samples",
-            "evaluated_step",
-            "plateaus",
-            "train_seconds",
-            "data_seconds",
-            "eval_seconds",
-            "latest",
-        )
-        return {
-            **{name: getattr(self, name) for name in plain},
-            "best": None if self.best is None else asdict(self.best),
-            "window": self.window.state_dict(),
-        }
+        best = None if self.best is None else asdict(self.best)
+        return {**vars(self), "best": best, "window": self.window.state_dict()}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "RunProgress":

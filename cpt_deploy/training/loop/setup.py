@@ -18,7 +18,7 @@ from cpt_deploy.data import (
     ImageSet,
     batches_per_epoch,
     build_augmentations,
-    dataset_names,
+    datasets,
     default_preprocessing,
     input_settings,
     recipe_images,
@@ -26,7 +26,6 @@ from cpt_deploy.data import (
 )
 from cpt_deploy.errors import UsageError
 from cpt_deploy.models import build_model
-from cpt_deploy.models.language import build_language_model, preparing_arguments
 from cpt_deploy.precision import BitOpsMeter, LayerCost, PrecisionSchedule, share_of_steps
 from cpt_deploy.quantization import (
     LayerGroup,
@@ -38,7 +37,7 @@ from cpt_deploy.quantization.graph.signature import DynamicShapes, ExampleInputs
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.training.loop.optimizers import build_optimizer
 
-MOST_WORKERS = 8
+MAX_WORKERS = 8
 """Max number of loading processes by default."""
 
 
@@ -134,7 +133,7 @@ def load_data(recipe: Recipe, device: torch.device, processes: int = 1) -> RunDa
     """
     settings = recipe.data
     name = settings.name
-    if name not in dataset_names() and ":" not in name and Path(name).exists():
+    if name not in datasets.names() and ":" not in name and Path(name).exists():
         name = str(Path(name).resolve())  # so that the run can be read from other working directories
     root = None if settings.root is None else Path(settings.root).expanduser().resolve()
     settings = settings.model_copy(update={"name": name, "root": None if root is None else str(root)})
@@ -167,7 +166,7 @@ def _loading_processes(device: torch.device, processes: int) -> int:
     """Return the default number of loading processes."""
     if device.type != "cuda":
         return 0
-    return min((os.cpu_count() or 1) // processes, MOST_WORKERS)
+    return min((os.cpu_count() or 1) // processes, MAX_WORKERS)
 
 
 def _memory_to_keep(megabytes: int | None) -> int:
@@ -250,22 +249,6 @@ def prepare_network(
     prepared = convert(network, example_inputs, config, dynamic_shapes=dynamic_shapes, states=states)
     prepared.compute = recipe.train.compute
     return prepared
-
-
-def build_language_run_model(recipe: Recipe, vocabulary: int, *, trained: bool = False) -> QuantizedModel:
-    """Build and prepare the language model of a recipe, with fresh weights, on the CPU.
-
-    Args:
-        recipe: The settings.
-        vocabulary: Number of different tokens.
-        trained: See `prepare_network`.
-
-    Raises:
-        CptError: If the model is unknown, does not take the arguments, or has no quantized form.
-    """
-    network = build_language_model(recipe.model.name, vocabulary, **recipe.model.args)
-    inputs, shapes, states = preparing_arguments(network, vocabulary)
-    return prepare_network(network, recipe, inputs, trained=trained, dynamic_shapes=shapes, states=states)
 
 
 def build_objects(model: ScheduledModel, recipe: Recipe, total_steps: int, device: torch.device) -> RunObjects:

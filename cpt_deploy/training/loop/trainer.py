@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cpt_deploy.errors import ProcessLostError, RunInterruptedError, TrainingDivergedError
 from cpt_deploy.precision import AdaptiveSchedule, BitOpsMeter
-from cpt_deploy.recipe import Recipe, parse_every
+from cpt_deploy.recipe import Recipe, interval_steps
 from cpt_deploy.training.distributed.process_group import (
     ProcessGroup,
     choose_device,
@@ -85,7 +85,7 @@ def train(
         if not resume:
             process_group.from_main(lambda: _begin(directory, task, lock))
         following = LossFollowing(
-            objects.schedules, parse_every(task.recipe.precision.progressive.every).steps(task.steps_per_epoch)
+            objects.schedules, interval_steps(task.recipe.precision.progressive.every, task.steps_per_epoch)
         )
         progress, costs = _restored(objects, task, following, directory, process_group, resume=resume)
         reporter.start(_plan(task, objects, directory.path, progress.step, process_group))
@@ -175,10 +175,8 @@ def _restored(
         state, carried = restore(checkpoint, objects.model, objects.optimizer, objects.averaged)
     task.restore(carried, objects.model, objects.device, process_group)
     objects.meter.load_state_dict(state.pop("meter"))
-    costs.load_state_dict(state.pop("costs", {}))
-    replayed = state.pop("following", None)  # checkpoints of earlier versions have none
-    if replayed is not None:
-        following.load_state_dict(replayed)
+    costs.load_state_dict(state.pop("costs"))
+    following.load_state_dict(state.pop("following"))
     return RunProgress.from_state_dict(state), costs
 
 

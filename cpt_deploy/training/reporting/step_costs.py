@@ -16,7 +16,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass
-class WidthCost:
+class BitsCost:
     """The steps at one bit-width.
 
     Attributes:
@@ -57,7 +57,7 @@ class StepCosts:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.allocation: dict[int, WidthCost] = {}
+        self.by_bits: dict[int, BitsCost] = {}
         self._warm = False
         self._began: Any = None
         self._probes = False
@@ -65,7 +65,7 @@ class StepCosts:
 
     def begin(self, bits: int) -> None:
         """Record the start of a step at the given bits, after its batch was loaded."""
-        cost = self.allocation.get(bits)
+        cost = self.by_bits.get(bits)
         steps = cost.steps if cost is not None else 0
         # Querying the system takes as long as a small operator, so only at steps 1, 2, 4, 8, … of a bit-width.
         self._probes = self.device.type == "cuda" or steps & (steps - 1) == 0
@@ -82,7 +82,7 @@ class StepCosts:
         self._waiting.append((bits, self._began, ended))
         if self._probes:
             memory = peak_memory(self.device)
-            cost = self.allocation.setdefault(bits, WidthCost())
+            cost = self.by_bits.setdefault(bits, BitsCost())
             cost.memory = memory if cost.memory is None or memory is None else max(cost.memory, memory)
         if self.device.type != "cuda":
             self.read()
@@ -95,22 +95,18 @@ class StepCosts:
                 seconds = began.elapsed_time(ended) / 1000.0
             else:
                 seconds = ended - began
-            self.allocation.setdefault(bits, WidthCost()).add(seconds)
+            self.by_bits.setdefault(bits, BitsCost()).add(seconds)
         self._waiting.clear()
 
     def summary(self) -> dict[str, dict[str, float | int | None]]:
         """Return the cost of each bit-width that has a measured step, ascending by bits."""
         self.read()
-        return {
-            str(bits): self.allocation[bits].summary()
-            for bits in sorted(self.allocation)
-            if self.allocation[bits].steps
-        }
+        return {str(bits): self.by_bits[bits].summary() for bits in sorted(self.by_bits) if self.by_bits[bits].steps}
 
     def columns(self, bits: int) -> dict[str, float | None]:
         """Return median time and memory of the steps at the given bits, as columns of `metrics.csv`."""
         self.read()
-        cost = self.allocation.get(bits)
+        cost = self.by_bits.get(bits)
         if cost is None or not cost.seconds:
             return {"step_ms": None, "memory_mb": None}
         memory = None if cost.memory is None else round(cost.memory / 1e6, 1)
@@ -119,11 +115,11 @@ class StepCosts:
     def state_dict(self) -> dict[str, Any]:
         """Return everything as JSON types."""
         self.read()
-        return {str(bits): vars(cost) for bits, cost in self.allocation.items()}
+        return {str(bits): vars(cost) for bits, cost in self.by_bits.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
-        self.allocation = {int(bits): WidthCost(**cost) for bits, cost in state.items()}
+        self.by_bits = {int(bits): BitsCost(**cost) for bits, cost in state.items()}
 
     def _now(self) -> Any:
         if self.device.type != "cuda":

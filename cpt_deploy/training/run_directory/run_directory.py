@@ -1,6 +1,5 @@
 """The directory of a run: the names of its files, and checks that a run may start or resume in it."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,70 +12,33 @@ _MAY_CHANGE = {("model", "weights"), ("data", "root"), ("data", "workers"), ("da
 """Settings that may differ in a resumed run, since they do not change the result; weights are checked by digest."""
 
 
-@dataclass(frozen=True)
 class RunDirectory:
     """The files of a run.
 
     Args:
         path: The directory.
+
+    Attributes:
+        recipe: All settings as resolved.
+        metrics: One row per log step and one per evaluation.
+        tensorboard: TensorBoard's event files.
+        curves: Loss, metric and bits over the steps.
+        weights: The calibrated model at max_bits.
+        report: The final report; it exists only if the run is finished.
+        tokenizer: The vocabulary of a run on text.
+        trace: The trace of the profiled steps, for a trace viewer.
+        lock: The lock file, which exists while a process trains in the directory.
+        last: The checkpoint to resume from.
+        best: The checkpoint with the best evaluation so far.
     """
 
-    path: Path
-
-    @property
-    def recipe(self) -> Path:
-        """All settings as resolved."""
-        return self.path / "recipe.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        """One row per log step and one per evaluation."""
-        return self.path / "metrics.csv"
-
-    @property
-    def tensorboard(self) -> Path:
-        """TensorBoard's event files."""
-        return self.path / "tensorboard"
-
-    @property
-    def curves(self) -> Path:
-        """Loss, accuracy and bits over the steps."""
-        return self.path / "curves.png"
-
-    @property
-    def weights(self) -> Path:
-        """The calibrated model at max_bits."""
-        return self.path / "model.safetensors"
-
-    @property
-    def report(self) -> Path:
-        """The final report; it exists only if the run is finished."""
-        return self.path / "report.json"
-
-    @property
-    def tokenizer(self) -> Path:
-        """The vocabulary of a language model."""
-        return self.path / FILE_NAME
-
-    @property
-    def trace(self) -> Path:
-        """The trace of the profiled steps, for a trace viewer."""
-        return self.path / "trace.json.gz"
-
-    @property
-    def lock(self) -> Path:
-        """The lock file, which exists while a process trains in the directory."""
-        return self.path / "run.lock"
-
-    @property
-    def last(self) -> Path:
-        """The checkpoint to resume from."""
-        return self.path / "checkpoints" / "last.safetensors"
-
-    @property
-    def best(self) -> Path:
-        """The checkpoint with the best evaluation so far."""
-        return self.path / "checkpoints" / "best.safetensors"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe, self.metrics, self.report = path / "recipe.yaml", path / "metrics.csv", path / "report.json"
+        self.weights, self.tokenizer = path / "model.safetensors", path / FILE_NAME
+        self.curves, self.tensorboard, self.trace = path / "curves.png", path / "tensorboard", path / "trace.json.gz"
+        self.lock = path / "run.lock"
+        self.last, self.best = (path / "checkpoints" / f"{name}.safetensors" for name in ("last", "best"))
 
     def create(self) -> None:
         """Create the directory, or accept an empty one.

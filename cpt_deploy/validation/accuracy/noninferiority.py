@@ -134,7 +134,7 @@ def judge_pairs(only_first: int, only_second: int, samples: int, allowed: float)
 def judge_losses(
     first: npt.NDArray[np.float64], second: npt.NDArray[np.float64], tokens: npt.NDArray[np.int64], allowed: float
 ) -> NonInferiority:
-    """Judge two language models by the mean difference of their loss, by blocks of neighbouring tokens.
+    """Judge two models by the mean difference of their loss, by blocks of neighbouring samples.
 
     Losses of neighbouring tokens are not independent, so a block is one observation (the method of batch means; A. Law,
     "Simulation Modeling and Analysis", section 9.5.3). Blocks may differ in length: the mean is the ratio of two sums,

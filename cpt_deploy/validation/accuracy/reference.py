@@ -33,9 +33,12 @@ class Recorded:
     sha256: str | None = None
 
     def is_of(self, samples: Samples) -> bool:
-        """Return whether it was measured on the same samples."""
-        same = samples.name == self.dataset if self.sha256 is None else samples.sha256 == self.sha256
-        return same and samples.count == self.samples
+        """Return whether it was measured on the same samples, all of their split."""
+        if samples.count != samples.size:
+            return False
+        if self.sha256 is None:
+            return samples.name == self.dataset and samples.count == self.samples
+        return samples.sha256 == self.sha256
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON types."""

@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+OTHER_DATA = "validate on the data set that the model was trained for"
+"""Hint if samples do not fit a model."""
+
 Arrays = Mapping[str, npt.NDArray[Any]]
 """Arrays by the names of a model's inputs or outputs, (N, ...) each."""
 
@@ -41,6 +44,7 @@ class Samples:
         count: Number of samples in `batches`.
         batches: Returns an iterator over the batches, the same ones each time.
         notes: Sentences about the samples for the report.
+        problem: Why they do not fit the processor, unless someone edited that; None if they fit.
     """
 
     name: str
@@ -50,6 +54,7 @@ class Samples:
     count: int
     batches: Callable[[], Iterator[Batch]]
     notes: tuple[str, ...] = ()
+    problem: str | None = None
 
     def first_inputs(self) -> Arrays:
         """Return the inputs of the first batch."""

@@ -199,6 +199,10 @@ class RSquared(Scoring):
         """Return the coefficient."""
         return 1 - float(scores.flat().sum()) / _squares(scores)
 
+    def remeasured_differs(self, recorded: float, measured: float, samples: int) -> bool:
+        """See `Scoring`; the coefficient may be near 0, so the difference is absolute."""
+        return not abs(measured - recorded) <= RECORDED_POINTS / 100
+
     def judge(self, trained: Scores, served: Scores, allowed: float) -> NonInferiority:
         """Judge the drop in points (hundredths) by the mean difference of squared errors."""
         samples = np.ones(served.count, np.int64)

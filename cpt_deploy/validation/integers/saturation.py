@@ -57,13 +57,13 @@ class ReducedRange:
         layer: Its module path.
         channels: Number of output channels.
         reduced_channels: Number of channels with a reduced range.
-        least_quant_max: The smallest max quantized value of a channel; 127 is that of 8 bits.
+        min_quant_max: The smallest max quantized value of a channel; 127 is that of 8 bits.
     """
 
     layer: str
     channels: int
     reduced_channels: int
-    least_quant_max: int
+    min_quant_max: int
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ def interleaved(
     rounds: int,
     warmup: int = 3,
     seconds: float | None = None,
-    least_rounds: int = 10,
+    min_rounds: int = 10,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Time several callables in turn, in reversed order every other round, so that drift affects all alike.
@@ -20,8 +20,8 @@ def interleaved(
         runs: The callables, by name.
         rounds: Max number of timed runs of each.
         warmup: Number of untimed runs of each before.
-        seconds: Stop after this time, if given, but not before `least_rounds`.
-        least_rounds: See `seconds`.
+        seconds: Stop after this time, if given, but not before `min_rounds`.
+        min_rounds: See `seconds`.
         clock: Clock to read; `time.process_time` excludes the time of other processes.
 
     Returns:
@@ -38,7 +38,7 @@ def interleaved(
             start = clock()
             runs[name]()
             times[name].append(clock() - start)
-        if seconds is not None and round_index + 1 >= least_rounds and time.perf_counter() - begin >= seconds:
+        if seconds is not None and round_index + 1 >= min_rounds and time.perf_counter() - begin >= seconds:
             break
     return times
 

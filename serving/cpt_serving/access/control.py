@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import Depends, Request
 from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
 from starlette.routing import BaseRoute
+from starlette.types import Scope as AsgiScope
 
 from cpt_serving.access.api_keys import KeyRing, Scope
 from cpt_serving.web.errors import RequestError, bad_request
@@ -84,9 +85,17 @@ class Guard:
         Raises:
             RequestError: 401 or 403 like `AccessControl.check`, 400 for an unknown query parameter.
         """
-        request.app.state.access.check(request.scope["headers"], self.needed)
-        if request.scope["query_string"] and not self.any_query:
-            _check_query(request)
+        self.check(request.app.state.access, request.scope)
+
+    def check(self, access: AccessControl, scope: AsgiScope) -> None:
+        """Do so without the framework.
+
+        Raises:
+            RequestError: Likewise.
+        """
+        access.check(scope["headers"], self.needed)
+        if scope["query_string"] and not self.any_query:
+            _check_query(Request(scope))
 
 
 def requires(needed: Scope | None, *, any_query: bool = False) -> Any:

@@ -1,7 +1,7 @@
 """The adapter of a model: requests to tensors, tensors to answers, by the model's signature alone.
 
 Tasks whose requests hold something else, such as image files, name a subclass that overrides how an input is read and
-how an answer is written. `Generates` is the ability to continue texts.
+how an answer is written.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -24,14 +24,15 @@ from cpt_serving.inference.threads import Work
 from cpt_serving.oip.answers import OutputTensor, classes_of
 from cpt_serving.oip.datatypes import FLOATS
 from cpt_serving.oip.schemas import InferInput, InferRequest
-from cpt_serving.oip.tensors import Array, output_tensor, read_tensor, row_bytes, tensors_by_name, wanted_outputs
+from cpt_serving.oip.tensors import Array, output_tensor, read_tensor, row_bytes, wanted_outputs
 from cpt_serving.settings import ServeSettings
 from cpt_serving.web.bodies import charge
 from cpt_serving.web.errors import RequestError, bad_request
+from cpt_serving.web.shown import shown
 from cpt_serving.web.uploads import EncodedImage, check_rows
 
 _BATCH_BYTES = 16_000_000
-"""Maximum bytes of the outputs of a batch, so that large ones need little memory and block others only shortly."""
+"""Maximum bytes of a batch's outputs without states, so that large ones need little memory and block others shortly."""
 
 _COPIES_IN_JSON = 4
 """Memory of outputs and of their JSON, in sizes of the outputs."""
@@ -108,7 +109,9 @@ class Adapter(Model):
         """See `Model`."""
         if not self.signature.free:
             return self.settings.max_batch
-        size = row_bytes(self.signature.outputs, checked_sizes(self.signature, inputs))
+        states = {after for _, after in self.signature.states}
+        made = [spec for spec in self.signature.outputs if spec.name not in states]
+        size = row_bytes(made, checked_sizes(self.signature, inputs))
         return min(self.settings.max_batch, _BATCH_BYTES // max(1, size))
 
     def run(self, requests: Sequence[Tensors]) -> Sequence[Outcome]:
@@ -157,7 +160,10 @@ class Adapter(Model):
             AbandonedError: If nobody waits for the inputs any more.
         """
         copies = 1 if all(wish.binary for wish in wanted_outputs(request, self.signature.outputs)) else _COPIES_IN_JSON
-        given = tensors_by_name(request.inputs, self.signature.inputs)
+        given = {tensor.name: tensor for tensor in request.inputs}
+        self._require_inputs([tensor.name for tensor in request.inputs])
+        for tensor in request.inputs:
+            check_rows(tensor.shape[0] if tensor.shape else 0, self.settings.max_rows)
         specs = [spec for spec in self.signature.inputs if spec.name in given]
         return self.complete({spec.name: self.read(spec, given[spec.name], work) for spec in specs}, copies)
 
@@ -181,10 +187,8 @@ class Adapter(Model):
             RequestError: 400 if inputs are missing or their sizes do not fit; 413 for too many rows or bytes; 503 if
                 there is no memory at present.
         """
-        signature, states = self.signature, inputs.keys() & self._states
-        if not inputs.keys() >= set(self._required) or (states and states != self._states):
-            optional = f", and all or none of the states {sorted(self._states)}" if self._states else ""
-            raise bad_request(f"Expected the inputs {self._required}{optional}, but got {list(inputs)}")
+        signature = self.signature
+        self._require_inputs(list(inputs))
         try:
             sizes = checked_sizes(signature, inputs)
         except ValueError as error:
@@ -198,7 +202,7 @@ class Adapter(Model):
                     f"Expected a {name} of at most {self.settings.max_free_size}, the limit here, but got {sizes[name]}"
                 )
         charge(copies * sizes[BATCH] * row_bytes(signature.outputs, sizes))
-        return inputs if not self._states or states else {**inputs, **initial_states(signature, sizes)}
+        return inputs if len(inputs) == len(signature.inputs) else {**inputs, **initial_states(signature, sizes)}
 
     def encode(self, request: InferRequest, outputs: Tensors) -> Sequence[OutputTensor]:
         """Return the outputs that the client requested, in the requested form."""
@@ -266,6 +270,14 @@ class Adapter(Model):
             IndexError: If there is no input of this number, or inputs are no images.
         """
         raise IndexError(index)
+
+    def _require_inputs(self, names: Sequence[str]) -> None:
+        """Raise a `RequestError`, 400, unless a request has each input once, and either all states or none."""
+        given, required = set(names), set(self._required)
+        if len(given) < len(names) or given not in (required, required | self._states):
+            states = f", and all or none of the states {sorted(self._states)}" if self._states else ""
+            expected = f"Expected each of the inputs {self._required} once{states}"
+            raise bad_request(f"{expected}, but got {shown(list(names))}")
 
     def _outcome(self, inputs: Tensors) -> Outcome:
         """Return the outputs for inputs, or the error if the model does not take their values."""

@@ -18,7 +18,7 @@ from cpt_serving.access.control import AccessControl
 from cpt_serving.service import Service
 from cpt_serving.shutdown import Shutdown
 from cpt_serving.telemetry.access_log import AccessLog
-from cpt_serving.telemetry.tracing import call_span, current_trace, trace_inference
+from cpt_serving.telemetry.tracing import current_trace, server_span, trace_inference
 from cpt_serving.web.errors import RequestError, as_request_error
 from cpt_serving.web.records import RequestRecord, current_record, given_or_new_id
 from cpt_serving.web.shown import shown
@@ -99,7 +99,8 @@ class CallEdge(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         current_record.set(record)
         status, arrived = 200 if stream else _CLIENT_GONE, time.monotonic()
         self._metrics.request_started()
-        with call_span(self._tracer, method, context.invocation_metadata()) as span:
+        about = {"rpc.system.name": "grpc", "rpc.method": method.removeprefix("/")}
+        with server_span(self._tracer, method, dict(context.invocation_metadata()), about) as span:
             record.trace = current_trace()
             try:
                 yield record

@@ -22,13 +22,12 @@ from cpt_serving.telemetry.access_log import AccessLog
 
 @asynccontextmanager
 async def running_grpc(
-    service: Service, port: int, access: AccessControl, access_log: AccessLog | None, tracer: Tracer | None
+    service: Service, access: AccessControl, access_log: AccessLog | None, tracer: Tracer | None
 ) -> AsyncIterator[None]:
     """Answer gRPC calls while the context is open; once the server stops, calls in progress may finish.
 
     Args:
         service: The service that answers.
-        port: Port to listen on.
         access: Checks the API keys.
         access_log: Log of calls, if they are logged.
         tracer: Creates spans, if calls are traced.
@@ -47,7 +46,7 @@ async def running_grpc(
     server.add_generic_rpc_handlers((handlers(service, edge),))
     add_HealthServicer_to_server(Health(service), server)
     enable_server_reflection((SERVICE, HEALTH, REFLECTION), server)
-    address = f"{_bracketed(settings.host)}:{port}"
+    address = f"{_bracketed(settings.host)}:{settings.grpc_port}"
     if service.certificate is None:
         server.add_insecure_port(address)
     else:

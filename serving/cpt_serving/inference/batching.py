@@ -63,7 +63,6 @@ class Batcher:
         model: The model that computes.
         threads: Threads that run it.
         observer: Called for each batch.
-        changed: Called when the number of waiting requests changes.
         clock: Returns seconds, like `time.monotonic`.
     """
 
@@ -73,11 +72,10 @@ class Batcher:
         threads: Threads,
         observer: ModelObserver,
         *,
-        changed: Callable[[], None] = lambda: None,
         clock: Clock = time.monotonic,
     ) -> None:
         self._model, self._threads, self._observer = model, threads, observer
-        self._changed, self._clock = changed, clock
+        self._clock = clock
         self._lock = threading.Lock()
         self.waiting: dict[_Request, None] = {}
         """Requests whose computation has not begun, in order of arrival."""
@@ -109,7 +107,6 @@ class Batcher:
             self.waiting[request] = None
             self.waiting_rows += request.rows
         timer = None if deadline is None else loop.call_later(deadline - now, self._expire, request)
-        self._changed()
         self._threads.offer(self._run_next)
         self.pending += 1
         try:
@@ -172,7 +169,6 @@ class Batcher:
                 request.answer.set_result(
                     Inference(outcome, request.rows, request.arrived, waited_ms, seconds * 1e3, total)
                 )
-        self._changed()
         if not any(isinstance(outcome, Exception) for outcome in outcomes):
             self.seconds_per_row += _SMOOTHING * (seconds / total - self.seconds_per_row)
             self._observer.batch_finished(total, seconds)
@@ -188,4 +184,3 @@ class Batcher:
             if request in self.waiting:
                 del self.waiting[request]
                 self.waiting_rows -= request.rows
-        self._changed()

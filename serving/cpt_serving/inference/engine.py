@@ -86,8 +86,9 @@ class Engine(Generic[M_co]):
         # With large inputs, fewer rows fill the queue.
         self._most_rows = max(1, min(settings.queue_rows, settings.queue_bytes // model.row_bytes))
         self._prepared = self._prepared_rows = 0
-        self._active_texts = 0
-        self.batcher = Batcher(model, threads, observer, changed=self._tell_queue)
+        self.texts = 0
+        """Texts under way."""
+        self.batcher = Batcher(model, threads, observer)
 
     @property
     def bundle(self) -> Bundle:
@@ -95,9 +96,14 @@ class Engine(Generic[M_co]):
         return self.model.bundle
 
     @property
+    def queued(self) -> tuple[int, int]:
+        """Rows, and their requests, that are decoded or wait for a batch."""
+        return self.batcher.waiting_rows + self._prepared_rows, len(self.batcher.waiting) + self._prepared
+
+    @property
     def pending(self) -> int:
         """Number of requests that were admitted and are not answered yet."""
-        return self._prepared + self.batcher.pending + self._active_texts
+        return self._prepared + self.batcher.pending + self.texts
 
     @property
     def status(self) -> str:
@@ -181,13 +187,13 @@ class Engine(Generic[M_co]):
         """
         self.require_loaded()
         most = self._settings.generations
-        if self._active_texts >= most:
+        if self.texts >= most:
             self.observer.request_failed(QUEUE_FULL, 0.0)
             raise QueueFullError(
-                f"Expected room for the text, but {self._active_texts} of at most {most} are under way", retry_after_s=1
+                f"Expected room for the text, but {self.texts} of at most {most} are under way", retry_after_s=1
             )
         started = time.monotonic()
-        self._change_texts(+1)
+        self.texts += 1
         try:
             yield
         except BaseException as error:
@@ -196,7 +202,7 @@ class Engine(Generic[M_co]):
         else:
             self.observer.request_finished(1, 0.0, time.monotonic() - started)
         finally:
-            self._change_texts(-1)
+            self.texts -= 1
 
     def require_loaded(self) -> None:
         """Raise a NotReadyError unless the model is loaded."""
@@ -225,14 +231,6 @@ class Engine(Generic[M_co]):
             f"Expected room for the request in the queue of {self._most_rows} rows, but {waiting} are waiting",
             retry_after_s=max(1, seconds),
         )
-
-    def _tell_queue(self) -> None:
-        batcher = self.batcher
-        self.observer.queue_changed(batcher.waiting_rows + self._prepared_rows, len(batcher.waiting) + self._prepared)
-
-    def _change_texts(self, by: int) -> None:
-        self._active_texts += by
-        self.observer.texts_changed(self._active_texts)
 
 
 class Admission:
@@ -267,7 +265,6 @@ class Admission:
         Raises:
             DeadlineExceededError: If the deadline passes first.
         """
-        self._engine._tell_queue()
         return await self._engine.decoders.run(function, self.deadline)
 
     async def compute(self, inputs: Tensors) -> Inference:

@@ -17,12 +17,6 @@ class ModelObserver:
     def request_failed(self, reason: str, seconds: float) -> None:
         """Handle a request without outputs: the reason, one of `FAILURES`, and the seconds since its arrival."""
 
-    def queue_changed(self, rows: int, requests: int) -> None:
-        """Handle a changed number of rows, and of their requests, that are decoded or wait for a batch."""
-
-    def texts_changed(self, count: int) -> None:
-        """Handle a changed number of concurrent texts."""
-
     def text_read(self, tokens: int) -> None:
         """Handle tokens of a prompt, or of a text to be scored, that the model has read."""
 

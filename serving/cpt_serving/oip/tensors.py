@@ -38,20 +38,6 @@ def described(spec: TensorSpec) -> TensorMetadata:
     return TensorMetadata(name=spec.name, datatype=datatype_of(spec.dtype), shape=shape)
 
 
-def tensors_by_name(inputs: Sequence[InferInput], specs: Sequence[TensorSpec]) -> dict[str, InferInput]:
-    """Return the tensors of a request by name; inputs that were not sent are missing.
-
-    Raises:
-        RequestError: 400 for a tensor that the model does not have, or that was sent twice.
-    """
-    known, found = [spec.name for spec in specs], {tensor.name: tensor for tensor in inputs}
-    if len(found) == len(inputs) and found.keys() <= set(known):
-        return found
-    names = [tensor.name for tensor in inputs]
-    odd = next(name for name in names if name not in known or names.count(name) > 1)
-    raise bad_request(f"Expected each of the inputs {known} at most once, but got {shown(odd)}")
-
-
 def wanted_outputs(request: InferRequest, specs: Sequence[TensorSpec]) -> list[Wish]:
     """Return the requested outputs and their forms, each once; all outputs if the client names none.
 
@@ -138,7 +124,7 @@ def to_dtype(spec: TensorSpec, array: Array) -> Array:
 def row_bytes(specs: Sequence[TensorSpec], sizes: Mapping[str, int]) -> int:
     """Return the bytes of one row of tensors.
 
-    A size that does not follow from the free ones counts like the largest of them.
+    A size that does not follow from the free ones counts like their sum.
     """
 
     def elements(spec: TensorSpec) -> int:
@@ -151,4 +137,4 @@ def _known_size(size: int | str, sizes: Mapping[str, int]) -> int:
     try:
         return size_at(size, sizes)
     except KeyError:
-        return max(sizes.values(), default=1)
+        return sum(sizes.values()) or 1

@@ -7,7 +7,6 @@ from cpt_serving.routes.page import page_router
 from cpt_serving.routes.predict import predict_router
 from cpt_serving.routes.v2 import v2_router
 from cpt_serving.routes.v2_generate import triton_generate_router
-from cpt_serving.routes.v2_infer import infer_router
 from cpt_serving.routes.v2_repository import repository_router
 
 __all__ = ["ROUTERS", "page_router"]
@@ -15,7 +14,6 @@ __all__ = ["ROUTERS", "page_router"]
 ROUTERS = (
     predict_router,
     generate_router,
-    infer_router,
     triton_generate_router,
     health_router,
     v2_router,

@@ -12,6 +12,8 @@ from starlette.responses import Response
 
 from cpt_serving.access.control import requires
 from cpt_serving.routes.files import FILE_HEADERS, files_router
+from cpt_serving.routes.v2_infer import infer_paths
+from cpt_serving.service import Service
 from cpt_serving.web.responses import JsonResponse
 
 # The package holds a copy of Swagger UI, and an app that we do not use.
@@ -19,11 +21,12 @@ _FILES = importlib.resources.files("fastapi_offline") / "static"
 _NAMES = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
 
 
-def docs_router(app: FastAPI, *, with_keys: bool) -> APIRouter:
+def docs_router(app: FastAPI, service: Service, *, with_keys: bool) -> APIRouter:
     """Return the routes of the page, of its files and of the OpenAPI document.
 
     Args:
         app: The documented app.
+        service: The service of the inference routes, which are documented with it.
         with_keys: Whether its routes need a key, so that the page and generated clients ask for it.
     """
     router = APIRouter(dependencies=[requires(None, any_query=True)])
@@ -45,6 +48,7 @@ def docs_router(app: FastAPI, *, with_keys: bool) -> APIRouter:
     # Not on the event loop: the first call is slow.
     def description(request: Request) -> JsonResponse:
         described = app.openapi()
+        described = {**described, "paths": {**described["paths"], **infer_paths(service)}}
         if with_keys:
             described = _with_keys(described)
         root = request.scope.get("root_path", "").rstrip("/")

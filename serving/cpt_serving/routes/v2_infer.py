@@ -1,32 +1,30 @@
-"""The inference routes of the Open Inference Protocol, and middleware that answers them faster than the framework."""
+"""The inference routes of the Open Inference Protocol, the only ones before the framework."""
 
-import re
-from collections.abc import Callable
-from types import SimpleNamespace
+import inspect
+from http import HTTPStatus
 from typing import Any
 
-from fastapi import APIRouter
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Send
+from starlette.routing import Route
+from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from cpt_deploy.errors import CptError
 from cpt_serving.access.api_keys import Scope
-from cpt_serving.access.control import AccessControl, requires
+from cpt_serving.access.control import AccessControl, Guard
 from cpt_serving.adapters import Adapter
 from cpt_serving.adapters.description import model_metadata
 from cpt_serving.answering import InferCall, infer
 from cpt_serving.inference.engine import Engine
 from cpt_serving.oip.answers import Answer, render_answer
 from cpt_serving.oip.requests import HEADER_LENGTH, header_length, parse_request, raw_request
-from cpt_serving.oip.schemas import InferAnswer, InferRequest
+from cpt_serving.oip.schemas import InferAnswer, InferRequest, inline_schema
 from cpt_serving.routes.examples import HEADERS, infer_body
 from cpt_serving.service import Service
 from cpt_serving.settings import ServeSettings
 from cpt_serving.web.bodies import INLINE_BYTES, running_body, too_large
 from cpt_serving.web.deadlines import request_deadline
 from cpt_serving.web.errors import RequestError, error_answer
-from cpt_serving.web.schemas import error_answers
 
 PATHS = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
 """Paths of a model, without and with version."""
@@ -35,78 +33,70 @@ JSON_TYPE = "application/json"
 BINARY_TYPE = "application/octet-stream"
 
 _ERRORS = (400, 404, 408, 413, 415, 429, 503, 504)
-_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
-_ROUTES = tuple(SimpleNamespace(path=f"{path}/infer") for path in PATHS)
 
 
-def infer_router(service: Service) -> APIRouter:
-    """Return the inference routes, with and without version."""
-    router = APIRouter(tags=["Open Inference Protocol v2"], dependencies=[requires(Scope.INFER)])
+def infer_routes(service: Service, access: AccessControl) -> list[Route]:
+    """Return the inference routes, with and without version.
 
-    async def infer_newest(model: str) -> Response:
-        """Compute a model's outputs.
-
-        The metadata of the model lists its inputs, whose first dimension is the batch; those of real numbers may be
-        FP32, FP64 or FP16. States that are not sent are the initial ones. An image classifier also takes pixels of any
-        size as UINT8, N x H x W x C, and image files as BYTES, which are preprocessed as in `/predict`. Tensors are in
-        the JSON or follow it as bytes. Parameters of the request: `timeout` in microseconds, `binary_data_output`; of
-        an output: `binary_data`, and `classification`, the number of classes to return with labels.
-        """
-        return await answer_infer(service, service.find(model))
-
-    async def infer_by_version(model: str, version: str) -> Response:
-        """Compute the outputs of one version of a model."""
-        return await answer_infer(service, service.find(model, version))
-
-    endpoints: tuple[Callable[..., Any], ...] = (infer_newest, infer_by_version)
-    for path, endpoint in zip(PATHS, endpoints, strict=True):
-        router.add_api_route(
-            f"{path}/infer",
-            endpoint,
-            methods=["POST"],
-            response_model=InferAnswer,
-            responses={
-                200: {"content": {BINARY_TYPE: {"schema": {"type": "string", "format": "binary"}}}},
-                **error_answers(*_ERRORS),
-            },
-            openapi_extra={"requestBody": infer_body(service), "parameters": HEADERS},
-        )
-    return router
+    They stand before the framework, whose conversion of parameters, errors and answers costs more than small models.
+    """
+    endpoint = _Infer(service, access)
+    return [Route(f"{path}/infer", endpoint) for path in PATHS]
 
 
-class DirectInfer:
-    """ASGI middleware that answers `infer` before the framework, whose layers cost more than small models.
+def infer_paths(service: Service) -> dict[str, Any]:
+    """Return the OpenAPI description of the routes, by path."""
+    errors = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}}
+    answers = {
+        JSON_TYPE: {"schema": inline_schema(InferAnswer)},
+        BINARY_TYPE: {"schema": {"type": "string", "format": "binary"}},
+    }
+    operation = {
+        "tags": ["Open Inference Protocol v2"],
+        "summary": "Infer",
+        "description": inspect.cleandoc(_Infer.__doc__ or ""),
+        "requestBody": infer_body(service),
+        "responses": {
+            "200": {"description": "Successful Response", "content": answers},
+            **{str(status): {"description": HTTPStatus(status).phrase, "content": errors} for status in _ERRORS},
+        },
+    }
+    return {
+        f"{path}/infer": {
+            "post": {
+                **operation,
+                "parameters": [
+                    *({"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names),
+                    *HEADERS,
+                ],
+            }
+        }
+        for path, names in zip(PATHS, (("model",), ("model", "version")), strict=True)
+    }
 
-    It needs the same key as the route, which remains for `/docs`, for mounted apps and for requests with a query.
 
-    Args:
-        app: The inner app, which answers all other requests.
-        service: The service with the models.
-        access: Checks the API key.
+class _Infer:
+    """Compute the outputs of a model.
+
+    The metadata of the model lists its inputs, whose first dimension is the batch; those of real numbers may be FP32,
+    FP64 or FP16. Without states they are the initial ones. An image classifier also takes pixels of any size as UINT8,
+    N x H x W x C, and image files as BYTES, which are preprocessed as in `/predict`. Tensors are in the JSON or follow
+    it as bytes. Parameters of the request: `timeout` in microseconds, `binary_data_output`; of an output:
+    `binary_data`, and `classification`, the number of classes to return with labels.
     """
 
-    def __init__(self, app: ASGIApp, service: Service, access: AccessControl) -> None:
-        self._app = app
-        self._service = service
-        self._access = access
+    guard = Guard(Scope.INFER)
+
+    def __init__(self, service: Service, access: AccessControl) -> None:
+        self._service, self._access = service, access
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        """Answer a request for inference, or pass any other on."""
-        found = None
-        if (
-            scope["type"] == "http"
-            and scope["method"] == "POST"
-            and not (scope["query_string"] or scope.get("root_path"))
-        ):
-            found = _PATH.fullmatch(scope["path"])
-        if found is None:
-            await self._app(scope, receive, send)
-            return
-        model, version = found.groups()
-        scope["route"] = _ROUTES[version is not None]
+        response: Response
         try:
-            self._access.check(scope["headers"], Scope.INFER)
-            response = await answer_infer(self._service, self._service.find(model, version))
+            self.guard.check(self._access, scope)
+            if scope["method"] != "POST":
+                raise RequestError(405, f"Expected POST, but got {scope['method']}", {"Allow": "POST"})
+            response = await answer_infer(self._service, self._service.find(**scope["path_params"]))
         except (RequestError, CptError) as error:
             response = error_answer(error)
         await response(scope, receive, send)

@@ -11,15 +11,17 @@ function figure(value, name, note) {
   );
 }
 
-function accuracy(validation) {
-  if (validation?.perplexity) {
-    const trained = validation.trained_perplexity;
-    return figure(validation.perplexity.toFixed(2), "Perplexity as served", trained ? `${trained.toFixed(2)} before export` : "");
-  }
-  if (!validation?.interval_95) return figure("–", "Accuracy", "not measured: cpt validate measures it");
-  const { accuracy: value, interval_95: [low, high] } = validation;
-  const range = `95 % interval ${percent(low, 2)} to ${percent(high, 2)}`;
-  return figure(percent(value, 2), "Accuracy as served", range);
+/** Write a value of a metric. */
+const written = (metric, value) => (metric.percent ? percent(value, 2) : value.toFixed(2));
+
+function quality(validation) {
+  if (typeof validation?.value !== "number") return figure("–", "Quality", "not measured: cpt validate measures it");
+  const { metric, value, trained_value: trained, interval_95: interval } = validation;
+  const name = metric.name.replaceAll("_", " ");
+  const note = interval
+    ? `95 % interval ${written(metric, interval[0])} to ${written(metric, interval[1])}`
+    : typeof trained === "number" ? `${written(metric, trained)} before export` : "";
+  return figure(written(metric, value), `${name[0].toUpperCase()}${name.slice(1)} as served`, note);
 }
 
 function exactness(validation) {
@@ -68,10 +70,10 @@ export function showEvidence(facts) {
   byId("docs-link").hidden = !facts.docs;
   const { validation } = facts;
   verdict(validation);
-  byId("figures").replaceChildren(accuracy(validation), exactness(validation), precision(facts), size(facts));
+  byId("figures").replaceChildren(quality(validation), exactness(validation), precision(facts), size(facts));
   describe(byId("details"), [
-    ["Measured on", validation && `${validation.dataset}, ${count(validation.samples)} ${validation.split ?? ""} samples`],
-    ["Before export", validation?.trained_accuracy && `${percent(validation.trained_accuracy, 2)} in training precision`],
+    ["Measured on", validation && `${validation.dataset}, ${count(validation.samples)} ${validation.split ?? ""} ${validation.unit}`],
+    ["Before export", typeof validation?.trained_value === "number" ? `${written(validation.metric, validation.trained_value)} in training precision` : null],
     ["Runtime", validation?.runtime && `onnxruntime ${validation.runtime}`],
     ["Processor", validation?.cpu],
     ["Validated", validation?.validated_at && new Date(validation.validated_at).toLocaleDateString("en-GB", { dateStyle: "long" })],

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily
@@ -9,6 +10,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 from cpt_deploy.bundle import Bundle
+from cpt_serving.inference.engine import Engine
 from cpt_serving.inference.observers import FAILURES, ModelObserver
 
 WATCH_MODELS, WATCH_CERTIFICATE = "watch-models", "watch-certificate"
@@ -18,6 +20,13 @@ _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _RATES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 _MODEL = ("model", "version")
+_PRESENT = {
+    "queued_rows": "Rows that are read or wait for their turn",
+    "queued_requests": "Requests that are read or wait for their turn",
+    "texts_in_flight": "Texts that are generated or scored",
+}
+"""Gauges of the engines, read when they are scraped."""
+
 _FIRST_ERROR = 400
 _REJECTIONS = {
     400: "bad_request",
@@ -82,11 +91,11 @@ class Metrics:
         self._of_models = _ModelFamilies(registry)
         self._models: dict[tuple[str, str], ModelMetrics] = {}
 
-    def show_models(self, served: Callable[[], Iterable[Bundle]], looked: Callable[[], bool]) -> None:
+    def show_models(self, served: Callable[[], Iterable[Engine[Any]]], looked: Callable[[], bool]) -> None:
         """Register the metrics of the served models.
 
         Args:
-            served: Returns the bundles that are served now.
+            served: Returns the engines that answer now.
             looked: Returns whether the last check of the models succeeded.
         """
         self._registry.register(_ServedModels(served, looked))
@@ -159,7 +168,7 @@ def _zeroed(counter: Counter, labels: Iterable[str]) -> Counter:
 class _ServedModels(Collector):
     """Collector of the models that are served at the time of the scrape."""
 
-    def __init__(self, served: Callable[[], Iterable[Bundle]], looked: Callable[[], bool]) -> None:
+    def __init__(self, served: Callable[[], Iterable[Engine[Any]]], looked: Callable[[], bool]) -> None:
         self._served = served
         self._looked = looked
 
@@ -169,9 +178,16 @@ class _ServedModels(Collector):
             "1 for each model that is served; its labels say which",
             labels=(*_MODEL, "sha256", "format_version"),
         )
-        for bundle in self._served():
-            info.add_metric((bundle.name, bundle.version, bundle.sha256, str(bundle.facts["format_version"])), 1)
-        yield info
+        rows, requests, texts = (
+            GaugeMetricFamily(f"cpt_serve_{name}", documentation, labels=_MODEL)
+            for name, documentation in _PRESENT.items()
+        )
+        for engine in self._served():
+            bundle, model = engine.bundle, (engine.bundle.name, engine.bundle.version)
+            info.add_metric((*model, bundle.sha256, str(bundle.facts["format_version"])), 1)
+            for family, value in zip((rows, requests, texts), (*engine.queued, engine.texts), strict=True):
+                family.add_metric(model, value)
+        yield from (info, rows, requests, texts)
         yield GaugeMetricFamily(
             "cpt_serve_models_readable",
             "Whether the models were there at the last look; if not, those that were loaded are served on",
@@ -193,9 +209,6 @@ class _ModelFamilies:
         def counter(name: str, documentation: str, *labels: str) -> Counter:
             return Counter(f"cpt_serve_{name}", documentation, (*_MODEL, *labels), registry=registry)
 
-        def gauge(name: str, documentation: str) -> Gauge:
-            return Gauge(f"cpt_serve_{name}", documentation, _MODEL, registry=registry)
-
         self.inference_seconds = histogram("inference_seconds", "A call of onnxruntime")
         self.queue_seconds = histogram("queue_seconds", "How long a request waited for its turn to be computed")
         self.request_seconds = histogram("model_request_seconds", "From a request's arrival in the queue to its logits")
@@ -205,13 +218,16 @@ class _ModelFamilies:
         self.output_seconds = histogram("output_seconds", "From a request's logits to the first byte of its answer")
         self.batch_rows = histogram("batch_rows", "Images computed together", _ROWS)
         self.rows = counter("rows", "Images computed")
-        self.queued_rows = gauge("queued_rows", "Rows that are read or wait for their turn")
-        self.queued_requests = gauge("queued_requests", "Requests that are read or wait for their turn")
         self.failures = counter(
             "inference_failures", "Requests that got no logits: queue_full, deadline, cancelled or error", "reason"
         )
         self.failure_seconds = counter("inference_failure_seconds", "How long requests took that got no logits")
-        self.last_inference = gauge("last_inference_timestamp_seconds", "When a request last got its logits")
+        self.last_inference = Gauge(
+            "cpt_serve_last_inference_timestamp_seconds",
+            "When a request last got its outputs",
+            _MODEL,
+            registry=registry,
+        )
         self.prompt_tokens = counter("prompt_tokens", "Tokens of prompts and scored texts")
         self.generated_tokens = counter("generated_tokens", "Tokens generated")
         self.first_token_seconds = histogram(
@@ -221,7 +237,6 @@ class _ModelFamilies:
         self.tokens_per_second = histogram(
             "tokens_per_second", "Tokens a second of a finished text, after its first token", _RATES
         )
-        self.texts = gauge("texts_in_flight", "Texts that are generated or scored")
 
 
 class ModelMetrics(ModelObserver):
@@ -242,8 +257,6 @@ class ModelMetrics(ModelObserver):
         self._request_seconds = families.request_seconds.labels(*model)
         self._batch_rows = families.batch_rows.labels(*model)
         self._rows = families.rows.labels(*model)
-        self._queued_rows = families.queued_rows.labels(*model)
-        self._queued_requests = families.queued_requests.labels(*model)
         self._failures = {reason: families.failures.labels(*model, reason) for reason in FAILURES}
         self._failure_seconds = families.failure_seconds.labels(*model)
         self._last_inference = families.last_inference.labels(*model)
@@ -266,15 +279,6 @@ class ModelMetrics(ModelObserver):
         """Count a request without outputs."""
         self._failures[reason].inc()
         self._failure_seconds.inc(seconds)
-
-    def queue_changed(self, rows: int, requests: int) -> None:
-        """Set the length of the queue."""
-        self._queued_rows.set(rows)
-        self._queued_requests.set(requests)
-
-    def texts_changed(self, count: int) -> None:
-        """Set the number of texts in progress."""
-        self._families.texts.labels(*self._model).set(count)
 
     def text_read(self, tokens: int) -> None:
         """Count tokens sent by clients."""

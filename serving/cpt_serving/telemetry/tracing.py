@@ -1,18 +1,16 @@
 """OpenTelemetry: a span for each request, with its wait in the queue and its inference as children.
 
-FastAPI creates the span of the request by the conventions for HTTP; this module adds the rest. Exporting needs the
-extra `otel`, and is configured by OpenTelemetry's own variables.
+Exporting needs the extra `otel`, and is configured by OpenTelemetry's own variables.
 """
 
 import importlib.util
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from fastapi.telemetry import TelemetryConfig
 from opentelemetry import propagate, trace
 from starlette.types import Scope
 
@@ -25,6 +23,7 @@ from cpt_serving.web.records import RequestRecord
 logger = logging.getLogger(__name__)
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_FIRST_FAULT = 500
 
 
 def open_tracing(settings: ServeSettings) -> trace.TracerProvider | None:
@@ -74,44 +73,53 @@ def close_tracing(provider: trace.TracerProvider | None) -> None:
         shutdown()
 
 
-def telemetry_of(provider: trace.TracerProvider | None) -> TelemetryConfig:
-    """Return FastAPI's options of telemetry: spans of requests only, without routes polled by machines."""
-    return {
-        "tracer_provider": provider,
-        "tracing": provider is not None,
-        "metrics": False,
-        "logs": False,
-        "operation_spans": False,
-        "auto_configure": False,
-        "exclude": _is_quiet,
-    }
-
-
-def _is_quiet(scope: Scope) -> bool:
-    return scope.get("path") in QUIET_ROUTES
-
-
-def call_span(
-    tracer: trace.Tracer | None, method: str, metadata: Iterable[tuple[str, Any]]
+def server_span(
+    tracer: trace.Tracer | None, route: str, carrier: Mapping[str, Any], attributes: Mapping[str, str]
 ) -> AbstractContextManager[trace.Span]:
-    """Return the span of a gRPC call, in the client's trace if the call's metadata names one.
+    """Return the span of a request, in the client's trace if the carrier names one; routes of machines have none.
 
     Args:
-        tracer: Creates spans, if calls are traced.
-        method: Full name of the method, `/SERVICE/NAME`.
-        metadata: Metadata of the call.
+        tracer: Creates spans, if requests are traced.
+        route: Path of the request or full name of the call, `/SERVICE/NAME`.
+        carrier: Headers of the request or metadata of the call.
+        attributes: Attributes of the span that are known at its start.
     """
-    if tracer is None or method in QUIET_ROUTES:
+    if tracer is None or route in QUIET_ROUTES:
         return nullcontext(trace.INVALID_SPAN)
-    attributes = {"rpc.system.name": "grpc", "rpc.method": method.removeprefix("/")}
     return tracer.start_as_current_span(
-        method.removeprefix("/"),
-        propagate.extract(dict(metadata)),
+        route.removeprefix("/"),
+        propagate.extract(carrier),
         trace.SpanKind.SERVER,
         attributes,
         record_exception=False,
         set_status_on_exception=False,
     )
+
+
+def request_span(tracer: trace.Tracer | None, scope: Scope) -> AbstractContextManager[trace.Span]:
+    """Return the span of an HTTP request by OpenTelemetry's conventions."""
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    attributes = {
+        "http.request.method": scope["method"],
+        "url.scheme": scope.get("scheme", "http"),
+        "url.path": scope["path"],
+        "network.protocol.version": scope.get("http_version", "1.1"),
+    }
+    if scope.get("client"):
+        attributes["client.address"] = scope["client"][0]
+    if "user-agent" in headers:
+        attributes["user_agent.original"] = headers["user-agent"]
+    return server_span(tracer, scope["path"], headers, attributes)
+
+
+def request_answered(span: trace.Span, method: str, route: str, status: int) -> None:
+    """Name the span of an HTTP request by its route, and add the status of the answer."""
+    span.update_name(f"{method} {route}")
+    span.set_attribute("http.route", route)
+    span.set_attribute("http.response.status_code", status)
+    if status >= _FIRST_FAULT:
+        span.set_attribute("error.type", str(status))
+        span.set_status(trace.StatusCode.ERROR)
 
 
 def current_trace() -> trace.SpanContext | None:

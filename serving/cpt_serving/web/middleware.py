@@ -5,14 +5,14 @@ import logging
 import re
 import time
 
-from opentelemetry.trace import Tracer
+from opentelemetry.trace import Span, Tracer
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cpt_serving.telemetry.access_log import AccessLog
 from cpt_serving.telemetry.metrics import Metrics
-from cpt_serving.telemetry.tracing import current_trace, trace_inference
+from cpt_serving.telemetry.tracing import current_trace, request_answered, request_span, trace_inference
 from cpt_serving.web.bodies import BodyBudget, RequestBody, current_body
 from cpt_serving.web.errors import INTERNAL_ERROR, error_response
 from cpt_serving.web.records import RequestRecord, current_record, given_or_new_id
@@ -70,12 +70,17 @@ class RequestEdge:
         """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
-            return
+        elif self._tracer is None:
+            await self._handle(scope, receive, send, None)
+        else:
+            with request_span(self._tracer, scope) as span:
+                await self._handle(scope, receive, send, span)
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send, span: Span | None) -> None:
         method = scope["method"]
         body = RequestBody(scope, receive, self._budget, self._body_timeout_s)
         record = RequestRecord(
-            given_or_new_id(body.headers.get(_RAW_REQUEST_ID_HEADER, b"")),
-            None if self._tracer is None else current_trace(),
+            given_or_new_id(body.headers.get(_RAW_REQUEST_ID_HEADER, b"")), None if span is None else current_trace()
         )
         current_record.set(record)
         current_body.set(body)
@@ -116,6 +121,8 @@ class RequestEdge:
             body.release()
             route, seconds = _route(inner), time.perf_counter() - started
             self._metrics.request_finished(route, method if method in _METHODS else "other", status, seconds)
+            if span is not None:
+                request_answered(span, method, route, status)
             if self._access_log is not None:
                 self._access_log.add(scope, record, route, status, seconds)
 

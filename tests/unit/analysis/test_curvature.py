@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from cpt_deploy.analysis import LossHessian, estimate_trace, filter_norms, top_eigenvalues
+from cpt_deploy.analysis.curvature import LossHessian, estimate_trace, top_eigenvalues
+from cpt_deploy.analysis.directions import filter_norms
 from cpt_deploy.errors import MissingExtraError, UsageError
 from cpt_deploy.quantization import QuantizationConfig, prepare
 

@@ -7,16 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from cpt_deploy.analysis import (
-    Grid,
-    LandscapeFiles,
-    LandscapeSettings,
-    Point,
-    filter_normalized,
-    landscape_of,
-    random_direction,
-)
-from cpt_deploy.analysis.landscape import Value
+from cpt_deploy.analysis import Grid, LandscapeFiles, LandscapeSettings
+from cpt_deploy.analysis.directions import filter_normalized, random_direction
+from cpt_deploy.analysis.landscape import Point, Value, landscape_of
 from cpt_deploy.errors import DataError, UsageError
 
 

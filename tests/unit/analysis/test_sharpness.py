@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from cpt_deploy.analysis import SharpnessSettings, ascent_rise, measure_sharpness
+from cpt_deploy.analysis import SharpnessSettings, measure_sharpness
+from cpt_deploy.analysis.sharpness import ascent_rise
 from cpt_deploy.errors import UsageError
 
 
@@ -30,7 +31,7 @@ def test_one_step_is_that_of_sam():
 
 
 def test_many_steps_find_the_maximum_in_the_ball():
-    """At the minimum of ½ wᵀAw the greatest rise in a ball of radius ρ is ½ λ ρ² for the greatest eigenvalue λ."""
+    """At the minimum of ½ wᵀAw the greatest rise in a ball of radius ρ is ½ λ ρ² for the largest eigenvalue λ."""
     weight, losses = quadratic([9.0, 3.0, 1.0], [1e-9, 1e-3, 1e-3])
     assert ascent_rise([weight], losses, radius=0.5, steps=40)[-1] == pytest.approx(9.0 / 2 * 0.5**2, rel=1e-2)
 

@@ -7,9 +7,11 @@ import pytest
 from PIL import Image
 
 from cpt_cli.main import main
-from cpt_deploy.analysis import Minimum, load_minimum, mean_loss
+from cpt_deploy.analysis import Minimum, load_minimum
+from cpt_deploy.analysis.minimum import mean_loss
 from cpt_deploy.recipe import load_recipe
-from cpt_deploy.training import evaluate, train
+from cpt_deploy.training import train
+from cpt_deploy.training.evaluation import evaluate
 
 SMALL = [
     "model.args.width=4",

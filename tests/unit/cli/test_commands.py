@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cpt_cli.commands.train import _complete
+from cpt_cli.commands.training.train import _complete
 from cpt_cli.main import main
 from cpt_cli.recipes import split_words
 from cpt_deploy.errors import UsageError
 from cpt_deploy.quantization.kernels import active
-from cpt_deploy.tasks import task_named
 from cpt_deploy.workflows import quickstart
 
 
@@ -344,7 +343,7 @@ def test_serve_says_what_it_serves_and_how_to_ask(capsys, shared_bundle, tmp_pat
     monkeypatch.setattr("cpt_serving.server.run", run_nothing)
     _, out, _ = run(capsys, "serve", shared_bundle.path, "--max-batch", 3)
     assert "curl -F file=@image.png http://127.0.0.1:1/predict" in out
-    monkeypatch.setattr("cpt_deploy.tasks.task_of_bundle", lambda _: task_named("text-generation"))
+    monkeypatch.setattr("cpt_deploy.bundle.reading.bundle_task", lambda _: "text-generation")
     _, out, _ = run(capsys, "serve", shared_bundle.path)
     assert """curl -d '{"prompt": "The"}' http://127.0.0.1:1/generate""" in " ".join(out.split())
     monkeypatch.undo()

@@ -156,7 +156,7 @@ def test_ctrl_c_ends_with_130(capsys, monkeypatch):
     def interrupt():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cpt_cli.commands.info._training_device", interrupt)
+    monkeypatch.setattr("cpt_cli.commands.listing.info._training_device", interrupt)
     assert main(["info"]) == 130
     assert capsys.readouterr().err == "error: interrupted\n"
 

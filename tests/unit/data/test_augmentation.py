@@ -3,7 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpt_deploy.data import augmentations, build_augmentations
+from cpt_deploy.data import build_augmentations
+from cpt_deploy.data.augmentation import augmentations
 from cpt_deploy.errors import UsageError
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cpt_deploy.data import ArrayImages, CallableImages, FileImages
+from cpt_deploy.data import ArrayImages, FileImages
+from cpt_deploy.data.images import CallableImages
 from cpt_deploy.errors import DataError
 
 CLASSES = ("a", "b")

@@ -5,18 +5,18 @@ import numpy as np
 import pytest
 import torchvision
 
-from cpt_deploy.data import ArrayImages, dataset_info, dataset_names, fetch_dataset, load_images
+from cpt_deploy.data import ArrayImages, datasets, fetch_dataset, load_images
 from cpt_deploy.errors import DataError, UsageError
 
 
 def test_known_names():
-    assert dataset_names() == ["cifar10", "cifar100", "digits", "fashion-mnist", "mnist"]
-    assert dataset_names("cifar*") == ["cifar10", "cifar100"]
+    assert datasets.names() == ["cifar10", "cifar100", "digits", "fashion-mnist", "mnist"]
+    assert datasets.names("cifar*") == ["cifar10", "cifar100"]
 
 
-@pytest.mark.parametrize("name", dataset_names())
+@pytest.mark.parametrize("name", datasets.names())
 def test_info_is_complete(name):
-    info = dataset_info(name)
+    info = datasets.get(name)
 
     assert info.name == name
     assert info.preprocessing.channels == len(info.preprocessing.mean)

@@ -84,7 +84,7 @@ def test_a_program_runs_without_this_project_and_gives_onnxruntimes_logits(
     inputs = [2 * torch.randn(batch, 3, 32, 32) for batch in (1, 7, 2)]
     (tmp_path / "model").write_bytes(WRITERS[kind](everything))
     torch.save(inputs, tmp_path / "inputs")
-    torch.save([torch.from_numpy(served.run(x.numpy())) for x in inputs], tmp_path / "logits")
+    torch.save([torch.from_numpy(served.run({"image": x.numpy()})["logits"]) for x in inputs], tmp_path / "logits")
     words = [kind, *(str(tmp_path / name) for name in ("model", "inputs", "logits"))]
     done = subprocess.run([sys.executable, "-c", ALONE, *words], capture_output=True, text=True, check=False)
     assert done.stdout == "same 3\n", done.stderr

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from torch.export import Dim
 
 import cpt_deploy as cpt
 from cpt_deploy.bundle import OnnxRuntimeModel, initial_states, next_states
@@ -12,6 +11,7 @@ from cpt_deploy.bundle.processors.text_processor import context_of
 from cpt_deploy.bundle.processors.tokenization import ByteTokenizer, WordTokenizer
 from cpt_deploy.errors import BundleError
 from cpt_deploy.models.language import LstmLanguageModel, TransformerLanguageModel
+from cpt_deploy.models.language.preparing import preparing_arguments
 from cpt_deploy.signature import BATCH
 
 VOCABULARY, CONTEXT = 40, 32
@@ -22,27 +22,21 @@ def tokens(rows, length, seed=0):
     return torch.randint(0, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
-def lstm():
-    network = LstmLanguageModel(VOCABULARY, embedding=12, hidden=16, layers=2, dropout=0.0)
-    return network, (torch.zeros(2, 2, 16),) * 2, ({1: Dim("length")}, {}, {}), network.states
-
-
-def transformer():
-    network = TransformerLanguageModel(
+NETWORKS = {
+    "lstm": lambda: LstmLanguageModel(VOCABULARY, embedding=12, hidden=16, layers=2, dropout=0.0),
+    "transformer": lambda: TransformerLanguageModel(
         VOCABULARY, features=16, heads=2, layers=1, inner=24, context=CONTEXT, dropout=0.0
-    )
-    past = {2: Dim("past", min=0, max=CONTEXT)}
-    states = [("state_0", "output_1"), ("state_1", "output_2")]
-    return network, (torch.zeros(2, 2, 3, 8),) * 2, ({1: Dim("length", max=CONTEXT)}, past, past), states
+    ),
+}
 
 
-@pytest.fixture(scope="module", params=[lstm, transformer], ids=["lstm", "transformer"])
+@pytest.fixture(scope="module", params=NETWORKS)
 def model(request):
     torch.manual_seed(0)
-    network, state, free, states = request.param()
-    config = cpt.QuantizationConfig(min_bits=4)
-    model = cpt.prepare(network, (tokens(2, 5), *state), config, dynamic_shapes=free, states=states)
-    cpt.calibrate(model, [(tokens(2, 5, seed), *state) for seed in range(4)])
+    network = NETWORKS[request.param]()
+    example, shapes, states = preparing_arguments(network, VOCABULARY)
+    model = cpt.prepare(network, example, cpt.QuantizationConfig(min_bits=4), dynamic_shapes=shapes, states=states)
+    cpt.calibrate(model, [(tokens(2, 9, seed), *example[1:]) for seed in range(4)])
     return model.eval()
 
 

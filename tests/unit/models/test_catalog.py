@@ -8,7 +8,8 @@ import torch.fx
 from torch import nn
 
 from cpt_deploy.errors import UsageError
-from cpt_deploy.models import build_model, model_names, models
+from cpt_deploy.models import build_model, model_names
+from cpt_deploy.models.catalog import models
 from cpt_deploy.models.torchvision_models import torchvision_names
 
 SMALL = ["tiny", "resnet20", "resnet38", "mobilenetv2"]

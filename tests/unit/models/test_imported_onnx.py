@@ -19,7 +19,8 @@ from cpt_deploy.errors import ConversionError, DataError, UsageError
 from cpt_deploy.export import write_float_onnx, write_onnx
 from cpt_deploy.integer import IntegerExecutor, freeze
 from cpt_deploy.models import build_model
-from cpt_deploy.models.imported import OnnxSource, open_source
+from cpt_deploy.models.imported import open_source
+from cpt_deploy.models.imported.onnx_source import OnnxSource
 from cpt_deploy.quantization import QuantizationConfig, calibrate, prepare
 
 RANDOM = np.random.default_rng(7)

@@ -7,8 +7,8 @@ import torch
 import torchvision
 from torch import nn
 
-from cpt_deploy.models import ModelSummary, describe_model
-from cpt_deploy.models.summary import summarize
+from cpt_deploy.models import describe_model
+from cpt_deploy.models.summary import ModelSummary, summarize
 
 PUBLISHED = [
     "alexnet",

@@ -10,7 +10,7 @@ from torch import nn
 from cpt_deploy.errors import ConversionError, UsageError
 from cpt_deploy.models.language import LstmLanguageModel, TransformerLanguageModel, build_language_model
 from cpt_deploy.quantization import QuantizationConfig, calibrating, prepare_language_model
-from cpt_deploy.quantization.modules.embedding import QuantizedEmbedding
+from cpt_deploy.quantization.modules.layers import QuantizedEmbedding
 from cpt_deploy.quantization.numerics.affine import quantize, quantize_weight
 
 SMALL = {"features": 32, "layers": 2, "heads": 2, "inner": 48, "context": 16, "dropout": 0.0}

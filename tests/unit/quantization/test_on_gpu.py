@@ -18,7 +18,7 @@ from cpt_deploy.quantization.training_step import gpu_products
 from cpt_deploy.quantization.training_step.execution_path import ExecutionPath
 from cpt_deploy.quantization.training_step.fused_operations import Engine
 
-triton_backend = pytest.importorskip("cpt_deploy.quantization.kernels.triton_backend")
+triton_backend = pytest.importorskip("cpt_deploy.quantization.kernels.triton.backend")
 
 
 class Network(nn.Module):
@@ -106,7 +106,7 @@ def test_no_step_waits_for_the_device(launches, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_steps_launch_the_same_at_all_bits(launches: list[str]) -> None:
-    """So a step that a CUDA graph has recorded serves all bits; levels and seeds are read from tensors that stay."""
+    """So one CUDA-graph step serves all bits: max quantized values and seeds are read from tensors that stay."""
     model = model_on_gpu()
     state = (
         model.precision.seeds,

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpt_deploy.errors import DataError, RecipeError, UsageError
-from cpt_deploy.recipe import Recipe, experiments, load_recipe, preset_names, preset_path, save_recipe
+from cpt_deploy.recipe import Recipe, experiments, load_recipe, preset_names, save_recipe
+from cpt_deploy.recipe.loading import preset_path
 
 
 def test_no_source_gives_the_defaults():

@@ -4,8 +4,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cpt_deploy.precision import relative_cost
-from cpt_deploy.recipe import PrecisionSettings, Recipe, TrainSettings
-from cpt_deploy.recipe.fields import Every, parse_every
+from cpt_deploy.recipe import Recipe
+from cpt_deploy.recipe.fields import interval_steps
+from cpt_deploy.recipe.precision import PrecisionSettings
+from cpt_deploy.recipe.schema import TrainSettings
 
 
 def test_default_recipe_is_complete():
@@ -18,33 +20,33 @@ def test_default_recipe_is_complete():
 
 
 @pytest.mark.parametrize(
-    ("text", "every"),
+    ("text", "steps"),
     [
-        ("1 epoch", Every(1, "epoch")),
-        ("5 epochs", Every(5, "epoch")),
-        ("390 steps", Every(390, "step")),
-        (" 7steps ", Every(7, "step")),
+        ("1 epoch", 50),
+        ("5 epochs", 250),
+        ("390 steps", 390),
+        (" 7steps ", 7),
     ],
 )
-def test_interval_is_parsed(text, every):
-    assert parse_every(text) == every
+def test_interval_is_parsed(text, steps):
+    assert interval_steps(text, 50) == steps
 
 
 @pytest.mark.parametrize("text", ["", "0 epochs", "epoch", "-1 steps", "1.5 epochs", "3 weeks"])
 def test_what_is_no_interval_is_refused(text):
     with pytest.raises(ValueError, match="Expected an interval"):
-        parse_every(text)
+        interval_steps(text, 50)
 
 
 @given(count=st.integers(1, 10**6), unit=st.sampled_from(["epoch", "step"]), plural=st.sampled_from(["", "s"]))
 def test_interval_survives_its_text(count, unit, plural):
-    assert parse_every(f"{count} {unit}{plural}") == Every(count, unit)
+    assert interval_steps(f"{count} {unit}{plural}", 50) == count * (50 if unit == "epoch" else 1)
 
 
 def test_bare_number_is_an_interval_in_epochs():
     train = TrainSettings(eval_every=2, checkpoint_every=1)
 
-    assert parse_every(train.eval_every).steps(50) == 100
+    assert interval_steps(train.eval_every, 50) == 100
     assert train.checkpoint_every == "1 epoch"
 
 

@@ -19,6 +19,8 @@ from starlette.testclient import TestClient
 
 from cpt_deploy.bundle import Bundle
 from cpt_serving import create_app, load_settings
+from cpt_serving.app import app_of, create_service
+from cpt_serving.service import Service
 from cpt_serving.settings import ServeSettings
 
 
@@ -44,11 +46,16 @@ def connect_to() -> Callable[..., TestClient]:
 
 def connect(bundle: Bundle, **settings: object) -> TestClient:
     chosen = load_settings(bundle=bundle.path, **{"concurrency": 2, "access_log": False, **settings})
-    return ReadyClient(create_app(chosen), raise_server_exceptions=False)
+    service = create_service(chosen)
+    client = ReadyClient(app_of(service), raise_server_exceptions=False)
+    client.service = service
+    return client
 
 
 class ReadyClient(TestClient):
     """A client that waits until the model is loaded or has failed to."""
+
+    service: Service
 
     def __enter__(self) -> "ReadyClient":
         super().__enter__()

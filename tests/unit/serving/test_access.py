@@ -190,7 +190,8 @@ OPEN = {
 
 
 def test_every_route_but_health_and_pages_needs_a_scope(client):
-    needed = {route.path: guard_of(route).needed for route in iter_route_contexts(client.app.routes)}
+    routes = iter_route_contexts([*client.app.routes, *client.app.default.routes])
+    needed = {route.path: guard_of(route).needed for route in routes}
     assert {path for path, scope in needed.items() if scope is None} == OPEN
     assert {path for path, scope in needed.items() if scope is Scope.METRICS} == {"/metrics"}
     changes = {f"/v2/repository/models/{{model}}/{verb}" for verb in ("load", "unload")}
@@ -199,7 +200,7 @@ def test_every_route_but_health_and_pages_needs_a_scope(client):
 
 @pytest.mark.parametrize("kind", ["of the framework", "plain", "mount"])
 def test_a_route_that_says_nothing_is_refused_at_the_start(shared_bundle, kind):
-    app = create_app(load_settings(bundle=shared_bundle.path))
+    app = create_app(load_settings(bundle=shared_bundle.path)).default
     if kind == "of the framework":
         app.add_api_route("/forgotten", lambda: "secret")
     elif kind == "plain":

@@ -12,6 +12,7 @@ from cpt_deploy.bundle import Bundle, write_bundle
 from cpt_deploy.errors import BundleError, UsageError
 from cpt_serving import create_app, load_settings
 from cpt_serving.adapters import adapter_of
+from cpt_serving.app import create_service
 from cpt_serving.inference.engine import EngineState
 from cpt_serving.inference.memory import MemoryBudget
 
@@ -55,7 +56,7 @@ def test_before_the_model_is_loaded_only_liveness_answers(shared_bundle, png):
 
 def test_after_the_announcement_readiness_fails_and_predictions_go_on(shared_bundle, connect_to, png):
     with connect_to(shared_bundle) as client:
-        client.app.state.service.repository.begin_shutdown()
+        client.service.repository.begin_shutdown()
         assert "shutting down" in client.get("/health/ready").json()["error"]
         assert client.get("/v2/models/colours/ready").status_code == 503
         assert client.get("/health/live").status_code == 200
@@ -66,7 +67,7 @@ def test_a_golden_sample_that_differs_keeps_the_server_unready(tmp_path, bundle_
     bundle = write_bundle(tmp_path / "bundle", contents=other_codes(bundle_contents()))
     with connect_to(bundle) as client:
         message = client.get("/health/ready").json()["error"]
-        assert "1 of 12 output integers differ, by up to 1 codes, and the top classes agree" in message
+        assert "1 of 12 output integers differ, by up to 1 codes, and the largest outputs agree" in message
         assert client.post("/predict", content=png()).status_code == 503
     for accepted in ("labels", "off"):
         with connect_to(bundle, golden=accepted) as client:
@@ -81,7 +82,7 @@ def test_a_model_that_does_not_load_keeps_the_server_unready(tmp_path, bundle_co
 
 
 def test_a_shutdown_during_loading_is_not_undone_by_its_end(shared_bundle):
-    repository = create_app(load_settings(bundle=shared_bundle.path)).state.service.repository
+    repository = create_service(load_settings(bundle=shared_bundle.path)).repository
     engine = repository.models.find("colours")
     repository.begin_shutdown()
     asyncio.run(engine.load())
@@ -125,7 +126,7 @@ def test_framework_errors_have_the_one_form(client, method, path, status):
 
 def test_a_bug_is_a_500_without_details_and_the_next_request_works(shared_bundle, connect_to, png, caplog):
     with connect_to(shared_bundle) as client:
-        engine = client.app.state.service.find("colours")
+        engine = client.service.find("colours")
         original, engine.batcher.submit = engine.batcher.submit, None
         response = client.post("/predict", content=png(), headers={"X-Request-Id": "me"})
         assert response.status_code == 500

@@ -74,7 +74,7 @@ class GatedModel(RowModel):
 
 class Recorder(ModelObserver):
     def __init__(self):
-        self.finished, self.batches, self.failed, self.queued = [], [], [], []
+        self.finished, self.batches, self.failed = [], [], []
 
     def request_finished(self, rows, queue_s, compute_s):
         assert queue_s >= 0
@@ -86,11 +86,6 @@ class Recorder(ModelObserver):
 
     def request_failed(self, reason, seconds):
         self.failed.append(reason)
-
-    def queue_changed(self, rows, requests):
-        assert (rows > 0) == (requests > 0)
-        assert requests <= rows
-        self.queued.append(rows)
 
 
 def rows(*values):
@@ -160,13 +155,13 @@ def test_what_waits_while_all_threads_compute_is_taken_together_in_order():
             await model.entered()
             waiting = [submit(queue, 1), submit(queue, 2, 3), submit(queue, 4), submit(queue, 5)]
             await calibrate()
-            assert recorder.queued[-1] == 5
+            assert queue.queued[0] == 5
             model.let_pass(3)
             inferences = await asyncio.gather(first, *waiting)
             assert model.calls == [[0], [1, 2, 3, 4], [5]]
             assert answers(inferences) == [[0], [2], [4, 6], [8], [10]]
             assert [inference.batch_rows for inference in inferences] == [1, 4, 4, 4, 1]
-            assert (recorder.batches, recorder.queued[-1], queue.pending) == ([1, 4, 1], 0, 0)
+            assert (recorder.batches, queue.queued[0], queue.pending) == ([1, 4, 1], 0, 0)
 
     asyncio.run(scenario())
 
@@ -347,12 +342,12 @@ def test_requests_that_wait_for_a_decoder_or_are_decoded_count_in_the_queue():
         async with batcher(model, queue_rows=4) as (queue, recorder):
             requests = [submit(queue, 1, 2, read=gate), submit(queue, 3, read=gate), submit(queue, 4, read=gate)]
             await gate.entered()
-            assert (recorder.queued[-1], queue.pending) == (4, 3)
+            assert (queue.queued[0], queue.pending) == (4, 3)
             with pytest.raises(QueueFullError, match="queue of 4 rows, but 4 are waiting"):
                 await infer(queue, rows(5), read=gate)
             gate.let_pass(3)
             assert answers(await asyncio.gather(*requests)) == [[2, 4], [6], [8]]
-            assert (recorder.queued[-1], queue.pending, recorder.failed) == (0, 0, ["queue_full"])
+            assert (queue.queued[0], queue.pending, recorder.failed) == (0, 0, ["queue_full"])
 
     asyncio.run(scenario())
 
@@ -448,13 +443,13 @@ arrivals = st.lists(
 def test_every_request_gets_the_bits_that_its_rows_have_alone(
     shared_bundle, arriving, slots, max_batch, queue_rows, seed
 ):
-    model = _real_model(shared_bundle)
+    compute = _real_model(shared_bundle)
     images = np.random.default_rng(seed).uniform(-1, 1, (sum(n for n, *_ in arriving), 3, 8, 8)).astype(np.float32)
     offsets = np.cumsum([0, *(count for count, *_ in arriving)])
     parts = [images[offsets[i] : offsets[i + 1]] for i in range(len(arriving))]
 
     async def scenario():
-        async with batcher(model.run, slots=slots, max_batch=max_batch, queue_rows=queue_rows) as (queue, recorder):
+        async with batcher(compute, slots=slots, max_batch=max_batch, queue_rows=queue_rows) as (queue, recorder):
             requests = []
             for part, (_, pauses, fate) in zip(parts, arriving, strict=True):
                 deadline = 0.0 if fate == "late" else None
@@ -476,7 +471,7 @@ def test_every_request_gets_the_bits_that_its_rows_have_alone(
             assert isinstance(result, asyncio.CancelledError)
             assert fate == "cancel"
         else:
-            alone = np.concatenate([model.run(row[None]) for row in part])
+            alone = np.concatenate([compute(row[None]) for row in part])
             assert result.outputs["y"].tobytes() == alone.tobytes()
             assert result.batch_rows >= len(part)
 
@@ -485,4 +480,5 @@ _models = {}
 
 
 def _real_model(bundle):
-    return _models.setdefault(bundle.path, OnnxRuntimeModel(bundle.onnx_path))
+    model = _models.setdefault(bundle.path, OnnxRuntimeModel(bundle.onnx_path, bundle.signature))
+    return lambda rows: model.run({"image": rows})["logits"]

@@ -22,7 +22,8 @@ from cpt_deploy.bundle import Preprocessing, write_bundle
 def photographs(tmp_path_factory, bundle_contents):
     """A bundle that resizes to 256 before it crops; the network itself is small."""
     preprocessing = Preprocessing(3, (8, 8), (0.5,) * 3, (0.5,) * 3, resize=256)
-    contents = replace(bundle_contents(), preprocessing=preprocessing)
+    contents = bundle_contents()
+    contents = replace(contents, processor=replace(contents.processor, preprocessing=preprocessing))
     return write_bundle(tmp_path_factory.mktemp("photographs") / "bundle", contents=contents)
 
 

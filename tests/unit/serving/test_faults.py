@@ -15,6 +15,11 @@ import pytest
 from cpt_deploy.bundle import write_bundle
 
 
+def labelled(contents, labels):
+    """The contents with other labels."""
+    return replace(contents, processor=replace(contents.processor, labels=labels))
+
+
 def connect(url):
     host, port = url.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)))
@@ -88,7 +93,7 @@ def test_no_request_fails_while_versions_come_change_and_go(
                 shutil.rmtree(models / "colours" / "10")
                 wait_until(lambda: ask(url, png())["version"] == "2")
                 # The same version with another content, as an export into the same place writes it.
-                contents = replace(bundle_contents(), labels=("rot", "gruen", "blau"))
+                contents = labelled(bundle_contents(), ("rot", "gruen", "blau"))
                 write_bundle(tmp_path / "other", contents=contents)
                 (models / "colours" / "2").rename(models / "colours" / ".old")
                 (tmp_path / "other").rename(models / "colours" / "2")

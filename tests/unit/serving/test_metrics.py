@@ -3,6 +3,7 @@
 import re
 from operator import add, mul, sub
 from pathlib import Path
+from types import SimpleNamespace
 
 import promql_parser
 import pytest
@@ -40,7 +41,8 @@ def metrics(shared_bundle):
     observer.request_failed("queue_full", 0.0)
     observer.request_failed("deadline", 1.0)
     observer.request_failed("cancelled", 1.0)
-    observer.queue_changed(7, 2)
+    engine = SimpleNamespace(bundle=shared_bundle, queued=(7, 2), texts=0)
+    metrics.show_models(lambda: [engine], lambda: True)
     metrics.request_converted("colours", "1", 0.0625, 0.03125)
     return metrics
 

@@ -33,7 +33,7 @@ def mounted(app):
 
     @asynccontextmanager
     async def lifespan(_app):
-        async with app.router.lifespan_context(app):
+        async with app.lifespan_context(app):
             yield
 
     return Starlette(routes=[Mount("/cpt", app)], lifespan=lifespan)

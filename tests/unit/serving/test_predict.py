@@ -218,8 +218,8 @@ def test_limits_are_413(shared_bundle, connect_to, png):
     with connect_to(shared_bundle, **limits) as small:
         assert "20000 bytes" in error(small.post("/predict", content=b"x" * 20_001), 413)
         assert "20000 bytes" in error(small.post("/predict", content=iter([b"x" * 15_000] * 2)), 413)
-        assert "at most 2 images" in error(small.post("/predict", files=[("file", png())] * 3), 413)
-        assert "at most 2 images" in error(small.post("/predict", json={"images": ["aGVsbG8="] * 3}), 413)
+        assert "at most 2 rows" in error(small.post("/predict", files=[("file", png())] * 3), 413)
+        assert "at most 2 rows" in error(small.post("/predict", json={"images": ["aGVsbG8="] * 3}), 413)
         assert "11 x 10" in error(small.post("/predict", files={"file": png(size=(11, 10))}), 413)
         assert labels(small.post("/predict", files={"file": png(size=(10, 10))})) == ["red"]
         # 100 pixels are decoded, and 8 x 8 of them made.

@@ -23,6 +23,11 @@ LIVE = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 GRACE_S = 600
 
 
+def labelled(contents, labels):
+    """The contents with other labels."""
+    return replace(contents, processor=replace(contents.processor, labels=labels))
+
+
 def ended(process):
     """Wait for the end and check that it was one in order."""
     stdout, stderr = process.communicate(timeout=60)
@@ -206,7 +211,7 @@ def test_a_hangup_looks_for_models_and_ends_nothing(
     shutil.copytree(shared_bundle.path, models / "colours" / "1")
     with running_server(tmp_path, replace(shared_bundle, path=models), drain_s=0) as (process, url):
         wait_until(lambda: get(f"{url}/health/ready").status_code == 200)
-        write_bundle(models / "colours" / "2", contents=replace(bundle_contents(), labels=("rot", "gruen", "blau")))
+        write_bundle(models / "colours" / "2", contents=labelled(bundle_contents(), ("rot", "gruen", "blau")))
         process.send_signal(signal.SIGHUP)
         wait_until(lambda: ask(url, png)["version"] == "2")
         shutil.rmtree(models / "colours" / "1")

@@ -175,7 +175,7 @@ def test_json_has_a_limit_of_its_own(ask):
     head = orjson.dumps({"inputs": [image | {"parameters": {"binary_data_size": 768 * count}}]})
     headers = {"Inference-Header-Content-Length": str(len(head))}
     rows, _ = ask("POST", INFER, content=head + bytes(768 * count), headers=headers)
-    assert "images in one request" in rows.json()["error"]
+    assert "rows in one request" in rows.json()["error"]
     hidden, _ = ask("POST", INFER, content=json_only, headers={"Inference-Header-Content-Length": str(len(json_only))})
     assert (hidden.status_code, "bytes of JSON" in hidden.text) == (413, True)
     packed, grown = ask("POST", INFER, content=gzip.compress(json_only), headers={**JSON, "content-encoding": "gzip"})

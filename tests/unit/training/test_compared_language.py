@@ -89,5 +89,5 @@ def test_a_grid_keeps_the_perplexity_of_a_trial(tmp_path):
     outcome = _outcome(0, json.dumps({"report": report}))
     assert outcome == TrialOutcome("finished", 81.5, metric=PERPLEXITY)
     TrialQueue(tmp_path, ["text"]).work(lambda _: outcome)
-    (status,) = TrialQueue(tmp_path, ["text"]).statuses()
+    (status,) = TrialQueue(tmp_path, ["text"]).outcomes().values()
     assert (status.state, status.figure, status.metric) == ("finished", 81.5, PERPLEXITY)

@@ -16,8 +16,10 @@ from cpt_deploy.errors import UsageError
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare, synchronize_norms
 from cpt_deploy.quantization.numerics.stochastic_rounding import index_noise
 from cpt_deploy.quantization.training_step.products import has_bf16_units
-from cpt_deploy.training import SilentReporter, evaluate, load_run, train
+from cpt_deploy.training import load_run, train
 from cpt_deploy.training.distributed.process_group import ProcessGroup, choose_device, joined, launched
+from cpt_deploy.training.evaluation import evaluate
+from cpt_deploy.training.reporting.reports import SilentReporter
 from cpt_deploy.training.run_directory.metrics_log import read_metrics
 
 EVERY_STEP = ("train.log_every=1",)

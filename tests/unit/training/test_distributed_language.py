@@ -12,7 +12,8 @@ from cpt_deploy.data import Share
 from cpt_deploy.data.text import evaluation_chunks
 from cpt_deploy.models.language import build_language_model
 from cpt_deploy.quantization import QuantizationConfig, prepare_language_model
-from cpt_deploy.training import SilentReporter, load_run, train
+from cpt_deploy.training import load_run, train
+from cpt_deploy.training.reporting.reports import SilentReporter
 from cpt_deploy.training.run_directory.checkpoints import read_checkpoint
 from cpt_deploy.training.run_directory.metrics_log import read_metrics
 

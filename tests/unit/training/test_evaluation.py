@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from cpt_deploy.quantization import QuantizationConfig, prepare
-from cpt_deploy.training import evaluate
+from cpt_deploy.training.evaluation import evaluate
 
 CPU = torch.device("cpu")
 

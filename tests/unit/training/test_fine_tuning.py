@@ -155,7 +155,7 @@ def test_a_digest_without_weights_and_weights_of_text_are_refused(recipe, file, 
         load_recipe(None, [f"model.weights={file}", "model.weights_sha256=12"])
     (tmp_path / "text.txt").write_text("to be or not to be\n" * 200)
     words = load_recipe(None, [f"data.name={tmp_path / 'text.txt'}", "model.name=lstm-lm", f"model.weights={file}"])
-    with pytest.raises(UsageError, match="classifier of images"):
+    with pytest.raises(UsageError, match="random weights"):
         plan_run(words, tmp_path / "run")
 
 

@@ -46,6 +46,6 @@ def _output_padding(node: fx.Node, layer: nn.ConvTranspose1d | nn.ConvTranspose2
     sizes, made = node.all_input_nodes[0].meta["shape"][2:], node.meta["shape"][2:]
     kernel = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
     return tuple(
-        int(size) - ((int(given) - 1) * stride - 2 * padding + dilation * (taps - 1) + 1)
-        for size, given, taps, stride, padding, dilation in zip(made, sizes, *kernel, strict=True)
+        int(size) - ((int(given) - 1) * stride - 2 * padding + dilation * (positions - 1) + 1)
+        for size, given, positions, stride, padding, dilation in zip(made, sizes, *kernel, strict=True)
     )

@@ -29,23 +29,23 @@ class Padding(nn.Module):
     """Pads with zeros or with values of the tensor, as `torch.nn.functional.pad`; scale and zero point are kept.
 
     Args:
-        allocation: Widths at begin and end of the last dimension, then of the one before it, and so on; negative widths
+        widths: Widths at begin and end of the last dimension, then of the one before it, and so on; negative widths
             crop.
         mode: "constant" for zeros, "reflect", "replicate" or "circular".
     """
 
-    def __init__(self, allocation: Sequence[int], mode: str) -> None:
+    def __init__(self, widths: Sequence[int], mode: str) -> None:
         super().__init__()
-        self.allocation = tuple(int(width) for width in allocation)
+        self.widths = tuple(int(width) for width in widths)
         self.mode = mode
 
     def forward(self, x: Tensor) -> Tensor:
         """Pad a tensor that has at least the padded dimensions."""
-        return functional.pad(x, self.allocation, self.mode)
+        return functional.pad(x, self.widths, self.mode)
 
     def extra_repr(self) -> str:
         """Return what `print(model)` shows."""
-        return f"{self.allocation}, mode={self.mode}"
+        return f"{self.widths}, mode={self.mode}"
 
 
 def lift_paddings(traced: fx.GraphModule) -> None:
@@ -66,14 +66,14 @@ def lift_paddings(traced: fx.GraphModule) -> None:
             _replace(traced, node, values["pad"], values["mode"], values["value"] or 0)
 
 
-def _replace(traced: fx.GraphModule, node: fx.Node, allocation: Any, mode: Any, value: Any) -> None:
-    numbers = isinstance(allocation, tuple | list) and all(isinstance(width, int) for width in allocation)
+def _replace(traced: fx.GraphModule, node: fx.Node, widths: Any, mode: Any, value: Any) -> None:
+    numbers = isinstance(widths, tuple | list) and all(isinstance(width, int) for width in widths)
     if not numbers or not isinstance(mode, str) or not isinstance(value, int | float) or not math.isfinite(value):
         raise NoIntegerFormError(
             f"Expected padding by known widths and a finite value, but got {describe(node, traced)}",
             reason=f"{describe(node, traced)} pads by widths or a value that are not known",
         )
-    parts: list[nn.Module] = [Padding(allocation, mode)]
+    parts: list[nn.Module] = [Padding(widths, mode)]
     if value != 0:
         parts = [ChannelwiseConstant(1.0, -float(value)), *parts, ChannelwiseConstant(1.0, float(value))]
     source = node.all_input_nodes[0]

@@ -16,6 +16,7 @@ def report(bundle, **change):
         "passed": True,
         "reasons": [],
         "dataset": {"name": "digits", "samples": 355},
+        "metric": {"name": "accuracy", "higher_is_better": True, "percent": True},
         "runtimes": [
             {"name": "trained", "accuracy": 1.0, "interval_95": [0.9, 1.0]},
             {"name": "onnxruntime", "accuracy": 0.98, "interval_95": [0.97, 0.99]},
@@ -28,7 +29,7 @@ def report(bundle, **change):
 
 def test_evidence_of_the_same_file_is_accepted_and_read(bundle):
     evidence = require_evidence(update_validation(bundle, report(bundle)))
-    assert (evidence.dataset, evidence.samples, evidence.accuracy) == ("digits", 355, 0.98)
+    assert (evidence.dataset, evidence.samples, evidence.value) == ("digits", 355, 0.98)
     assert evidence.interval_95 == (0.97, 0.99)
     assert (evidence.compared_integers, evidence.mismatching_integers) == (100, 0)
 
@@ -102,4 +103,4 @@ def test_integers_that_were_not_compared_are_none(bundle):
 def test_what_was_not_measured_is_none(bundle):
     evidence = read_evidence(replace(bundle, validation=report(bundle, runtimes=[])))
     assert evidence is not None
-    assert (evidence.accuracy, evidence.interval_95) == (None, None)
+    assert (evidence.value, evidence.interval_95) == (None, None)

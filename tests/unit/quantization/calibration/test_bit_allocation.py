@@ -159,9 +159,9 @@ def test_budgets_are_kept_and_no_bit_that_fits_is_left(
     smallest = 8 * held + 3 * sum(size for size, _ in rows)
     if smallest > budget * whole:
         with pytest.raises(UsageError, match="budget"):
-            allocate_bits(layers, budget=budget, held_weights=held)
+            allocate_bits(layers, budget=budget, fixed_weights=held)
         return
-    bits = allocate_bits(layers, budget=budget, held_weights=held)
+    bits = allocate_bits(layers, budget=budget, fixed_weights=held)
     used = 8 * held + sum(bits[layer.name] * layer.weights for layer in layers)
     assert used <= budget * whole
     for layer in layers:
@@ -181,7 +181,7 @@ def test_equal_layers_with_convex_costs_get_the_best_there_is(a: list[float], b:
         LayerSensitivity(str(i), 1, {8: 0.0} | {7 - j: sum(steps[: j + 1]) for j in range(len(steps))})
         for i, steps in enumerate((a, b))
     ]
-    bits = allocate_bits(layers, budget=room / 16, held_weights=0)
+    bits = allocate_bits(layers, budget=room / 16, fixed_weights=0)
     cost = sum(layer.cost[bits[layer.name]] for layer in layers)
     best = min(layers[0].cost[i] + layers[1].cost[j] for i, j in product(range(5, 9), repeat=2) if i + j <= room)
     assert cost == pytest.approx(best)
@@ -189,10 +189,10 @@ def test_equal_layers_with_convex_costs_get_the_best_there_is(a: list[float], b:
 
 def test_sensitive_layers_keep_their_bits() -> None:
     layers = layers_of([100, 100], [[0.0, 0.0, 0.01, 0.01], [1.0, 1.0, 1.0, 1.0]])
-    assert allocate_bits(layers, budget=0.75, held_weights=0) == {"layer0": 4, "layer1": 8}
+    assert allocate_bits(layers, budget=0.75, fixed_weights=0) == {"layer0": 4, "layer1": 8}
 
 
 @pytest.mark.parametrize("budget", [0.0, -1.0, 1.5, float("nan"), 0.2])
 def test_budgets_that_cannot_be_met_name_the_least(budget: float) -> None:
     with pytest.raises(UsageError, match=r"0\.375 to 1"):
-        allocate_bits(layers_of([10], [[1.0] * 4]), budget=budget, held_weights=0)
+        allocate_bits(layers_of([10], [[1.0] * 4]), budget=budget, fixed_weights=0)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cpt_deploy.quantization.kernels import Kernels, load_native, native_levels
+from cpt_deploy.quantization.kernels import Kernels
 from cpt_deploy.quantization.kernels.compile import levels
-from cpt_deploy.quantization.kernels.selection import load_triton
+from cpt_deploy.quantization.kernels.selection import load_native, load_triton, native_levels
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 

@@ -22,7 +22,7 @@ from cpt_deploy.quantization.training_step import int8_products, products
 
 triton = pytest.importorskip("triton")
 
-from cpt_deploy.quantization.kernels import int8_matmul  # noqa: E402  it is Triton's
+from cpt_deploy.quantization.kernels.triton import int8_matmul  # noqa: E402  it is Triton's
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -116,7 +116,7 @@ def test_a_linears_products_are_those_of_integers(monkeypatch) -> None:
     """Through `products`, whose choice is told that the device has tensor cores and no product is too small."""
     torch.manual_seed(0)
     monkeypatch.setattr(int8_products, "has_int8_tensor_cores", lambda device: True)
-    monkeypatch.setattr(int8_products, "_LEAST_MACS", 0)
+    monkeypatch.setattr(int8_products, "_MIN_MACS", 0)
     gradient, codes, grid, weight, scales = operands((3, 16), 48, 32)
     precision = PrecisionState(8, 0)
     layer = quantized_layer(nn.Linear(48, 32), precision, "scheduled", 0)
@@ -172,7 +172,7 @@ def test_what_is_no_number_raises_nothing(where) -> None:
 @pytest.mark.parametrize("sizes", [(8, 64, 64), (64, 24, 64), (64, 64, 24)])
 def test_shapes_that_tensor_cores_do_not_read_fast_go_elsewhere(monkeypatch, sizes) -> None:
     monkeypatch.setattr(int8_products, "has_int8_tensor_cores", lambda device: True)
-    monkeypatch.setattr(int8_products, "_LEAST_MACS", 0)
+    monkeypatch.setattr(int8_products, "_MIN_MACS", 0)
     rows, inputs, outputs = sizes
     codes, weight = torch.zeros(rows, inputs, dtype=torch.uint8), torch.zeros(outputs, inputs, dtype=torch.int8)
     assert not int8_products.suits_int8(codes, weight)

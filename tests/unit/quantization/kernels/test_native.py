@@ -13,18 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cpt_deploy.quantization.kernels import (
-    Clamp,
-    GradientTerms,
-    Kernels,
-    OutputGradient,
-    QuantizationParameters,
-    load_native,
-)
+from cpt_deploy.quantization.kernels import Clamp, GradientTerms, Kernels, OutputGradient, QuantizationParameters
 from cpt_deploy.quantization.kernels import compile as compilation
 from cpt_deploy.quantization.kernels.native import NativeKernels
 from cpt_deploy.quantization.kernels.parameters import gradient_step, whole
 from cpt_deploy.quantization.kernels.reference import TorchKernels
+from cpt_deploy.quantization.kernels.selection import load_native
 from cpt_deploy.quantization.numerics.affine import affine_parameters, including_zero
 
 TORCH = TorchKernels()
@@ -128,14 +122,14 @@ def test_what_follows_a_layer_is_that_of_torch(native: Kernels, shape: tuple[int
     expected = TORCH.affine_quantize(x, factor, offset, clamp, qparams)
     assert equal(native.affine_quantize(x, factor, offset, clamp, qparams), expected)
     for dtype in (torch.float32, torch.bfloat16):
-        site = OutputGradient(tensor(shape, 3).to(dtype), x, factor, offset, clamp)
+        output = OutputGradient(tensor(shape, 3).to(dtype), x, factor, offset, clamp)
         terms = GradientTerms(per_channel(x, 4), per_channel(x, 5) * 1e-3, per_channel(x, 6) - 1)
-        low, high = TORCH.gradient_range(site, terms)
-        assert whole(*native.gradient_range(site, terms)) == (low, high)
+        low, high = TORCH.gradient_range(output, terms)
+        assert whole(*native.gradient_range(output, terms)) == (low, high)
         step = gradient_step(*including_zero(low, high), quant_max(8))
         for kept in {dtype, torch.bfloat16}:
-            codes = native.gradient_codes(site, terms, step, torch.tensor(0xFFFFFFF0), kept)
-            assert equal(codes, TORCH.gradient_codes(site, terms, step, torch.tensor(0xFFFFFFF0), kept))
+            codes = native.gradient_codes(output, terms, step, torch.tensor(0xFFFFFFF0), kept)
+            assert equal(codes, TORCH.gradient_codes(output, terms, step, torch.tensor(0xFFFFFFF0), kept))
             assert torch.all(codes.float() == codes.float().round())
 
 
@@ -147,8 +141,8 @@ def test_statistics_are_those_of_float64(native: Kernels, shape: tuple[int, ...]
         found = kernels.statistics(x)
         assert torch.allclose(found.mean.double(), rows.mean(dim=0), rtol=1e-6)
         assert torch.allclose(found.variance.double(), rows.var(dim=0, correction=0), rtol=1e-4, atol=1e-6)
-        assert torch.equal(found.least.double(), rows.amin(dim=0))
-        assert torch.equal(found.greatest.double(), rows.amax(dim=0))
+        assert torch.equal(found.low.double(), rows.amin(dim=0))
+        assert torch.equal(found.high.double(), rows.amax(dim=0))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 10), (300, 64)], ids=str)
@@ -165,7 +159,7 @@ def test_scaled_sums_are_those_of_torch(native: Kernels, shape: tuple[int, int])
 def test_gradient_sums_are_those_of_float64(native: Kernels, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     x, factor = tensor(shape) + 10.0, per_channel(tensor(shape), 1)
     gradient = tensor(shape, 3).to(dtype)
-    site = OutputGradient(gradient, x, factor, -10 * factor, Clamp(low=0.0))
+    output = OutputGradient(gradient, x, factor, -10 * factor, Clamp(low=0.0))
     mean = TORCH.statistics(x).mean
 
     def rows(values: Tensor) -> Tensor:
@@ -175,7 +169,7 @@ def test_gradient_sums_are_those_of_float64(native: Kernels, shape: tuple[int, .
     passed = torch.where((x * along + -10 * along) > 0, gradient.float(), torch.zeros(()))
     expected = rows(passed).sum(dim=0), (rows(passed) * (rows(x) - mean.double())).sum(dim=0)
     for kernels in (native, TORCH):
-        for found, wanted in zip(kernels.gradient_sums(site, mean), expected, strict=True):
+        for found, wanted in zip(kernels.gradient_sums(output, mean), expected, strict=True):
             assert torch.allclose(found.double(), wanted, rtol=1e-4, atol=1e-4 * rows(passed).shape[0] ** 0.5)
 
 
@@ -192,11 +186,11 @@ def test_results_do_not_depend_on_the_number_of_threads(native: Kernels) -> None
     if not isinstance(native, NativeKernels):
         pytest.skip("a matter of the CPU")
     x = tensor((16, 24, 40, 40), scale=50.0)
-    site = OutputGradient(tensor((16, 24, 40, 40), 3), x, per_channel(x, 1), per_channel(x, 2), Clamp(low=0.0))
+    output = OutputGradient(tensor((16, 24, 40, 40), 3), x, per_channel(x, 1), per_channel(x, 2), Clamp(low=0.0))
 
     def results() -> list[Tensor]:
         mean = native.statistics(x)
-        return [*mean, *native.gradient_sums(site, mean.mean), *native.range(x), native.quantize(x, qparams_of(x))]
+        return [*mean, *native.gradient_sums(output, mean.mean), *native.range(x), native.quantize(x, qparams_of(x))]
 
     before = torch.get_num_threads()
     try:
@@ -212,7 +206,7 @@ def test_results_do_not_depend_on_the_number_of_threads(native: Kernels) -> None
 def test_an_empty_tensor_has_codes_but_no_range_and_no_statistics(native: Kernels, shape: tuple[int, ...]) -> None:
     x, one = torch.empty(shape), torch.ones(())
     codes, qparams = torch.empty(shape, dtype=torch.uint8), QuantizationParameters(one, one, quant_max(8))
-    site = OutputGradient(x, x, torch.ones(5), torch.ones(5), Clamp())
+    output = OutputGradient(x, x, torch.ones(5), torch.ones(5), Clamp())
     for kernels in (native, TORCH):
         with pytest.raises(ValueError, match="at least one element"):
             kernels.range(x)
@@ -222,9 +216,9 @@ def test_an_empty_tensor_has_codes_but_no_range_and_no_statistics(native: Kernel
             with pytest.raises(ValueError, match="at least one element"):
                 kernels.statistics(x)
             with pytest.raises(ValueError, match="at least one element"):
-                kernels.gradient_sums(site, torch.ones(5))
+                kernels.gradient_sums(output, torch.ones(5))
             with pytest.raises(ValueError, match="at least one element"):
-                kernels.gradient_range(site, GradientTerms(*torch.ones(3, 5)))
+                kernels.gradient_range(output, GradientTerms(*torch.ones(3, 5)))
             with pytest.raises(ValueError, match="at least one element"):
                 kernels.quantize_weight(x, quant_max(8))
     assert TORCH.quantize(x, qparams).shape == shape
@@ -241,8 +235,8 @@ def test_compiled_kernels_leave_an_empty_tensor_as_it_is(native: Kernels, shape:
     assert native.round_gradient(x, one, torch.tensor(1)).shape == shape
     if len(shape) > 1:
         assert native.affine_quantize(x, torch.ones(5), torch.ones(5), Clamp(), qparams).shape == shape
-        site = OutputGradient(x, x, torch.ones(5), torch.ones(5), Clamp())
-        assert native.gradient_codes(site, terms, one, torch.tensor(1), torch.float32).shape == shape
+        output = OutputGradient(x, x, torch.ones(5), torch.ones(5), Clamp())
+        assert native.gradient_codes(output, terms, one, torch.tensor(1), torch.float32).shape == shape
 
 
 def test_a_kernel_without_memory_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,16 +250,16 @@ def test_a_kernel_without_memory_raises(tmp_path: Path, monkeypatch: pytest.Monk
     kernels = load_native("generic")
     assert isinstance(kernels, NativeKernels)
     x, one = tensor((2, 5, 3, 3)), torch.ones(())
-    qparams, site = qparams_of(x), OutputGradient(x, x, torch.ones(5), torch.ones(5), Clamp())
+    qparams, output = qparams_of(x), OutputGradient(x, x, torch.ones(5), torch.ones(5), Clamp())
     codes = kernels.quantize(x, qparams)  # needs none of its own
     calls: list[Callable[[], object]] = [
         lambda: kernels.range(x),
         lambda: kernels.add_range(codes, codes, (qparams, qparams), Clamp()),
         lambda: kernels.statistics(x),
         lambda: kernels.affine_quantize(x, torch.ones(5), torch.ones(5), Clamp(), qparams),
-        lambda: kernels.gradient_sums(site, torch.ones(5)),
-        lambda: kernels.gradient_range(site, GradientTerms(*torch.ones(3, 5))),
-        lambda: kernels.gradient_codes(site, GradientTerms(*torch.ones(3, 5)), one, torch.tensor(1), torch.float32),
+        lambda: kernels.gradient_sums(output, torch.ones(5)),
+        lambda: kernels.gradient_range(output, GradientTerms(*torch.ones(3, 5))),
+        lambda: kernels.gradient_codes(output, GradientTerms(*torch.ones(3, 5)), one, torch.tensor(1), torch.float32),
     ]
     for call in calls:
         with pytest.raises(MemoryError, match="Expected memory"):

@@ -9,9 +9,8 @@ import pytest
 
 from cpt_deploy.errors import UsageError
 from cpt_deploy.quantization.kernels import compile as compilation
-from cpt_deploy.quantization.kernels import load_native, native_levels
 from cpt_deploy.quantization.kernels import selection as choice
-from cpt_deploy.quantization.kernels.selection import active
+from cpt_deploy.quantization.kernels.selection import active, load_native, native_levels
 
 choose = active.__wrapped__
 

@@ -26,21 +26,16 @@ from cpt_deploy.quantization.kernels import (
     OutputGradient,
     QuantizationParameters,
     QuantMax,
-    Selection,
 )
 from cpt_deploy.quantization.kernels.reference import TorchKernels
+from cpt_deploy.quantization.kernels.selection import Selection
 
 triton = pytest.importorskip("triton")
 
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.backends.driver import DriverBase  # noqa: E402
 
-from cpt_deploy.quantization.kernels import (  # noqa: E402
-    triton_backend,
-    triton_channels,
-    triton_elements,
-    triton_parameters,
-)
+from cpt_deploy.quantization.kernels.triton import backend, channels, elements, parameters  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TORCH = TorchKernels()
@@ -140,12 +135,12 @@ def every_launch(kernels: Kernels, shape: tuple[int, int, int, int]) -> None:
     kernels.affine_quantize(x, channels, channels, Clamp(), grid)
     kernels.scale_sums(x.to(torch.int32), channels.to(torch.int32), channels, channels)
     kernels.scale_sums(x, None, channels, channels)
-    site = OutputGradient(x.bfloat16(), x, channels, channels, Clamp(low=0.0))
-    kernels.gradient_sums(site, channels)
+    output = OutputGradient(x.bfloat16(), x, channels, channels, Clamp(low=0.0))
+    kernels.gradient_sums(output, channels)
     terms, _ = kernels.normalisation_terms(normalised, channels, channels, rows)
-    kernels.gradient_range(site, terms)
+    kernels.gradient_range(output, terms)
     kernels.gradient_step(channels, channels, scalar)
-    kernels.gradient_codes(site, terms, scalar, count, torch.bfloat16)
+    kernels.gradient_codes(output, terms, scalar, count, torch.bfloat16)
     kernels.round_gradient(x, scalar, count)
     kernels.scale(x.bfloat16(), scalar, scalar)
 
@@ -193,13 +188,13 @@ def test_every_launch_compiles_without_a_gpu(
         code = kernel.warmup(*passed, **constants, grid=grid, enable_fp_fusion=False).asm["ptx"]
         launched.append((kernel.fn.__name__, code))
 
-    monkeypatch.setattr(triton_backend, "launch", launch)
+    monkeypatch.setattr(backend, "launch", launch)
     for _ in range(2):
-        every_launch(triton_backend.TritonKernels(), shape)
+        every_launch(backend.TritonKernels(), shape)
     for name, code in launched:
         assert "fma.rn.f32" not in code, name  # each operation rounds
         assert "div.full" not in code, name
-    modules = (triton_elements, triton_channels, triton_parameters)
+    modules = (elements, channels, parameters)
     assert {name for name, _ in launched} == {
         name for module in modules for name in vars(module) if name.endswith("_kernel")
     }

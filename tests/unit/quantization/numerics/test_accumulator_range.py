@@ -61,4 +61,4 @@ def test_the_report_lists_layers_whose_range_is_smaller():
     make_native(model)  # the limit of pairs is stricter here
     (layer,) = reduced_layers(model)
     assert (layer.layer, layer.channels, layer.reduced_channels) == ("1", 2, 2)
-    assert 110 <= layer.least_quant_max < 127
+    assert 110 <= layer.min_quant_max < 127

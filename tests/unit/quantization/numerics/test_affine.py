@@ -28,7 +28,7 @@ finite = st.floats(-1e6, 1e6, width=32).map(lambda v: 0.0 if abs(v) < 1e-20 else
 tensors = hnp.arrays(np.float32, hnp.array_shapes(min_dims=1, max_dims=3, max_side=9), elements=finite)
 
 
-def levels_of(bits: int) -> torch.Tensor:
+def quant_max_of(bits: int) -> torch.Tensor:
     return torch.tensor(float(unsigned_quant_max(bits)))
 
 
@@ -61,11 +61,11 @@ SESSION = onnxruntime.InferenceSession(onnx_quantizer().SerializeToString(), OPT
 @given(tensors)
 def test_codes_and_values_are_those_of_onnx_quantize_linear(array: np.ndarray) -> None:
     x = torch.from_numpy(array)
-    scale, zero_point = affine_parameters(*range_of(x), levels_of(8))
+    scale, zero_point = affine_parameters(*range_of(x), quant_max_of(8))
     feed = {"x": array, "scale": scale.numpy(), "zero": zero_point.numpy().astype(np.uint8)}
     codes, values = SESSION.run(["codes", "y"], feed)
-    assert np.array_equal(quantize(x, scale, zero_point, levels_of(8)).numpy(), codes)
-    assert np.array_equal(fake_quantize(x, scale, zero_point, levels_of(8)).numpy(), values)
+    assert np.array_equal(quantize(x, scale, zero_point, quant_max_of(8)).numpy(), codes)
+    assert np.array_equal(fake_quantize(x, scale, zero_point, quant_max_of(8)).numpy(), values)
     reference = ReferenceEvaluator(onnx_quantizer()).run(["codes"], feed)[0]
     assert np.array_equal(codes, reference)
 
@@ -73,7 +73,7 @@ def test_codes_and_values_are_those_of_onnx_quantize_linear(array: np.ndarray) -
 @given(tensors, st.integers(2, 16))
 def test_zero_is_exact_and_the_error_at_most_half_a_step(array: np.ndarray, bits: int) -> None:
     x = torch.from_numpy(array)
-    quant_max = levels_of(bits)
+    quant_max = quant_max_of(bits)
     scale, zero_point = affine_parameters(*range_of(x), quant_max)
     assert zero_point == torch.round(zero_point)
     assert 0 <= zero_point <= quant_max
@@ -86,7 +86,7 @@ def test_zero_is_exact_and_the_error_at_most_half_a_step(array: np.ndarray, bits
 @given(tensors, st.integers(2, 8))
 def test_quantizing_twice_changes_nothing(array: np.ndarray, bits: int) -> None:
     x = torch.from_numpy(array)
-    quant_max = levels_of(bits)
+    quant_max = quant_max_of(bits)
     scale, zero_point = affine_parameters(*range_of(x), quant_max)
     once = fake_quantize(x, scale, zero_point, quant_max)
     assert torch.equal(fake_quantize(once, scale, zero_point, quant_max), once)
@@ -95,8 +95,8 @@ def test_quantizing_twice_changes_nothing(array: np.ndarray, bits: int) -> None:
 @given(tensors, st.integers(2, 8))
 def test_order_is_kept(array: np.ndarray, bits: int) -> None:
     x = torch.from_numpy(array).flatten().sort().values
-    scale, zero_point = affine_parameters(*range_of(x), levels_of(bits))
-    codes = quantize(x, scale, zero_point, levels_of(bits))
+    scale, zero_point = affine_parameters(*range_of(x), quant_max_of(bits))
+    codes = quantize(x, scale, zero_point, quant_max_of(bits))
     assert torch.all(codes.diff() >= 0)
     assert codes.min() >= 0
     assert codes.max() <= unsigned_quant_max(bits)
@@ -104,14 +104,14 @@ def test_order_is_kept(array: np.ndarray, bits: int) -> None:
 
 def test_values_half_way_go_to_the_even_code() -> None:
     x = torch.tensor([0.5, 1.5, 2.5, 3.5])
-    assert quantize(x, torch.tensor(1.0), torch.tensor(0.0), levels_of(8)).tolist() == [0.0, 2.0, 2.0, 4.0]
+    assert quantize(x, torch.tensor(1.0), torch.tensor(0.0), quant_max_of(8)).tolist() == [0.0, 2.0, 2.0, 4.0]
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0, -3.0])
 def test_a_constant_tensor_is_represented(value: float) -> None:
     x = torch.full((4,), value)
-    scale, zero_point = affine_parameters(*range_of(x), levels_of(8))
-    assert torch.allclose(fake_quantize(x, scale, zero_point, levels_of(8)), x, rtol=1e-6)
+    scale, zero_point = affine_parameters(*range_of(x), quant_max_of(8))
+    assert torch.allclose(fake_quantize(x, scale, zero_point, quant_max_of(8)), x, rtol=1e-6)
 
 
 def test_the_range_of_a_channels_last_tensor_is_the_same() -> None:
@@ -141,8 +141,8 @@ def test_two_bit_weights_are_ternary() -> None:
 
 def test_gradients_pass_straight_through() -> None:
     x = torch.randn(10, requires_grad=True)
-    scale, zero_point = affine_parameters(*range_of(x), levels_of(3))
-    fake_quantize(x, scale, zero_point, levels_of(3)).backward(torch.arange(10.0))
+    scale, zero_point = affine_parameters(*range_of(x), quant_max_of(3))
+    fake_quantize(x, scale, zero_point, quant_max_of(3)).backward(torch.arange(10.0))
     assert torch.equal(x.grad, torch.arange(10.0))
     weight = torch.randn(2, 5, requires_grad=True)
     fake_quantize_weight(weight, torch.tensor(7.0)).backward(torch.ones(2, 5))
@@ -152,7 +152,7 @@ def test_gradients_pass_straight_through() -> None:
 def test_dequantize_inverts_quantize_on_the_qparams() -> None:
     scale, zero_point = torch.tensor(0.25), torch.tensor(3.0)
     codes = torch.arange(8.0)
-    assert torch.equal(quantize(dequantize(codes, scale, zero_point), scale, zero_point, levels_of(3)), codes)
+    assert torch.equal(quantize(dequantize(codes, scale, zero_point), scale, zero_point, quant_max_of(3)), codes)
 
 
 def test_a_channel_of_zeros_has_scale_one() -> None:

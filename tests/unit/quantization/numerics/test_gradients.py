@@ -1,11 +1,11 @@
-"""Stochastic rounding: unbiased, on few levels, seeded, and harmless to what it must not touch."""
+"""Stochastic rounding: unbiased, on few values, seeded, and harmless to what it must not touch."""
 
 import pytest
 import torch
 from scipy import stats
 
-from cpt_deploy.quantization.kernels import load_native
 from cpt_deploy.quantization.kernels.reference import TorchKernels
+from cpt_deploy.quantization.kernels.selection import load_native
 from cpt_deploy.quantization.numerics import gradients
 from cpt_deploy.quantization.numerics.gradients import quantize_gradient, with_quantized_gradient
 from cpt_deploy.quantization.numerics.stochastic_rounding import index_noise, mix_seed
@@ -90,7 +90,7 @@ def test_zeros_stay_zero() -> None:
 
 
 @pytest.mark.parametrize("size", [1e-8, 1e-20, 1e-30])
-def test_tiny_gradients_keep_their_levels(size: float) -> None:
+def test_tiny_gradients_keep_their_resolution(size: float) -> None:
     gradient = torch.randn(2000) * size
     rounded = quantize_gradient(gradient, quant_max(8), 1)
     assert len(rounded.unique()) > 100

@@ -88,7 +88,7 @@ def test_evaluation_uses_the_reduced_codes_unless_native_and_the_report_counts_t
     first, last = reduced_layers(model)
     assert (first.layer, first.channels, last.layer, last.channels) == ("0", 6, "3", 3)
     assert first.reduced_channels == int((quant_max < 127).sum())
-    assert first.least_quant_max == int(quant_max.min())
+    assert first.min_quant_max == int(quant_max.min())
     assert reduced_layers(model, 4) == [first, last]  # both stay at max_bits
     make_native(model.eval())
     assert reduced_layers(model) == []

@@ -11,8 +11,8 @@ from torch import nn
 from cpt_deploy.errors import CptWarning
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare
 from cpt_deploy.quantization import model as model_module
-from cpt_deploy.quantization.kernels import Selection, load_native
 from cpt_deploy.quantization.kernels.reference import TorchKernels
+from cpt_deploy.quantization.kernels.selection import Selection, load_native
 from cpt_deploy.quantization.training_step.fused_step import FusedStep
 
 

@@ -15,8 +15,9 @@ from cpt_deploy.errors import CptWarning
 from cpt_deploy.models import build_model
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare
 from cpt_deploy.quantization import model as model_module
-from cpt_deploy.quantization.kernels import Kernels, Selection, load_native
+from cpt_deploy.quantization.kernels import Kernels
 from cpt_deploy.quantization.kernels.reference import TorchKernels
+from cpt_deploy.quantization.kernels.selection import Selection, load_native
 from cpt_deploy.quantization.numerics import gradients
 from cpt_deploy.quantization.training_step.products import Compute, has_bf16_units
 
@@ -233,7 +234,7 @@ def test_losses_of_200_steps_agree_with_the_modules(path: Compute) -> None:
 
 @every_path
 @pytest.mark.parametrize("scale", [1e-8, 1e-20])
-def test_tiny_gradients_keep_their_levels(path: Compute, scale: float) -> None:
+def test_tiny_gradients_keep_their_resolution(path: Compute, scale: float) -> None:
     torch.manual_seed(0)
     model = single_layer()
     model.compute = path

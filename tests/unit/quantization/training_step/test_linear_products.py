@@ -12,7 +12,7 @@ from torch import Tensor
 from cpt_deploy.quantization.kernels import QuantizationParameters, active
 from cpt_deploy.quantization.training_step import linear_products
 from cpt_deploy.quantization.training_step.linear_products import (
-    MOST_ROWS,
+    MAX_ROWS,
     Trial,
     Unit,
     forward,
@@ -84,7 +84,7 @@ def test_any_shape_has_the_exact_integers(rows: int, inputs: int, outputs: int, 
 
 
 def test_sums_beyond_24_bits_are_rounded_once() -> None:
-    rows = MOST_ROWS
+    rows = MAX_ROWS
     codes, gradient = torch.full((rows, 8), 255, dtype=torch.uint8), torch.full((rows, 8), 255.0)
     gradient[::3] = 0.0
     exact = 255 * 255 * int((gradient[:, 0] > 0).sum())

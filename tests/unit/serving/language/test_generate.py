@@ -187,9 +187,10 @@ def test_metrics_count_tokens(client):
 
 
 def test_classifiers_and_language_models_say_which_they_are(client, connect_to, shared_bundle):
-    response = client.post("/predict", json={"image": "AA=="})
-    assert response.status_code == 400
-    assert "but bigram answers /generate and /score" in response.json()["error"]
+    response = client.post("/predict", json={"instances": [[2, 3], [2, 4]]})
+    first, second = response.json()["predictions"]
+    assert np.shape(first["logits"]) == np.shape(second["logits"]) == (2, 8)
+    assert second["present"] == [2, 4]
     assert "/generate" in client.get("/openapi.json").json()["paths"]
     with connect_to(shared_bundle) as classifier:
         response = classifier.post("/generate", json={"prompt": "the"})

@@ -43,7 +43,7 @@ def addresses(language_bundle, shared_bundle, running_server, get, wait_until, t
     for bundle in (language_bundle, shared_bundle):
         shutil.copytree(bundle.path, folder / "models" / bundle.name / "1")
     port = free_port()
-    limits = {"generations": 1, "max_prompt_tokens": 10, "max_rows": 4, "max_new_tokens": 1_000_000}
+    limits = {"generations": 1, "max_free_size": 10, "max_rows": 4, "max_new_tokens": 1_000_000}
     with running_server(folder, SimpleNamespace(path=folder / "models"), grpc_port=port, **limits) as (_, url):
         wait_until(lambda: get(f"{url}/v2/health/ready").status_code == 200)
         yield f"127.0.0.1:{port}", url
@@ -106,8 +106,9 @@ def test_metadata_and_configuration_are_those_of_http(client, web):
     for mine, other in ((metadata.inputs, over_http["inputs"]), (metadata.outputs, over_http["outputs"])):
         assert [{"name": t.name, "datatype": t.datatype, "shape": list(t.shape)} for t in mine] == other
     config, over_http = client.get_model_config(MODEL).config, web.get_model_config(MODEL)
-    assert config.max_batch_size == over_http["max_batch_size"] == 0
+    assert config.max_batch_size == over_http["max_batch_size"] == 4
     type_names = type(config.input[0]).DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number
+    assert [list(t.dims) for t in config.input] == [[-1], [8], [-1]]
     for mine, other in ((config.input, over_http["input"]), (config.output, over_http["output"])):
         described = [{"name": t.name, "data_type": type_names[t.data_type].name, "dims": list(t.dims)} for t in mine]
         assert described == other
@@ -204,19 +205,23 @@ def test_a_stream_decodes_token_by_token(client, logits_of):
 
 
 WRONG = {
-    "no tokens": ({"seen": np.zeros((1, 8), np.float32)}, "Expected the input 'input_ids'"),
+    "no tokens": ({"seen": np.zeros((1, 8), np.float32)}, "['input_ids'] once, and all or none of the states"),
     "beyond the vocabulary": ({"input_ids": np.array([[8]])}, "Expected tokens in 0..7, but got 8..8"),
     "another datatype": ({"input_ids": np.array([[1]], np.int32)}, "INT64"),
     "one-dimensional": ({"input_ids": np.array([1])}, "of the shape [-1, -1], but got 'INT64' of [1]"),
-    "no token": ({"input_ids": np.zeros((1, 0), np.int64)}, "of 1 to 4 sequences"),
-    "many rows": ({"input_ids": np.zeros((5, 1), np.int64)}, "of 1 to 4 sequences"),
-    "a long text": ({"input_ids": np.zeros((1, 11), np.int64)}, "at most 10 tokens, but got 11"),
-    "a state of another size": ({"input_ids": ONE, "seen": np.zeros((1, 7), np.float32)}, "[-1, 8]"),
-    "a state of other rows": ({"input_ids": ONE, "seen": np.zeros((2, 8), np.float32)}, "where N is 1 in other inputs"),
-    "a state of no numbers": ({"input_ids": ONE, "seen": np.full((1, 8), np.nan, np.float32)}, "finite"),
-    "another input": ({"input_ids": ONE, "other": np.zeros((1, 1))}, "at most once, but got 'other'"),
-    "an image": ({"image": np.zeros((1, 3, 8, 8), np.float32)}, "at most once, but got 'image'"),
-}
+    "no token": ({"input_ids": np.zeros((1, 0), np.int64)}, "where length is at least 1"),
+    "a long text": ({"input_ids": np.zeros((1, 11), np.int64)}, "Expected a length of at most 10"),
+    "a state of another size": (
+        {"input_ids": ONE, **nothing_read(1), "seen": np.zeros((1, 7), np.float32)}, "[-1, 8]",
+    ),
+    "a state of other rows": ({"input_ids": ONE, **nothing_read(2)}, "where N is 1 in other inputs"),
+    "a state of no numbers": (
+        {"input_ids": ONE, **nothing_read(1), "seen": np.full((1, 8), np.nan, np.float32)}, "finite",
+    ),
+    "one state of two": ({"input_ids": ONE, "seen": np.zeros((1, 8), np.float32)}, "all or none"),
+    "another input": ({"input_ids": ONE, "other": np.zeros((1, 1))}, "but got ['input_ids', 'other']"),
+    "an image": ({"image": np.zeros((1, 3, 8, 8), np.float32)}, "but got ['image']"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("given", "said"), WRONG.values(), ids=WRONG)
@@ -230,13 +235,22 @@ def test_wrong_tensors_are_refused_as_over_http(client, web, given, said):
     assert (caught.value.status(), over_http.value.status()) == ("StatusCode.INVALID_ARGUMENT", "400")
 
 
+def test_too_many_rows_are_refused_as_over_http(client, web):
+    for asked, library, status in ((client, triton, "StatusCode.RESOURCE_EXHAUSTED"), (web, triton_http, "413")):
+        with pytest.raises(InferenceServerException, match="at most 4 rows in one request, but got 5") as caught:
+            asked.infer(MODEL, tensors(library, input_ids=np.zeros((5, 1), np.int64)))
+        assert caught.value.status() == status
+
+
 def test_a_classifier_refuses_tokens_as_over_http(client, web):
     messages = []
     for asked, library in ((client, triton), (web, triton_http)):
         with pytest.raises(InferenceServerException) as caught:
-            asked.infer("colours", tensors(library, input_ids=ONE, **nothing_read(1)))
+            asked.infer("colours", tensors(library, tokens=ONE, **nothing_read(1)))
         messages.append(caught.value.message())
-    assert messages[0] == messages[1] == "Expected exactly the input 'image', but got ['input_ids', 'seen', 'past']"
+    assert (
+        messages[0] == messages[1] == "Expected each of the inputs ['image'] once, but got ['tokens', 'seen', 'past']"
+    )
     image = np.zeros((1, 3, 8, 8), np.float32)
     assert client.infer("colours", tensors(triton, image=image)).as_numpy("logits").shape == (1, 3)
 
@@ -264,7 +278,7 @@ def test_contradictory_messages_are_refused(call):
         "but got 'probabilities'": unknown,
         "shared_memory_region: Input should be None": shared,
         "elements of INT64 in int64_contents": wrong_field,
-        "at most once, but got 'input_ids'": twice,
+        "once, and all or none of the states ['past', 'seen'], but got ['input_ids', 'input_ids']": twice,
         "parameters.timeout: Input should be a valid integer": late,
         "to have 16 bytes, but got 8": typed_request([2], shape=[1, 2]),
         "inputs.0.shape.1: Input should be greater": typed_request([2], shape=[1, -1]),
@@ -388,7 +402,7 @@ def test_any_message_is_understood_or_refused(language_bundle, data):
 
 
 def test_a_bug_costs_one_request_of_a_stream_and_tells_nothing(language_bundle, connect_to, monkeypatch):
-    from cpt_serving.adapters.text import TextGeneration
+    from cpt_serving.adapters.text import TextAdapter
 
     def fails(*_arguments):
         raise RuntimeError("a secret")
@@ -401,7 +415,7 @@ def test_a_bug_costs_one_request_of_a_stream_and_tells_nothing(language_bundle, 
     ):
         client.start_stream(lambda result, error: answers.put((result, error)))
         with monkeypatch.context() as patched:
-            patched.setattr(TextGeneration, "run", fails)
+            patched.setattr(TextAdapter, "run", fails)
             client.async_stream_infer(MODEL, tensors(triton, input_ids=ONE))
             assert str(answers.get(timeout=30)[1]) == "Internal error; the server's log has it"
             with pytest.raises(InferenceServerException, match="Internal error; the server's log has it") as caught:

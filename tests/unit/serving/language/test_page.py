@@ -34,9 +34,9 @@ def test_text_goes_on_token_by_token_and_is_scored(page, url):
     page.goto(f"{url}/")
     page.wait_for_selector("#figures dd")
     assert page.inner_text("#model") == "bigram"
-    assert "text, 8 tokens" in page.inner_text("#model-facts")
+    assert "vocabulary 8" in page.inner_text("#model-facts")
     assert page.is_visible("#try-text")
-    assert not page.is_visible("#try-image")
+    assert not page.is_visible("#try-input")
     page.fill("#prompt", "the company")
     page.fill("#max-tokens", "4")
     page.fill("#temperature", "0")
@@ -99,7 +99,8 @@ REPORT = {
     "passed": True,
     "reasons": [],
     "validated_at": "2026-01-01T00:00:00+00:00",
-    "dataset": {"name": "words", "split": "test", "samples": 200},
+    "dataset": {"name": "words", "split": "test", "samples": 200, "unit": "tokens"},
+    "metric": {"name": "perplexity", "higher_is_better": False, "percent": False},
     "runtimes": [{"name": "trained", "perplexity": 9.5}, {"name": "onnxruntime", "perplexity": 9.75}],
     "integers": {"compared": 1000, "mismatching": 0},
     "versions": {"onnxruntime": "1.30.0"},
@@ -111,12 +112,12 @@ def test_a_language_model_has_evidence_and_no_samples(tmp_path, language_bundle,
     copied = Bundle.open(shutil.copytree(language_bundle.path, tmp_path / "bundle"))
     with connect_to(copied) as client:
         (listed,) = client.get("/models").json()["models"]
-        assert listed["kind"] == "text"
+        assert listed["form"] == "text"
         evidence = client.get("/evidence").json()
-        assert (evidence["kind"], evidence["vocabulary"], evidence["input"]) == ("text", 8, None)
+        assert (evidence["form"], evidence["facts"]) == ("text", {"vocabulary": 8, "context": None})
         assert evidence["validation"] is None
         update_validation(copied, {**REPORT, "content_sha256": copied.content_sha256})
         found = client.get("/evidence").json()["validation"]
-        assert (found["perplexity"], found["trained_perplexity"], found["accuracy"]) == (9.75, 9.5, None)
+        assert (found["metric"]["name"], found["value"], found["trained_value"]) == ("perplexity", 9.75, 9.5)
         assert found["of_this_model"]
-        assert client.get("/samples").status_code == 400
+        assert client.get("/samples").json() == {"samples": [], "drawing": None, "rows": {"input_ids": [[2, 3, 4]]}}

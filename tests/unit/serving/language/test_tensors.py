@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import tritonclient.http as triton
@@ -38,7 +40,7 @@ def test_metadata_names_tokens_and_state(client):
         ("past", "INT64", [-1, -1]),
     ]
     assert [entry["name"] for entry in described["outputs"]] == ["logits", "seen_after", "present"]
-    assert client.get_model_config("bigram")["max_batch_size"] == 0
+    assert client.get_model_config("bigram")["max_batch_size"] == 256
 
 
 @pytest.mark.parametrize("binary", [True, False])
@@ -65,10 +67,14 @@ def test_state_goes_round_through_the_client(client, logits_of, binary):
         ([("seen", np.zeros((1, 8), np.float32), "FP32")], "input_ids"),
         ([("input_ids", np.array([[8]]), "INT64")], "0..7"),
         ([("input_ids", np.array([[1]], np.int32), "INT32")], "INT64"),
-        ([("input_ids", np.array([[1]]), "INT64"), ("seen", np.zeros((1, 7), np.float32), "FP32")], "[-1, 8]"),
+        ([("input_ids", np.array([[1]]), "INT64"), ("seen", np.zeros((1, 8), np.float32), "FP32")], "all or none"),
         (
-            [("input_ids", np.array([[1]]), "INT64"), ("seen", np.zeros((2, 8), np.float32), "FP32")],
-            "where N is 1 in other inputs",
+            [
+                ("input_ids", np.array([[1]]), "INT64"),
+                ("seen", np.zeros((2, 8), np.float32), "FP32"),
+                ("past", np.zeros((2, 0), np.int64), "INT64"),
+            ],
+            "N is 1 in other inputs",
         ),
         ([("input_ids", np.array([[1]]), "INT64"), ("other", np.zeros((1, 1)), "FP64")], "'other'"),
     ],
@@ -85,27 +91,34 @@ def test_what_was_read_counts_towards_the_context(make_language_bundle, tmp_path
 
     def read(past, tokens):
         inputs = [
-            InferInput(name=name, datatype="INT64", shape=[1, length]).attach(memoryview(bytes(8 * length)))
-            for name, length in (("past", past), ("input_ids", tokens))
+            InferInput(name=name, datatype=datatype, shape=[1, length]).attach(memoryview(bytes(size * length)))
+            for name, length, datatype, size in (
+                ("past", past, "INT64", 8),
+                ("seen", 8, "FP32", 4),
+                ("input_ids", tokens, "INT64", 8),
+            )
         ]
         return adapter.decode(InferRequest(inputs=inputs), Work())
 
     assert read(3, 1)["past"].shape == (1, 3)
-    with pytest.raises(RequestError, match=r"at most 4 of length \+ past, the model's context"):
+    with pytest.raises(RequestError, match=r"at most 4 of length \+ past, the model's context, but got 5"):
         read(3, 2)
 
 
-def test_more_logits_than_the_queue_may_hold_are_refused_before_they_are_made(language_bundle):
-    adapter = adapter_of(language_bundle, load_settings(bundle=language_bundle.path, queue_bytes=1024), MemoryBudget(1))
-
-    def read(rows, length):
-        raw = memoryview(bytes(8 * rows * length))
-        return adapter.decode(
-            InferRequest(inputs=[InferInput(name="input_ids", datatype="INT64", shape=[rows, length]).attach(raw)]),
-            Work(),
-        )
-
-    assert read(4, 8)["input_ids"].shape == (4, 8)
-    with pytest.raises(RequestError, match="at most 32 tokens") as caught:
-        read(3, 11)
-    assert caught.value.status == 413
+def test_more_logits_than_there_is_memory_for_are_refused_before_they_are_made(language_bundle, connect_to):
+    with connect_to(language_bundle, max_memory_bytes=65_536) as small:
+        for length, status in ((200, 200), (2000, 413)):
+            header = {
+                "inputs": [
+                    {"name": "input_ids", "datatype": "INT64", "shape": [1, length],
+                     "parameters": {"binary_data_size": 8 * length}}
+                ],
+                "parameters": {"binary_data_output": True},
+            }  # fmt: skip
+            text = json.dumps(header).encode()
+            answer = small.post(
+                "/v2/models/bigram/infer",
+                content=text + bytes(8 * length),
+                headers={"Inference-Header-Content-Length": str(len(text))},
+            )
+            assert answer.status_code == status, answer.text

@@ -8,8 +8,9 @@ import pytest
 
 from cpt_deploy.bundle import OnnxRuntimeModel, next_states
 from cpt_serving import load_settings
-from cpt_serving.adapters import adapter_of, text
+from cpt_serving.adapters import adapter_of
 from cpt_serving.inference.batching import Batcher
+from cpt_serving.inference.errors import InvalidRequestError
 from cpt_serving.inference.memory import MemoryBudget
 from cpt_serving.inference.observers import ModelObserver
 from cpt_serving.inference.threads import Threads
@@ -96,7 +97,7 @@ def test_calls_of_one_shape_are_one_batch(model, adapter):
 
 @pytest.mark.parametrize(("rows", "logits", "found"), [(2, 1000, [2, 2, 1]), (16, 24, [3, 2])])
 def test_limits_hold(model, adapter, monkeypatch, rows, logits, found):
-    monkeypatch.setattr(text, "_LOGITS_AT_ONCE", logits)
+    monkeypatch.setattr("cpt_serving.adapters.adapter._BATCH_BYTES", 4 * logits)
     made = adapter(max_batch=rows)
     calls = [call(made, model, tokens([number])) for number in range(2, 7)]
     outcomes, batches = together(made, calls)
@@ -125,7 +126,6 @@ def test_an_error_belongs_to_those_who_asked(model, adapter):
     made = adapter()
     calls = [call(made, model, tokens([8])), call(made, model, tokens([2, 3]))]  # the first is beyond the vocabulary
     outcomes, rows = together(made, calls)
-    assert isinstance(outcomes[0], Exception)
-    assert "out of data bounds" in str(outcomes[0])
+    assert isinstance(outcomes[0], InvalidRequestError)
     assert rows == [1]
     assert_as_alone(model, calls[1:], outcomes[1:])

@@ -145,7 +145,11 @@ def test_repository_and_statistics(client):
             "INVALID_ARGUMENT",
             "INT32",
         ),
-        (lambda client: client.infer(MODEL, [image_input(ROWS)] * 2), "INVALID_ARGUMENT", "exactly the input"),
+        (
+            lambda client: client.infer(MODEL, [image_input(ROWS)] * 2),
+            "INVALID_ARGUMENT",
+            r"the inputs \['image'\] once",
+        ),
         (lambda client: client.infer("other", [image_input(ROWS)]), "NOT_FOUND", "served model"),
         (lambda client: client.get_model_metadata(MODEL, "7"), "NOT_FOUND", "served version"),
         (lambda client: client.infer(MODEL, [image_input(ROWS)], timeout=1), "DEADLINE_EXCEEDED", "deadline"),
@@ -228,7 +232,7 @@ def test_contradictory_contents_are_refused(call):
         "768 bytes": typed_request("FP32", "fp32_contents", [1.0], [1, 3, 8, 8]),
         "0..255": typed_request("UINT8", "uint_contents", [256] * 192, [1, 8, 8, 3]),
         "inputs.0.shape.0: Input should be greater": typed_request("FP32", "fp32_contents", [1.0], [-1, 3, 8, 8]),
-        "exactly the input": service_pb2.ModelInferRequest(model_name=MODEL),
+        "the inputs ['image'] once, but got []": service_pb2.ModelInferRequest(model_name=MODEL),
     }
     for message, request in wrong.items():
         with pytest.raises(grpc.RpcError) as caught:

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cpt_serving.samples import drawing_style
 from PIL import Image
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
@@ -14,10 +13,16 @@ from cpt_deploy.bundle import update_validation, write_bundle
 from cpt_serving import load_settings
 from cpt_serving.access.api_keys import add_key
 from cpt_serving.adapters import adapter_of
+from cpt_serving.adapters.samples import drawing_style
 from cpt_serving.evidence import evidence_of
 from cpt_serving.inference.memory import MemoryBudget
 from cpt_serving.routes.page import PAGE_HEADERS
 from cpt_serving.telemetry.stats import summarize
+
+
+def labelled(contents, labels):
+    """The contents with other labels."""
+    return replace(contents, processor=replace(contents.processor, labels=labels))
 
 
 def test_the_page_and_its_files_are_served_with_strict_headers(client):
@@ -68,13 +73,13 @@ def test_samples_are_the_golden_inputs(client, shared_bundle):
 def test_an_unknown_model_has_neither_evidence_nor_samples(client):
     for path in ("/evidence", "/samples", "/samples/0.png"):
         assert client.get(path, params={"model": "other"}).status_code == 404
-    assert client.get("/models").json() == {"models": [{"name": "colours", "versions": ["1"], "kind": "image"}]}
+    assert client.get("/models").json() == {"models": [{"name": "colours", "versions": ["1"], "form": "image"}]}
 
 
 def test_small_grey_samples_say_how_to_draw(grey_bundle, bundle):
-    style = drawing_style(grey_bundle)
+    style = drawing_style(grey_bundle.processor, grey_bundle.golden)
     assert (style.ground, style.fill) == ("dark", 0.75)
-    assert drawing_style(bundle) is None
+    assert drawing_style(bundle.processor, bundle.golden) is None
 
 
 def test_evidence_without_a_validation_has_no_figures(client, shared_bundle):
@@ -82,7 +87,8 @@ def test_evidence_without_a_validation_has_no_figures(client, shared_bundle):
     assert evidence["validation"] is None
     assert evidence["sha256"] == shared_bundle.sha256
     assert evidence["size_bytes"] == shared_bundle.onnx_path.stat().st_size
-    assert evidence["input"] == {"channels": 3, "height": 8, "width": 8}
+    assert (evidence["task"], evidence["form"]) == ("image-classification", "image")
+    assert evidence["facts"] == {"input": "8 x 8 colour", "classes": 3}
 
 
 REPORT = {
@@ -92,9 +98,10 @@ REPORT = {
     "reasons": [],
     "validated_at": "2026-01-01T00:00:00+00:00",
     "dataset": {"name": "colours", "split": "test", "samples": 200, "sha256": "1"},
+    "metric": {"name": "accuracy", "higher_is_better": True, "percent": True},
     "runtimes": [
-        {"name": "trained", "accuracy": 0.91, "interval_95": [0.9, 0.92], "correct": 182, "finite": True},
-        {"name": "onnxruntime", "accuracy": 0.905, "interval_95": [0.89, 0.92], "correct": 181, "finite": True},
+        {"name": "trained", "accuracy": 0.91, "interval_95": [0.9, 0.92], "finite": True},
+        {"name": "onnxruntime", "accuracy": 0.905, "interval_95": [0.89, 0.92], "finite": True},
     ],
     "integers": {"compared": 1000, "mismatching": 0, "first_difference": None},
     "graph": {"operators": {"QGemm": 1}, "float_operators": {"Conv": 2}},
@@ -112,7 +119,7 @@ def test_evidence_tells_what_was_measured(bundle):
     facts = told_of(update_validation(bundle, report)).validation
     assert facts.passed
     assert facts.of_this_model
-    assert (facts.accuracy, facts.interval_95, facts.trained_accuracy) == (0.905, (0.89, 0.92), 0.91)
+    assert (facts.value, facts.interval_95, facts.trained_value) == (0.905, (0.89, 0.92), 0.91)
     assert (facts.verdict, facts.of_this_model) == ("passed", True)
     assert (facts.compared_integers, facts.mismatching_integers, facts.float_operators) == (1000, 0, 2)
     assert (facts.runtime, facts.cpu, facts.samples) == ("1.30.0", "a processor", 200)
@@ -133,7 +140,7 @@ def test_evidence_of_another_file_says_so(bundle):
     ("change", "nulls"),
     [
         ({"integers": None, "graph": None}, ("compared_integers", "mismatching_integers", "float_operators")),
-        ({"runtimes": []}, ("accuracy", "trained_accuracy")),
+        ({"runtimes": []}, ("value", "trained_value")),
         ({"versions": None, "cpu": None}, ("runtime", "cpu")),
     ],
     ids=str,
@@ -155,7 +162,7 @@ def test_evidence_is_what_it_is_now(bundle, connect_to):
         assert client.get("/evidence").json()["validation"] is None
         update_validation(bundle, {**REPORT, "content_sha256": bundle.content_sha256})
         found = client.get("/evidence").json()["validation"]
-        assert (found["passed"], found["of_this_model"], found["accuracy"]) == (True, True, 0.905)
+        assert (found["passed"], found["of_this_model"], found["value"]) == (True, True, 0.905)
         shutil.rmtree(bundle.path)
         assert client.get("/evidence").json()["size_bytes"] is None
 
@@ -209,7 +216,7 @@ def test_stats_sum_histograms_over_routes():
 
 
 def test_the_page_shows_labels_as_text_whatever_they_hold(tmp_path, bundle_contents, connect_to, png):
-    contents = replace(bundle_contents(), labels=("<b>red</b>", "green", "blue"))
+    contents = labelled(bundle_contents(), ("<b>red</b>", "green", "blue"))
     with connect_to(write_bundle(tmp_path / "bundle", contents=contents)) as client:
         assert client.post("/predict", content=png()).json()["predictions"][0][0]["label"] == "<b>red</b>"
         assert "innerHTML" not in "".join(client.get(f"/page/{name}.js").text for name in ("dom", "prediction", "app"))

@@ -108,4 +108,4 @@ def test_the_page_predicts_rows(price_bundle, serve_here, browser):
         page.fill("#rows", '{"inputs": {"measures": [[1, 2, 3]]}}')
         page.click("#rows-form button")
         page.wait_for_selector("#problem .problem")
-        assert "Expected the inputs ['measures', 'district']" in page.inner_text("#problem")
+        assert "Expected each of the inputs ['measures', 'district'] once" in page.inner_text("#problem")

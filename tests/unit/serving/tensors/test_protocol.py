@@ -92,9 +92,9 @@ VALUES = {"name": "values", "shape": [1, 2, 4], "datatype": "FP32", "data": [0.5
 @pytest.mark.parametrize(
     ("inputs", "status", "said"),
     [
-        ([MEASURES], 400, "Expected the inputs ['measures', 'district'], but got ['measures']"),
-        ([MEASURES, DISTRICT, {**DISTRICT, "name": "distric"}], 400, "but got 'distric'"),
-        ([MEASURES, DISTRICT, DISTRICT], 400, "at most once, but got 'district'"),
+        ([MEASURES], 400, "Expected each of the inputs ['measures', 'district'] once, but got ['measures']"),
+        ([MEASURES, DISTRICT, {**DISTRICT, "name": "distric"}], 400, "but got ['measures', 'district', 'distric']"),
+        ([MEASURES, DISTRICT, DISTRICT], 400, "but got ['measures', 'district', 'district']"),
         ([MEASURES, {**DISTRICT, "datatype": "FP32"}], 400, "Expected 'district' as INT64 of the shape [-1, 1], but"),
         ([MEASURES, {**DISTRICT, "datatype": "INT32"}], 400, "but got 'INT32' of [1, 1]"),
         ([MEASURES, {**DISTRICT, "data": [0.5]}], 400, "Expected 'district' to hold integers of INT64"),

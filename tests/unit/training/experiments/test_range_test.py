@@ -12,7 +12,8 @@ from cpt_cli.main import main
 from cpt_deploy.errors import TrainingDivergedError, UsageError
 from cpt_deploy.quantization import QuantizedModel
 from cpt_deploy.report import plot_range_test
-from cpt_deploy.training import BitsProgress, range_test
+from cpt_deploy.training import range_test
+from cpt_deploy.training.experiments.range_test import BitsProgress
 
 
 def progress(before: float, after: float, *, steps: int = 100, batch_size: int = 128) -> BitsProgress:

@@ -20,7 +20,7 @@ def finished(name):
 
 
 def states(queue):
-    return {status.name: status.state for status in queue.statuses()}
+    return {name: outcome.state for name, outcome in queue.outcomes().items()}
 
 
 def test_every_point_is_carried_out_once(tmp_path):
@@ -29,7 +29,8 @@ def test_every_point_is_carried_out_once(tmp_path):
 
     queue.work(lambda name: done.append(name) or finished(name), jobs=2)
     assert sorted(done) == NAMES
-    assert [(s.state, s.figure) for s in queue.statuses()] == [("finished", pytest.approx(i / 10)) for i in range(4)]
+    outcomes = queue.outcomes().values()
+    assert [(o.state, o.figure) for o in outcomes] == [("finished", pytest.approx(i / 10)) for i in range(4)]
 
     again = TrialQueue(tmp_path, NAMES, retry=True)
     again.work(lambda name: pytest.fail(f"{name} was finished"))
@@ -61,7 +62,7 @@ def test_one_that_fails_does_not_end_the_others_and_is_retried_when_asked(tmp_pa
     queue = TrialQueue(tmp_path, NAMES)
     queue.work(fails_at_b)
     assert states(queue) == {"a": "finished", "b": "failed", "c": "finished", "d": "finished"}
-    assert queue.statuses()[1].message == "no reason"
+    assert queue.outcomes()["b"].message == "no reason"
 
     done = []
     TrialQueue(tmp_path, NAMES).work(lambda name: done.append(name) or finished(name))
@@ -137,7 +138,7 @@ def test_what_runs_on_another_machine_is_left_alone_unless_asked(tmp_path, monke
     monkeypatch.undo()
 
     queue = TrialQueue(tmp_path, ["a"])
-    assert [(s.state, s.message) for s in queue.statuses()] == [("running", "on elsewhere")]
+    assert [(s.state, s.message) for s in queue.outcomes().values()] == [("running", "on elsewhere")]
     queue.work(lambda name: pytest.fail("it runs elsewhere"))
     done = []
     TrialQueue(tmp_path, ["a"], retry=True).work(lambda name: done.append(name) or finished(name))

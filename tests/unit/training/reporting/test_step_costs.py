@@ -3,13 +3,13 @@ from multiprocessing import get_context
 
 import torch
 
-from cpt_deploy.training.reporting.step_costs import KEPT_TIMES, StepCosts, WidthCost, peak_memory, reset_peak_memory
+from cpt_deploy.training.reporting.step_costs import KEPT_TIMES, BitsCost, StepCosts, peak_memory, reset_peak_memory
 
 CPU = torch.device("cpu")
 
 
 def test_kept_times_are_spread_over_all_steps():
-    cost = WidthCost()
+    cost = BitsCost()
     for step in range(10 * KEPT_TIMES):
         cost.add(float(step))
 

@@ -5,7 +5,8 @@ import torch
 
 from cpt_deploy.data import eval_loader, load_images
 from cpt_deploy.errors import CheckpointError
-from cpt_deploy.training import evaluate, load_run, train
+from cpt_deploy.training import load_run, train
+from cpt_deploy.training.evaluation import evaluate
 
 
 @pytest.fixture

@@ -84,8 +84,8 @@ def test_a_graph_that_lacks_its_tensors_is_a_bundle_error(bundle_contents, tmp_p
 def test_a_portable_bundle_says_what_it_gave_up(bundle, bundle_contents, tmp_path):
     assert bundle_portability(bundle) is None
     entries = [
-        {"layer": "conv", "channels": 8, "reduced_channels": 3, "least_quant_max": 70},
-        {"layer": "fc", "channels": 2, "reduced_channels": 2, "least_quant_max": 64},
+        {"layer": "conv", "channels": 8, "reduced_channels": 3, "min_quant_max": 70},
+        {"layer": "fc", "channels": 2, "reduced_channels": 2, "min_quant_max": 64},
     ]
     contents = replace(bundle_contents(), facts={"portable": True, "reduced_layers": entries})
     portability = bundle_portability(write_bundle(tmp_path / "portable", contents=contents))

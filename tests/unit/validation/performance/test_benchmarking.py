@@ -50,8 +50,8 @@ def test_turns_are_taken_in_alternating_order():
 
 
 def test_time_ends_the_rounds_but_not_too_soon():
-    assert len(interleaved({"a": lambda: None}, rounds=50, seconds=0.0, least_rounds=7)["a"]) == 7
-    assert len(interleaved({"a": lambda: None}, rounds=5, seconds=0.0, least_rounds=7)["a"]) == 5
+    assert len(interleaved({"a": lambda: None}, rounds=50, seconds=0.0, min_rounds=7)["a"]) == 7
+    assert len(interleaved({"a": lambda: None}, rounds=5, seconds=0.0, min_rounds=7)["a"]) == 5
     assert len(interleaved({"a": lambda: None}, rounds=5, seconds=1e9)["a"]) == 5
 
 

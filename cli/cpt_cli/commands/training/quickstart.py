@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cpt_cli.command import TRAIN_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.command import TRAIN_PANEL, Command
 from cpt_cli.output import out
 from cpt_cli.shown.export_summary import show_export
 from cpt_cli.shown.training import show_trained
@@ -27,9 +27,6 @@ def quickstart(
         Path,
         typer.Option("--out", help="Directory for the outputs; the outputs of an earlier quickstart are replaced."),
     ] = Path("quickstart-output"),
-    json_output: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
 ) -> None:
     """Train, export, validate, serve and predict once, on scikit-learn's handwritten digits.
 
@@ -153,9 +150,4 @@ def _finish(directory: Path, results: dict[str, Any]) -> None:
     out.hint(f"cpt serve {readable.path(results['bundle'])}, then open its address in a browser")
 
 
-COMMAND = Command(
-    name="quickstart",
-    function=quickstart,
-    panel=TRAIN_PANEL,
-    examples=("cpt quickstart", "cpt quickstart --out /tmp/first-steps --json"),
-)
+COMMAND = Command(quickstart, TRAIN_PANEL, "cpt quickstart", "cpt quickstart --out /tmp/first-steps --json")

@@ -1,18 +1,15 @@
 """`cpt compare`: compare finished runs, accuracy or perplexity against the cost of training."""
 
 import csv
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cpt_cli.command import TRAIN_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.command import TRAIN_PANEL, Command
 from cpt_cli.output import out
 from cpt_cli.shown.comparison import show_groups
-from cpt_deploy import readable
-from cpt_deploy.errors import UsageError
 
 if TYPE_CHECKING:
     from cpt_deploy.training import RunGroup
@@ -34,9 +31,6 @@ def compare(
         Path | None,
         typer.Option("--curves-csv", help="Write mean and standard deviation over the seeds at each logged step."),
     ] = None,
-    json_output: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
 ) -> None:
     """Compare finished runs: the metric of their task, its spread over seeds, BitOPs, and time.
 
@@ -60,8 +54,8 @@ def _draw(groups: "list[RunGroup]", plot: Path) -> None:
     from cpt_deploy.report import ComparedGroup, check_plot_path, plot_comparison
 
     check_plot_path(plot)
-    points = [ComparedGroup(g.label, g.figures, g.mean, g.deviation, g.gbitops, g.metric) for g in groups]
-    with _writing(plot):
+    points = [ComparedGroup(g.label, g.figures, g.gbitops, g.metric) for g in groups]
+    with out.writing(plot):
         plot_comparison(points, plot)
 
 
@@ -73,10 +67,10 @@ def _show_curves(groups: "list[RunGroup]", plot: Path | None, table: Path | None
         check_plot_path(plot)
     drawn = [seed_curves(group) for group in groups]
     if plot is not None:
-        with _writing(plot):
+        with out.writing(plot):
             plot_seed_curves(drawn, plot)
     if table is not None:
-        with _writing(table), table.open("w", newline="", encoding="utf-8") as file:
+        with out.writing(table), table.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(("group", "figure", "step", "mean", "deviation"))
             for group in drawn:
@@ -90,18 +84,8 @@ def _show_curves(groups: "list[RunGroup]", plot: Path | None, table: Path | None
                 writer.writerows((group.label, "bits", step, value, "") for step, value in bits)
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Note that a file was written, or raise a `UsageError` if it could not be written."""
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"Expected to write {readable.path(path)}, but got: {error.strerror or error}") from error
-    out.note(f"wrote {readable.path(path)}")
-
-
 def _write_csv(groups: "list[RunGroup]", path: Path) -> None:
-    with _writing(path), path.open("w", newline="", encoding="utf-8") as file:
+    with out.writing(path), path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("group", "run", "seed", groups[0].metric.name, "gbitops", "seconds"))
         for group in groups:
@@ -111,12 +95,9 @@ def _write_csv(groups: "list[RunGroup]", path: Path) -> None:
 
 
 COMMAND = Command(
-    name="compare",
-    function=compare,
-    panel=TRAIN_PANEL,
-    examples=(
-        "cpt compare runs/static8 runs/cpt38",
-        "cpt compare runs/static8-seed* runs/cpt38-seed* --plot compare.svg --csv compare.csv",
-        "cpt compare runs/static8-seed* runs/cpt38-seed* --curves curves.svg  # with bands, and the bits",
-    ),
+    compare,
+    TRAIN_PANEL,
+    "cpt compare runs/static8 runs/cpt38",
+    "cpt compare runs/static8-seed* runs/cpt38-seed* --plot compare.svg --csv compare.csv",
+    "cpt compare runs/static8-seed* runs/cpt38-seed* --curves curves.svg  # with bands, and the bits",
 )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cpt_cli.command import TRAIN_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.command import TRAIN_PANEL, Command
 from cpt_cli.output import out
 from cpt_cli.recipes import parse_bounds, split_words
 from cpt_cli.shown.range_test import show_range_test
@@ -72,9 +72,6 @@ def train(  # noqa: PLR0913, PLR0917  the options are its parameters
             help="auto, cpu, cuda or cuda:N: train.device.", rich_help_panel="Common settings", show_default="auto"
         ),
     ] = None,
-    json_output: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
 ) -> None:
     """Train a network with Cyclic Precision Training and write all results to one directory.
 
@@ -155,14 +152,11 @@ def _recipe_of(run_dir: Path) -> Path:
 
 
 COMMAND = Command(
-    name="train",
-    function=train,
-    panel=TRAIN_PANEL,
-    examples=(
-        "cpt train digits-quickstart  # a preset; --dry-run shows the plan",
-        "cpt train fashion-mnist-resnet20 train.epochs=20 --bits auto  # finds min_bits first, as cpt range-test",
-        "cpt train my-recipe.yaml data.name=photos/ model.name=torchvision/resnet18 model.weights=resnet18.pth",
-        "cpt train resnet74-cifar100-cpt3-8 --smoke  # two steps of one of the paper's experiments (cpt recipes)",
-        "cpt train --resume runs/fashion-mnist-resnet20",
-    ),
+    train,
+    TRAIN_PANEL,
+    "cpt train digits-quickstart  # a preset; --dry-run shows the plan",
+    "cpt train fashion-mnist-resnet20 train.epochs=20 --bits auto  # finds min_bits first, as cpt range-test",
+    "cpt train my-recipe.yaml data.name=photos/ model.name=torchvision/resnet18 model.weights=resnet18.pth",
+    "cpt train resnet74-cifar100-cpt3-8 --smoke  # two steps of one of the paper's experiments (cpt recipes)",
+    "cpt train --resume runs/fashion-mnist-resnet20",
 )

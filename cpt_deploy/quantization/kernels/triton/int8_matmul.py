@@ -2,7 +2,7 @@
 
 Tensor cores need both int8 operands contiguous along the summed dimension: the weight's gradient, which sums over rows,
 needs its operands transposed, and `pack` does that in the pass that converts them to int8. Sums are exact: 32 bits hold
-products of up to `MOST_SUMMED` pairs, and the terms of the epilogue are added in 64 bits.
+products of up to `MAX_SUMMED` pairs, and the terms of the epilogue are added in 64 bits.
 """
 
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 #: Max number of products of two int8 values, each within 2^14, whose sum fits into 32 bits.
-MOST_SUMMED = 2**31 // 2**14 - 1
+MAX_SUMMED = 2**31 // 2**14 - 1
 
 
 class Epilogue(NamedTuple):
@@ -105,7 +105,7 @@ def _blocks(m: int, n: int, sizes: Any) -> tuple[int]:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def product(  # noqa: PLR0913, PLR0917  pointers, sizes, and compile-time constants
+def product(
     a: tl.tensor, b: tl.tensor, out: tl.tensor, rows: tl.tensor, columns: tl.tensor, factor: tl.tensor,
     offset: tl.tensor, height: tl.tensor, width: tl.tensor, depth: tl.tensor,
     HAS_ROWS: tl.constexpr, HAS_COLUMNS: tl.constexpr, HAS_FACTOR: tl.constexpr, HAS_OFFSET: tl.constexpr,  # noqa: N803
@@ -145,7 +145,7 @@ def product(  # noqa: PLR0913, PLR0917  pointers, sizes, and compile-time consta
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def packing(  # noqa: PLR0913, PLR0917  pointers, sizes, and compile-time constants
+def packing(
     x: tl.tensor, shift: tl.tensor, rows: tl.tensor, columns: tl.tensor, sums: tl.tensor,
     height: tl.tensor, width: tl.tensor,
     HAS_SHIFT: tl.constexpr, KEEP_ROWS: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
@@ -157,7 +157,7 @@ def packing(  # noqa: PLR0913, PLR0917  pointers, sizes, and compile-time consta
     place = m[:, None].to(tl.int64) * width + n[None, :]
     values = tl.load(x + place, mask=inside, other=0).to(tl.float32)
     values -= tl.load(shift) if HAS_SHIFT else 128.0
-    codes = tl.where(inside & (values == values), values, 0.0).to(tl.int32)  # noqa: PLR0124
+    codes = tl.where(inside & (values == values), values, 0.0).to(tl.int32)
     if KEEP_ROWS:
         tl.store(rows + place, codes.to(tl.int8), mask=inside)
     turned = columns + n[:, None].to(tl.int64) * height + m[None, :]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cpt_cli.command import TRAIN_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.command import TRAIN_PANEL, Command
 from cpt_cli.output import out
 from cpt_cli.recipes import split_words
 from cpt_cli.shown.range_test import show_range_test
@@ -30,9 +30,6 @@ def range_test(
     folder: Annotated[
         Path | None, typer.Option("--out", help="Write range_test.json and range_test.png to this directory.")
     ] = None,
-    json_output: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
 ) -> None:
     """Find the minimum bits at which a network trains: min_bits of its schedule.
 
@@ -57,11 +54,8 @@ def range_test(
 
 
 COMMAND = Command(
-    name="range-test",
-    function=range_test,
-    panel=TRAIN_PANEL,
-    examples=(
-        "cpt range-test digits-quickstart",
-        "cpt range-test fashion-mnist-resnet20 --steps 60 --all --out range/  # the whole curve, with a plot",
-    ),
+    range_test,
+    TRAIN_PANEL,
+    "cpt range-test digits-quickstart",
+    "cpt range-test fashion-mnist-resnet20 --steps 60 --all --out range/  # the whole curve, with a plot",
 )

@@ -15,7 +15,7 @@ _MIX_2 = tl.constexpr(0x297A2D39)
 #: NaN is written out in kernels: as a global it differs from itself, and Triton rejects kernels whose globals changed.
 INFINITY = tl.constexpr(float("inf"))
 #: Scalars on the device have any alignment; kernels are not specialized on it.
-GRID = ["scale", "zero_point", "levels"]
+QPARAMS = ["scale", "zero_point", "quant_max"]
 
 
 @triton.jit
@@ -94,7 +94,7 @@ def range_kernel(x, parts, n, count, block: tl.constexpr):
     store_range(low, high, bad, parts, part, count)
 
 
-@triton.jit(do_not_specialize_on_alignment=GRID)
+@triton.jit(do_not_specialize_on_alignment=QPARAMS)
 def quantize_kernel(x, codes, n, scale, zero_point, quant_max, block: tl.constexpr):
     """Quantize float32 values."""
     offsets = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
@@ -103,7 +103,7 @@ def quantize_kernel(x, codes, n, scale, zero_point, quant_max, block: tl.constex
     tl.store(codes + offsets, code_of(value, tl.load(scale), tl.load(zero_point), tl.load(quant_max)), mask=inside)
 
 
-@triton.jit(do_not_specialize_on_alignment=["from_scale", "from_zero_point", *GRID])
+@triton.jit(do_not_specialize_on_alignment=["from_scale", "from_zero_point", *QPARAMS])
 def requantize_kernel(
     x, codes, n, from_scale, from_zero_point, scale, zero_point, quant_max, block: tl.constexpr
 ):  # fmt: skip
@@ -156,7 +156,7 @@ def add_range_kernel(
     store_range(low, high, bad, parts, part, count)
 
 
-@triton.jit(do_not_specialize_on_alignment=[*SUM, *GRID])
+@triton.jit(do_not_specialize_on_alignment=[*SUM, *QPARAMS])
 def add_quantize_kernel(
     a, b, codes, passed, n, a_scale, a_zero_point, b_scale, b_zero_point, low_bound, high_bound,
     scale, zero_point, quant_max, block: tl.constexpr,

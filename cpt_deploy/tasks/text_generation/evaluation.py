@@ -1,6 +1,5 @@
 """Losses of a language model on a text, and its perplexity at max_bits."""
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,6 +10,7 @@ from torch.nn import functional
 
 from cpt_deploy.data.text import Chunk
 from cpt_deploy.data.text.streams import IGNORED
+from cpt_deploy.metric import perplexity_of
 from cpt_deploy.quantization import QuantizedModel
 from cpt_deploy.quantization.stateful import State, call_with_state, carries_state
 from cpt_deploy.signature import TOKENS_NAME, Signature
@@ -90,8 +90,8 @@ def evaluate_text(
                 count += int((chunk.targets != IGNORED).sum())
     finally:
         model.train(training)
-    told = process_group.gather(torch.tensor([float(loss), float(hits), count, stopped], dtype=torch.float64))
-    loss_sum, top1, targets, stopped_in = told.sum(dim=0).tolist()
+    gathered = process_group.gather(torch.tensor([float(loss), float(hits), count, stopped], dtype=torch.float64))
+    loss_sum, top1, targets, stopped_in = gathered.sum(dim=0).tolist()
     if stopped_in:
         return None
     mean = loss_sum / targets
@@ -102,11 +102,3 @@ def evaluate_text(
         samples=int(targets),
         seconds=time.perf_counter() - began,
     )
-
-
-def perplexity_of(loss: float) -> float:
-    """Return exp of a mean negative log-likelihood in nats; infinity if it overflows float64."""
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return math.inf

@@ -6,10 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cpt_cli.command import TRAIN_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.command import TRAIN_PANEL, Command
 from cpt_cli.output import out
-from cpt_deploy import readable
-from cpt_deploy.errors import UsageError
 
 if TYPE_CHECKING:
     from cpt_deploy.analysis import Sharpness
@@ -32,9 +30,6 @@ def sharpness(  # noqa: PLR0913, PLR0917  the options are its parameters
     seed: Annotated[int, typer.Option(min=0, help="Seed of images and random vectors.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     table: Annotated[Path | None, typer.Option("--csv", help="Write the numbers to this file.")] = None,
-    json_output: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
 ) -> None:
     """Measure the sharpness of the minima of finished runs.
 
@@ -92,25 +87,18 @@ def _row(entry: dict[str, Any]) -> tuple[object, ...]:
 
 
 def _write(path: Path, entries: list[dict[str, Any]], radius: float) -> None:
-    try:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS)
-            for entry in entries:
-                trace = entry["trace"]
-                figures = (entry["eigenvalues"][0], trace["mean"], trace["standard_error"], radius, entry["rise"])
-                writer.writerow((entry["run"], entry["coordinates"], entry["loss"], *figures))
-    except OSError as error:
-        raise UsageError(f"Expected to write {readable.path(path)}, but got: {error.strerror or error}") from error
-    out.note(f"wrote {readable.path(path)}")
+    with out.writing(path), path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for entry in entries:
+            trace = entry["trace"]
+            figures = (entry["eigenvalues"][0], trace["mean"], trace["standard_error"], radius, entry["rise"])
+            writer.writerow((entry["run"], entry["coordinates"], entry["loss"], *figures))
 
 
 COMMAND = Command(
-    name="sharpness",
-    function=sharpness,
-    panel=TRAIN_PANEL,
-    examples=(
-        "cpt sharpness runs/static8 runs/cpt38",
-        "cpt sharpness runs/cpt38 --eigenvalues 5 --tolerance 0.001 --csv sharpness.csv",
-    ),
+    sharpness,
+    TRAIN_PANEL,
+    "cpt sharpness runs/static8 runs/cpt38",
+    "cpt sharpness runs/cpt38 --eigenvalues 5 --tolerance 0.001 --csv sharpness.csv",
 )

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cpt_cli.command import TRAIN_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.command import TRAIN_PANEL, Command
 from cpt_cli.output import out
 from cpt_deploy import readable
 from cpt_deploy.errors import UsageError
@@ -13,7 +13,7 @@ from cpt_deploy.errors import UsageError
 SAME = "same"
 
 
-def sweep(  # noqa: PLR0913, PLR0917  the options are its parameters
+def sweep(
     run: Annotated[Path, typer.Argument(help="Directory that cpt train wrote.")],
     bits: Annotated[
         str | None,
@@ -39,9 +39,6 @@ def sweep(  # noqa: PLR0913, PLR0917  the options are its parameters
     native: Annotated[
         bool, typer.Option("--native", help="Keep the full range of 8-bit weights, as cpt export --native does.")
     ] = False,
-    json_output: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
 ) -> None:
     """Export a run at several bits, validate each bundle on the whole test set, and time all of them in onnxruntime.
 
@@ -87,11 +84,8 @@ def _number(word: str, option: str) -> int:
 
 
 COMMAND = Command(
-    name="sweep",
-    function=sweep,
-    panel=TRAIN_PANEL,
-    examples=(
-        "cpt sweep runs/digits",
-        "cpt sweep runs/digits --bits 8,6,4 --act-bits 8,same  # activations at 8 bits, and at the bits of the weights",
-    ),
+    sweep,
+    TRAIN_PANEL,
+    "cpt sweep runs/digits",
+    "cpt sweep runs/digits --bits 8,6,4 --act-bits 8,same  # activations at 8 bits, and at the bits of the weights",
 )

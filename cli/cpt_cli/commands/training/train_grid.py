@@ -1,11 +1,12 @@
 """`cpt train-grid`: train recipes × settings × seeds, several at once, resumable, and compare them at the end."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cpt_cli.command import TRAIN_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.command import TRAIN_PANEL, Command
 from cpt_cli.output import out
 from cpt_cli.shown.comparison import show_groups
 from cpt_deploy import readable
@@ -29,9 +30,6 @@ def train_grid(
         ),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs; train nothing.")] = False,
-    json_output: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
 ) -> None:
     """Train a grid of experiments: recipes × variants × values of settings × seeds.
 
@@ -69,7 +67,7 @@ def _show(trained: "TrainedGrid") -> None:
     from cpt_deploy.training import group_runs, read_finished_run
     from cpt_deploy.workflows.grids import figure_in_words
 
-    rows = [(trial.name, trial.state, figure_in_words(trial), trial.message or "") for trial in trained.trials]
+    rows = [(name, trial.state, figure_in_words(trial), trial.message or "") for name, trial in trained.trials.items()]
     runs = [read_finished_run(run) for run in trained.runs]
     metrics = sorted({run.metric.title for run in runs})  # a grid may hold runs of several tasks
     out.table(("run", "state", " or ".join(metrics or ["accuracy"]), ""), rows)
@@ -78,16 +76,14 @@ def _show(trained: "TrainedGrid") -> None:
         for metric in metrics
         for group in show_groups(group_runs([run for run in runs if run.metric.title == metric]))
     ]
-    out.result({"trials": trained.trials, "groups": groups})
+    trials = [{"name": name, **asdict(trial)} for name, trial in trained.trials.items()]
+    out.result({"trials": trials, "groups": groups})
 
 
 COMMAND = Command(
-    name="train-grid",
-    function=train_grid,
-    panel=TRAIN_PANEL,
-    examples=(
-        "cpt train-grid grid.yaml --dry-run  # lists the runs",
-        "cpt train-grid grid.yaml --jobs 2  # repeat it after Ctrl-C to resume",
-        "cpt train-grid grid.yaml --out /shared/grid  # on several machines that share the directory",
-    ),
+    train_grid,
+    TRAIN_PANEL,
+    "cpt train-grid grid.yaml --dry-run  # lists the runs",
+    "cpt train-grid grid.yaml --jobs 2  # repeat it after Ctrl-C to resume",
+    "cpt train-grid grid.yaml --out /shared/grid  # on several machines that share the directory",
 )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cpt_cli.command import LOOK_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.command import LOOK_PANEL, Command
 from cpt_cli.output import out
 from cpt_cli.recipes import parse_bounds
 from cpt_deploy import readable
@@ -47,9 +47,6 @@ def schedules(  # noqa: PLR0913, PLR0917  the options are its parameters
         ),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw them into this PNG or SVG file.")] = None,
-    json_output: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
 ) -> None:
     """Show precision schedules: their bits over a run, their mean, and the BitOPs they save against static bits.
 
@@ -150,33 +147,20 @@ def _long_name(name: str) -> str:
 
 
 def _draw(shown: "list[ShownSchedule]", plot: Path) -> None:
-    from cpt_deploy.report import DrawnSchedule, check_plot_path, plot_schedules
+    from cpt_deploy.report import check_plot_path, plot_schedules
 
     check_plot_path(plot)
-    drawn = [
-        DrawnSchedule(
-            (entry.short or entry.name)
-            + ("" if entry.saving is None else f": {readable.share(entry.saving, 1)} saved"),
-            entry.bits,
-        )
-        for entry in shown
-    ]
-    try:
-        plot_schedules(drawn, plot)
-    except OSError as error:
-        raise UsageError(f"Expected to write {readable.path(plot)}, but got: {error.strerror or error}") from error
-    out.note(f"wrote {readable.path(plot)}")
+    saved = {e.name: "" if e.saving is None else f": {readable.share(e.saving, 1)} saved" for e in shown}
+    with out.writing(plot):
+        plot_schedules({(entry.short or entry.name) + saved[entry.name]: entry.bits for entry in shown}, plot)
 
 
 COMMAND = Command(
-    name="schedules",
-    function=schedules,
-    panel=LOOK_PANEL,
-    examples=(
-        "cpt schedules",
-        "cpt schedules CR RR ETH --bits 4-8 --cycles 32 --grad-bits 6-8 --plot schedules.svg  # scheduled gradients",
-        "cpt schedules progressive --losses runs/resnet20/metrics.csv  # the bits under that loss",
-        "cpt schedules --recipe my-recipe.yaml --plot bits.png  # forward, groups of layers, gradients",
-        "cpt schedules my_package.schedules:warm_up  # your own, by import path",
-    ),
+    schedules,
+    LOOK_PANEL,
+    "cpt schedules",
+    "cpt schedules CR RR ETH --bits 4-8 --cycles 32 --grad-bits 6-8 --plot schedules.svg  # scheduled gradients",
+    "cpt schedules progressive --losses runs/resnet20/metrics.csv  # the bits under that loss",
+    "cpt schedules --recipe my-recipe.yaml --plot bits.png  # forward, groups of layers, gradients",
+    "cpt schedules my_package.schedules:warm_up  # your own, by import path",
 )

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from cpt_deploy.quantization.kernels.triton_elements import (
+from cpt_deploy.quantization.kernels.triton.elements import (
     INFINITY,
     clamped,
     greater,
@@ -17,23 +17,23 @@ from cpt_deploy.quantization.kernels.triton_elements import (
 def merged_range(low, high, count, block: tl.constexpr):
     """Return the range of `count` parts, extended to include 0; NaN if a part is NaN."""
     index = tl.arange(0, block)
-    least = tl.full([block], INFINITY, tl.float32)
-    most = tl.full([block], -INFINITY, tl.float32)
+    bottom = tl.full([block], INFINITY, tl.float32)
+    top = tl.full([block], -INFINITY, tl.float32)
     bad = tl.zeros([block], tl.int32)
     for start in range(0, count, block):
         inside = start + index < count
         lows = tl.load(low + start + index, mask=inside, other=0.0)
         highs = tl.load(high + start + index, mask=inside, other=0.0)
-        least, most = lesser(least, lows, inside), greater(most, highs, inside)
+        bottom, top = lesser(bottom, lows, inside), greater(top, highs, inside)
         bad = not_numbers(not_numbers(bad, lows, inside), highs, inside)
     any_bad = tl.max(bad, axis=0) > 0
-    least, most = tl.min(least, axis=0), tl.max(most, axis=0)
-    least, most = tl.where(least > 0.0, 0.0, least), tl.where(most < 0.0, 0.0, most)
-    return tl.where(any_bad, float("nan"), least), tl.where(any_bad, float("nan"), most)
+    bottom, top = tl.min(bottom, axis=0), tl.max(top, axis=0)
+    bottom, top = tl.where(bottom > 0.0, 0.0, bottom), tl.where(top < 0.0, 0.0, top)
+    return tl.where(any_bad, float("nan"), bottom), tl.where(any_bad, float("nan"), top)
 
 
 @triton.jit
-def store_grid(low, high, quant_max, out, symmetric: tl.constexpr):
+def store_qparams(low, high, quant_max, out, symmetric: tl.constexpr):
     """Store scale, zero point and max quantized value of a range."""
     if symmetric:
         zero_point = tl.div_rn(quant_max + 1.0, 2.0)
@@ -59,10 +59,10 @@ def moved(average, value, weight):
 
 @triton.jit(
     do_not_specialize=["count"],
-    do_not_specialize_on_alignment=["low", "high", "average_low", "average_high", "batches", "own", "cycle", "out"],
+    do_not_specialize_on_alignment=["low", "high", "average_low", "average_high", "batches", "own", "scheduled", "out"],
 )
 def observe_kernel(
-    low, high, count, average_low, average_high, batches, momentum, own, cycle, least, out,
+    low, high, count, average_low, average_high, batches, momentum, own, scheduled, own_min, out,
     averages: tl.constexpr, symmetric: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     """Store range with 0 and quantization parameters of tensor and scheduled layers, out (8,); update the average."""
@@ -77,11 +77,11 @@ def observe_kernel(
     tl.store(out, bottom)
     tl.store(out + 1, top)
     own_quant_max = tl.load(own)
-    store_grid(bottom, top, tl.where(own_quant_max < least, least, own_quant_max), out + 2, symmetric)
-    store_grid(bottom, top, tl.load(cycle), out + 5, symmetric)
+    store_qparams(bottom, top, tl.where(own_quant_max < own_min, own_min, own_quant_max), out + 2, symmetric)
+    store_qparams(bottom, top, tl.load(scheduled), out + 5, symmetric)
 
 
-@triton.jit(do_not_specialize=["count"], do_not_specialize_on_alignment=["low", "high", "levels", "out"])
+@triton.jit(do_not_specialize=["count"], do_not_specialize_on_alignment=["low", "high", "quant_max", "out"])
 def gradient_step_kernel(low, high, count, quant_max, out, block: tl.constexpr):
     """Compute the quantization step of a gradient."""
     bottom, top = merged_range(low, high, count, block)
@@ -89,8 +89,8 @@ def gradient_step_kernel(low, high, count, quant_max, out, block: tl.constexpr):
     tl.store(out, tl.where(width == 0.0, 1.0, width))
 
 
-@triton.jit(do_not_specialize_on_alignment=["levels"])
-def quantize_weight_kernel(weight, codes, scales, inputs, quant_max, levels_stride, block: tl.constexpr):
+@triton.jit(do_not_specialize_on_alignment=["quant_max"])
+def quantize_weight_kernel(weight, codes, scales, inputs, quant_max, quant_max_stride, block: tl.constexpr):
     """Quantize one output channel per program, and store its scale."""
     channel = tl.program_id(0).to(tl.int64)
     row = weight + channel * inputs
@@ -103,9 +103,9 @@ def quantize_weight_kernel(weight, codes, scales, inputs, quant_max, levels_stri
         value = tl.load(row + start + index, mask=inside, other=0.0)
         low, high = lesser(low, value, inside), greater(high, value, inside)
         bad = not_numbers(bad, value, inside)
-    most = tl.load(quant_max + channel * levels_stride)
-    least, greatest = tl.min(low, axis=0), tl.max(high, axis=0)
-    scale = tl.div_rn(tl.where(greatest > -least, greatest, -least), most)
+    most = tl.load(quant_max + channel * quant_max_stride)
+    smallest, largest = tl.min(low, axis=0), tl.max(high, axis=0)
+    scale = tl.div_rn(tl.where(largest > -smallest, largest, -smallest), most)
     scale = tl.where(tl.max(bad, axis=0) > 0, float("nan"), tl.where(scale == 0.0, 1.0, scale))
     tl.store(scales + channel, scale)
     for start in range(0, inputs, block):
@@ -128,7 +128,7 @@ def real_weight_kernel(codes, out, scales, inputs, step, block: tl.constexpr):
 
 @triton.jit(do_not_specialize=["count"], do_not_specialize_on_alignment=["unit", "batches"])
 def normalise_kernel(
-    sums_mean, sums_variance, least, greatest, unit, scales, bias,
+    sums_mean, sums_variance, sums_low, sums_high, unit, scales, bias,
     gamma, beta, running_mean, running_variance, batches, momentum, eps, count,
     out, ends, channels, low_bound, high_bound,
     biased: tl.constexpr, normed: tl.constexpr, width: tl.constexpr,
@@ -161,8 +161,8 @@ def normalise_kernel(
     tl.store(out + 2 * channels + columns, mean, mask=there)
     tl.store(out + 3 * channels + columns, gain, mask=there)
     tl.store(out + 4 * channels + columns, deviation, mask=there)
-    first = tl.load(least + columns, mask=there, other=0.0) * factor + offset
-    second = tl.load(greatest + columns, mask=there, other=0.0) * factor + offset
+    first = tl.load(sums_low + columns, mask=there, other=0.0) * factor + offset
+    second = tl.load(sums_high + columns, mask=there, other=0.0) * factor + offset
     first, second = clamped(first, low_bound, high_bound), clamped(second, low_bound, high_bound)
     bad = (first != first) | (second != second)
     bottom, top = tl.where(first < second, first, second), tl.where(first < second, second, first)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cpt_cli.command import LOOK_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.command import LOOK_PANEL, Command
 from cpt_cli.output import out
 from cpt_deploy import readable
 
@@ -30,9 +30,6 @@ def models(
             show_default="10; torchvision and timm 1000; tokens 10000",
         ),
     ] = None,
-    json_output: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
 ) -> None:
     """List the models that `cpt train` knows, with parameters and multiply-accumulates (MACs) per image or token.
 
@@ -41,14 +38,14 @@ def models(
     from cpt_deploy.tasks import ModelSize
     from cpt_deploy.workflows import known_models
 
-    found = known_models(pattern, ModelSize(channels, size, classes), counted=not quiet)
+    found = known_models(pattern, ModelSize(channels, size, classes), counted=not out.quiet)
     for entry in found:
         if entry.problem is not None:
             out.warning(entry.problem)
     out.table(("model", "parameters", "MACs", "input", "classes"), [_cells(entry) for entry in found])
     if not pattern:
         out.note("those of torchvision: cpt models 'torchvision/*'; timm's: cpt models 'timm/*'")
-    out.result({"models": [_json(entry, counted=not quiet) for entry in found]})
+    out.result({"models": [_json(entry, counted=not out.quiet) for entry in found]})
 
 
 def _cells(entry: "ModelEntry") -> tuple[str, ...]:
@@ -64,13 +61,10 @@ def _json(entry: "ModelEntry", *, counted: bool) -> dict[str, Any]:
 
 
 COMMAND = Command(
-    name="models",
-    function=models,
-    panel=LOOK_PANEL,
-    examples=(
-        "cpt models",
-        "cpt models 'torchvision/resnet*'",
-        "cpt models '*-lm' --classes 33278  # with the words of wikitext-2",
-        "cpt models resnet20 --channels 1 --size 28  # as on Fashion-MNIST",
-    ),
+    models,
+    LOOK_PANEL,
+    "cpt models",
+    "cpt models 'torchvision/resnet*'",
+    "cpt models '*-lm' --classes 33278  # with the words of wikitext-2",
+    "cpt models resnet20 --channels 1 --size 28  # as on Fashion-MNIST",
 )

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cpt_cli.command import LOOK_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.command import LOOK_PANEL, Command
 from cpt_cli.output import out
 from cpt_deploy import readable
 from cpt_deploy.errors import UsageError
@@ -20,9 +20,6 @@ def recipes(
             help="A name, to show the recipe in full, or a shell pattern such as 'resnet74-*'.", metavar="NAME"
         ),
     ] = None,
-    json_output: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
 ) -> None:
     """List the recipes that come with the package: the paper's experiments, and a few to start with.
 
@@ -148,12 +145,9 @@ def _against(baseline: str | None, saving: float) -> str:
 
 
 COMMAND = Command(
-    name="recipes",
-    function=recipes,
-    panel=LOOK_PANEL,
-    examples=(
-        "cpt recipes 'resnet74-cifar100-*'",
-        "cpt recipes resnet18-imagenet-cpt4-8  # all settings, cost, and the paper's figure",
-        "cpt recipes '*-imagenet-*' --json",
-    ),
+    recipes,
+    LOOK_PANEL,
+    "cpt recipes 'resnet74-cifar100-*'",
+    "cpt recipes resnet18-imagenet-cpt4-8  # all settings, cost, and the paper's figure",
+    "cpt recipes '*-imagenet-*' --json",
 )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cpt_cli.command import LOOK_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.command import LOOK_PANEL, Command
 from cpt_cli.output import out
 from cpt_cli.shown.dataset_check import show_dataset_check
 from cpt_deploy import readable
@@ -31,9 +31,6 @@ def datasets(
         Path | None,
         typer.Option(help="Folder for --fetch to write to, or for check to read.", show_default="the user's cache"),
     ] = None,
-    json_output: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
 ) -> None:
     """List the known data sets and texts, and which of them are on this machine.
 
@@ -41,9 +38,9 @@ def datasets(
     train/CLASS/*.jpg and val/CLASS/*.jpg, any .npz file, and any text file or folder of train, valid and test text can
     be given by its path instead, and your own data set by its import path, data.name=package.module:factory.
 
-    `cpt datasets check` decodes all images of a data set and lists its problems before a training meets them: images
-    that cannot be read, files that are not read as images, classes that are empty or in one split only, and images that
-    are in both splits. The exit code is 5 if a problem prevents training.
+    `cpt datasets check` decodes all images of a data set and lists its problems: images that cannot be read, files that
+    are not read as images, classes that are empty or in one split only, and images that are in both splits. The
+    exit code is 5 if a problem prevents training.
     """
     pattern, *rest = words or ["*"]
     if pattern == "check" or rest:
@@ -85,14 +82,11 @@ def _json(entry: "DataEntry") -> dict[str, Any]:
 
 
 COMMAND = Command(
-    name="datasets",
-    function=datasets,
-    panel=LOOK_PANEL,
-    examples=(
-        "cpt datasets",
-        "cpt datasets fashion-mnist  # is it here, and how to get it",
-        "cpt datasets 'wikitext*' --json  # corpora",
-        "cpt datasets --fetch cifar10",
-        "cpt datasets check photos/  # bad images, empty classes, the same image in both splits",
-    ),
+    datasets,
+    LOOK_PANEL,
+    "cpt datasets",
+    "cpt datasets fashion-mnist  # is it here, and how to get it",
+    "cpt datasets 'wikitext*' --json  # corpora",
+    "cpt datasets --fetch cifar10",
+    "cpt datasets check photos/  # bad images, empty classes, the same image in both splits",
 )

@@ -9,9 +9,6 @@ import torch
 import triton
 from torch import Tensor
 
-from cpt_deploy.quantization.kernels import triton_channels as channels_
-from cpt_deploy.quantization.kernels import triton_elements as elements
-from cpt_deploy.quantization.kernels import triton_parameters as parameters
 from cpt_deploy.quantization.kernels.interface import (
     AccumulatorScale,
     Average,
@@ -26,12 +23,14 @@ from cpt_deploy.quantization.kernels.interface import (
     Statistics,
 )
 from cpt_deploy.quantization.kernels.layout import aligned, channels_of, check_not_empty, dense
+from cpt_deploy.quantization.kernels.triton import channels as channels_
+from cpt_deploy.quantization.kernels.triton import elements, parameters
 
 #: Elements per program in element-wise kernels, per tile in per-channel kernels, and per program that merges parts.
 _BLOCK, _TILE, _MERGED = 4096, 2048, 1024
 #: Max number of parts of a range or of sums: enough to fill a GPU, few enough for one program to merge.
 _PARTS = 1024
-_MOST_WIDTH = 128
+_MAX_WIDTH = 128
 
 
 class TritonKernels:
@@ -40,7 +39,6 @@ class TritonKernels:
     name = "triton"
 
     def range(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the range in parts."""
         check_not_empty("range", x)
         x = dense(x)
         count = _parts(x.numel())
@@ -49,37 +47,31 @@ class TritonKernels:
         return parts[0], parts[1]
 
     def observe(self, low: Tensor, high: Tensor, average: Average | None, quant_max: QuantMax) -> Observed:
-        """Return a range with its quantization parameters."""
         out = low.new_empty(8)
         kept = (low, high, quant_max.own, 1.0) if average is None else average
         launch(
             parameters.observe_kernel, (1,),
-            low, high, low.numel(), *kept[:3], float(kept[3]), quant_max.own, quant_max.cycle,
-            float(quant_max.least), out,
+            low, high, low.numel(), *kept[:3], float(kept[3]), quant_max.own, quant_max.scheduled,
+            float(quant_max.own_min), out,
             averages=average is not None, symmetric=quant_max.symmetric, block=_MERGED,
         )  # fmt: skip
         bottom, top, *rest = out.unbind()
         return Observed(bottom, top, QuantizationParameters(*rest[:3]), QuantizationParameters(*rest[3:]))
 
     def quantize(self, x: Tensor, qparams: QuantizationParameters) -> Tensor:
-        """Return quantized values."""
         x = dense(x)
         return _each(elements.quantize_kernel, x, torch.empty_like(x, dtype=torch.uint8), *qparams)
 
     def requantize(self, codes: Tensor, source: QuantizationParameters, target: QuantizationParameters) -> Tensor:
-        """Return requantized values."""
         return _each(elements.requantize_kernel, codes, torch.empty_like(codes), *source[:2], *target)
 
     def centre(self, codes: Tensor, zero_point: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return `codes − zero_point`."""
         return _each(elements.centre_kernel, codes, torch.empty_like(codes, dtype=dtype), zero_point)
 
     def dequantize(self, codes: Tensor, qparams: QuantizationParameters) -> Tensor:
-        """Return real values."""
         return _each(elements.dequantize_kernel, codes, torch.empty_like(codes, dtype=torch.float32), *qparams[:2])
 
     def quantize_weight(self, weight: Tensor, quant_max: Tensor) -> tuple[Tensor, Tensor]:
-        """Return quantized values and scales."""
         check_not_empty("quantize_weight", weight)
         weight, count = dense(weight.detach()), weight.shape[0]
         codes, scales = torch.empty_like(weight, dtype=torch.int8), weight.new_empty(count)
@@ -91,7 +83,6 @@ class TritonKernels:
         return codes, scales
 
     def real_weight(self, codes: Tensor, scales: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return `codes · (scales · step)`."""
         out, inputs = torch.empty_like(codes, dtype=dtype), codes.numel() // len(codes)
         block = min(triton.next_power_of_2(inputs), _TILE)
         grid = (len(codes), triton.cdiv(inputs, block))
@@ -101,7 +92,6 @@ class TritonKernels:
     def add_range(
         self, a: Tensor, b: Tensor, qparams_each: tuple[QuantizationParameters, QuantizationParameters], clamp: Clamp
     ) -> tuple[Tensor, Tensor]:
-        """Return the range of a clamped sum, in parts."""
         check_not_empty("add_range", a)
         b, count = aligned(b, a), _parts(a.numel())
         parts = qparams_each[0].scale.new_empty(2, count)
@@ -119,7 +109,6 @@ class TritonKernels:
         clamp: Clamp,
         qparams: QuantizationParameters,
     ) -> tuple[Tensor, Tensor]:
-        """Return a quantized clamped sum and its mask."""
         b, codes = aligned(b, a), torch.empty_like(a)
         passed = a.new_empty((a.numel() + 7) // 8)
         block = _BLOCK // 8
@@ -130,14 +119,12 @@ class TritonKernels:
         return codes, passed
 
     def mask(self, gradient: Tensor, passed: Tensor) -> Tensor:
-        """Return a masked gradient."""
         out = torch.empty_like(gradient)
         grid = (triton.cdiv(gradient.numel(), _BLOCK),)
         launch(elements.mask_kernel, grid, gradient, passed, out, gradient.numel(), block=_BLOCK)
         return out
 
     def statistics(self, x: Tensor) -> Statistics:
-        """Return statistics of each channel, from sums relative to its first value."""
         check_not_empty("statistics", x)
         tiles = _Tiles(x)
         parts, out = x.new_empty(tiles.parts, 4, tiles.channels), x.new_empty(4, tiles.channels)
@@ -154,22 +141,20 @@ class TritonKernels:
         clamp: Clamp,
         count: int,
     ) -> tuple[Normalised, tuple[Tensor, Tensor]]:
-        """Return a layer's normalisation and its output's range in one part per channel."""
         channels = len(unit.weight)
         out, ends = unit.weight.new_empty(5, channels), unit.weight.new_empty(2, channels)
         nothing = unit.weight
-        replayed = (nothing, nothing, nothing, nothing, nothing, 0.0, 0.0) if norm is None else norm
+        following = (nothing, nothing, nothing, nothing, nothing, 0.0, 0.0) if norm is None else norm
         launch(
-            parameters.normalise_kernel, (triton.cdiv(channels, _MOST_WIDTH),),
-            *statistics, *unit, nothing if bias is None else bias, *replayed, count, out, ends, channels, *clamp,
-            biased=bias is not None, normed=norm is not None, width=_MOST_WIDTH,
+            parameters.normalise_kernel, (triton.cdiv(channels, _MAX_WIDTH),),
+            *statistics, *unit, nothing if bias is None else bias, *following, count, out, ends, channels, *clamp,
+            biased=bias is not None, normed=norm is not None, width=_MAX_WIDTH,
         )  # fmt: skip
         return Normalised(*out.unbind()), (ends[0], ends[1])
 
     def affine_quantize(
         self, x: Tensor, factor: Tensor, offset: Tensor, clamp: Clamp, qparams: QuantizationParameters
     ) -> Tensor:
-        """Return quantized values of a clamped affine function."""
         tiles, codes = _Tiles(x), torch.empty_like(x, dtype=torch.uint8)
         launch(
             channels_.affine_quantize_kernel, tiles.all,
@@ -178,7 +163,6 @@ class TritonKernels:
         return codes
 
     def scale_sums(self, sums: Tensor, shift: Tensor | None, factor: Tensor, offset: Tensor) -> Tensor:
-        """Return `(sums + shift) · factor + offset`."""
         tiles, out = _Tiles(sums), torch.empty_like(sums, dtype=torch.float32)
         launch(
             channels_.scale_sums_kernel, tiles.all,
@@ -187,68 +171,61 @@ class TritonKernels:
         )  # fmt: skip
         return out
 
-    def gradient_sums(self, site: OutputGradient, mean: Tensor) -> tuple[Tensor, Tensor]:
-        """Return sums for the backward pass of a normalisation."""
-        check_not_empty("gradient_sums", site.x)
-        tiles = _Tiles(site.x)
-        parts, out = site.x.new_empty(tiles.parts, 2, tiles.channels), site.x.new_empty(2, tiles.channels)
+    def gradient_sums(self, output: OutputGradient, mean: Tensor) -> tuple[Tensor, Tensor]:
+        check_not_empty("gradient_sums", output.x)
+        tiles = _Tiles(output.x)
+        parts, out = output.x.new_empty(tiles.parts, 2, tiles.channels), output.x.new_empty(2, tiles.channels)
         launch(
             channels_.gradient_sums_kernel, tiles.in_parts,
-            *site[:4], parts, *tiles.shape, tiles.parts, *site.clamp, **tiles.sizes,
+            *output[:4], parts, *tiles.shape, tiles.parts, *output.clamp, **tiles.sizes,
         )  # fmt: skip
         launch(
             channels_.merge_gradient_sums_kernel, tiles.merge,
-            site.x, mean, parts, out, tiles.channels, tiles.parts, **_MERGE,
+            output.x, mean, parts, out, tiles.channels, tiles.parts, **_MERGE,
         )  # fmt: skip
         return out[0], out[1]
 
     def normalisation_terms(
         self, norm: Normalised, passed: Tensor, products: Tensor, count: int
     ) -> tuple[GradientTerms, Tensor]:
-        """Return the coefficients of the gradient through BatchNorm, see `terms` in parameters.py, and that of γ."""
         channels = len(passed)
         out = passed.new_empty(3, channels)
         launch(
-            parameters.normalisation_terms_kernel, (triton.cdiv(channels, _MOST_WIDTH),),
-            norm.mean, norm.gain, norm.deviation, passed, products, out, channels, count, width=_MOST_WIDTH,
+            parameters.normalisation_terms_kernel, (triton.cdiv(channels, _MAX_WIDTH),),
+            norm.mean, norm.gain, norm.deviation, passed, products, out, channels, count, width=_MAX_WIDTH,
         )  # fmt: skip
         return GradientTerms(norm.gain, out[0], out[1]), out[2]
 
-    def gradient_range(self, site: OutputGradient, terms: GradientTerms) -> tuple[Tensor, Tensor]:
-        """Return the range of the gradient of a layer's output, in parts."""
-        check_not_empty("gradient_range", site.x)
-        tiles = _Tiles(site.x)
-        parts = site.x.new_empty(2, tiles.parts * tiles.across)
+    def gradient_range(self, output: OutputGradient, terms: GradientTerms) -> tuple[Tensor, Tensor]:
+        check_not_empty("gradient_range", output.x)
+        tiles = _Tiles(output.x)
+        parts = output.x.new_empty(2, tiles.parts * tiles.across)
         launch(
             channels_.gradient_range_kernel, tiles.in_parts,
-            *site[:4], *terms, parts, *tiles.shape, tiles.parts, *site.clamp, **tiles.sizes,
+            *output[:4], *terms, parts, *tiles.shape, tiles.parts, *output.clamp, **tiles.sizes,
         )  # fmt: skip
         return parts[0], parts[1]
 
     def gradient_step(self, low: Tensor, high: Tensor, quant_max: Tensor) -> Tensor:
-        """Return the quantization step of a gradient."""
         step = torch.empty_like(quant_max)
         launch(parameters.gradient_step_kernel, (1,), low, high, low.numel(), quant_max, step, block=_MERGED)
         return step
 
     def gradient_codes(
-        self, site: OutputGradient, terms: GradientTerms, step: Tensor, seed: Tensor, dtype: torch.dtype
+        self, output: OutputGradient, terms: GradientTerms, step: Tensor, seed: Tensor, dtype: torch.dtype
     ) -> Tensor:
-        """Return the gradient of a layer's output in steps, rounded stochastically."""
-        tiles, codes = _Tiles(site.x), torch.empty_like(site.gradient, dtype=dtype)
+        tiles, codes = _Tiles(output.x), torch.empty_like(output.gradient, dtype=dtype)
         launch(
             channels_.gradient_codes_kernel, tiles.all,
-            *site[:4], *terms, codes, *tiles.shape, *site.clamp, step, seed, **tiles.sizes,
+            *output[:4], *terms, codes, *tiles.shape, *output.clamp, step, seed, **tiles.sizes,
         )  # fmt: skip
         return codes
 
     def round_gradient(self, gradient: Tensor, step: Tensor, seed: Tensor) -> Tensor:
-        """Return a gradient rounded stochastically."""
         gradient = dense(gradient)
         return _each(elements.round_gradient_kernel, gradient, torch.empty_like(gradient), step, seed)
 
     def scale(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Return `x · (a · b)`."""
         x = dense(x)
         return _each(elements.scale_kernel, x, torch.empty_like(x, dtype=torch.float32), a, b)
 
@@ -284,7 +261,7 @@ class _Tiles:
     def __init__(self, x: Tensor) -> None:
         self.channels = channels_of(x)
         rows = x.numel() // self.channels
-        width = min(triton.next_power_of_2(self.channels), _MOST_WIDTH)
+        width = min(triton.next_power_of_2(self.channels), _MAX_WIDTH)
         height = _TILE // width
         self.across = triton.cdiv(self.channels, width)
         down = triton.cdiv(rows, height)

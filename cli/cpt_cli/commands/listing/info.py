@@ -4,7 +4,7 @@ import importlib.util
 import os
 from typing import Any
 
-from cpt_cli.command import LOOK_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.command import LOOK_PANEL, Command
 from cpt_cli.output import out
 
 PACKAGES = (
@@ -22,7 +22,7 @@ PACKAGES = (
 VARIABLES = ("CPT_DATA_DIR", "CPT_KERNELS", "OMP_NUM_THREADS")
 
 
-def info(json_output: JsonFlag = False, quiet: QuietFlag = False, debug: DebugFlag = False) -> None:
+def info() -> None:
     """Show versions, the processor and its integer instructions, and the device that training would use."""
     import onnxruntime
 
@@ -132,6 +132,4 @@ def _linear(device: dict[str, Any] | None) -> str:
     )
 
 
-COMMAND = Command(
-    name="info", function=info, panel=LOOK_PANEL, examples=("cpt info", "cpt info --json  # to paste into a report")
-)
+COMMAND = Command(info, LOOK_PANEL, "cpt info", "cpt info --json  # to paste into a report")

@@ -1,14 +1,14 @@
 """`cpt landscape`: measure and draw the loss around the minima of finished runs."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cpt_cli.command import TRAIN_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.command import TRAIN_PANEL, Command
 from cpt_cli.output import out
 from cpt_deploy import readable
-from cpt_deploy.errors import UsageError
 
 if TYPE_CHECKING:
     from cpt_deploy.analysis import Grid, Landscape, Minimum
@@ -21,7 +21,8 @@ def landscape(  # noqa: PLR0913, PLR0917  the options are its parameters
     ] = Path("landscape"),
     points: Annotated[int, typer.Option(min=3, help="Points in each dimension, an odd number.")] = 21,
     extent: Annotated[
-        float, typer.Option(min=0.0, help="Multiple of the directions at the edge; 1 changes each filter by its norm.")
+        float,
+        typer.Option(min=0.0, help="Multiple of the directions at the border; 1 changes each filter by its norm."),
     ] = 1.0,
     dimensions: Annotated[int, typer.Option(min=1, max=2, help="1 for a line, 2 for a plane.")] = 2,
     images: Annotated[int, typer.Option(min=1, help="Images on which the loss is measured.")] = 1000,
@@ -29,9 +30,6 @@ def landscape(  # noqa: PLR0913, PLR0917  the options are its parameters
     seed: Annotated[int, typer.Option(min=0, help="Seed of directions and images.")] = 0,
     jobs: Annotated[int, typer.Option(min=1, help="Number of points measured at once, each with its own threads.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    json_output: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
 ) -> None:
     """Draw the loss around the minima of finished runs, side by side.
 
@@ -56,7 +54,7 @@ def landscape(  # noqa: PLR0913, PLR0917  the options are its parameters
     out.table(("run", "loss at the minimum", "accuracy", "mean rise of the loss"), rows)
     which = "training" if split == "train" else "test"
     _draw(found, folder, f"Loss of {minima[0].images:,} {which} images")
-    out.result({"folder": folder, "settings": files.settings.to_dict(), "runs": _entries(found)})
+    out.result({"folder": folder, "settings": files.settings, "runs": _entries(found)})
 
 
 def _labels(minima: "list[Minimum]") -> list[str]:
@@ -68,22 +66,31 @@ def _labels(minima: "list[Minimum]") -> list[str]:
 def _measured(
     minima: "list[Minimum]", labels: list[str], grid: "Grid", files: Any, *, seed: int, jobs: int
 ) -> "dict[str, Landscape]":
-    from cpt_deploy.analysis import landscapes
+    from cpt_deploy.analysis import landscape_of
 
-    known = [files.known[label] for label in labels]
-    done = sum(map(len, known))
+    done = sum(len(files.known[label]) for label in labels)
     if done:
         out.note(f"going on from {done} of {len(grid) * len(labels)} points")
     with out.bar("landscape", len(grid) * len(labels), start=done) as bar:
 
-        def tell(index: int, point: Any, value: Any) -> None:
+        def tell(label: str, point: Any, value: Any) -> None:
             nonlocal done
             done += 1
-            files.append(labels[index], point, value)
-            bar.advance(done, detail=f"{labels[index]}  loss {value.loss:.3f}")
+            files.append(label, point, value)
+            bar.advance(done, detail=f"{label}  loss {value.loss:.3f}")
 
-        found = landscapes(minima, grid, seed=seed, known=known, jobs=jobs, on_point=tell)
-    return dict(zip(labels, found, strict=True))
+        return {
+            label: landscape_of(
+                minimum.model,
+                minimum.batches,
+                grid,
+                seed=seed,
+                known=files.known[label],
+                jobs=jobs,
+                on_point=partial(tell, label),
+            )
+            for label, minimum in zip(labels, minima, strict=True)
+        }
 
 
 def _draw(found: "dict[str, Landscape]", folder: Path, title: str) -> None:
@@ -92,11 +99,8 @@ def _draw(found: "dict[str, Landscape]", folder: Path, title: str) -> None:
     panels = [LandscapePanel(label, one.grid.ticks, one.losses, one.accuracies) for label, one in found.items()]
     for suffix in ("png", "svg"):
         picture = folder / f"landscape.{suffix}"
-        try:
+        with out.writing(picture):
             plot_landscapes(panels, picture, title=title)
-        except OSError as error:
-            raise UsageError(f"Expected to write {readable.path(picture)}, but got: {error.strerror}") from error
-        out.note(f"wrote {readable.path(picture)}")
 
 
 def _entries(found: "dict[str, Landscape]") -> list[dict[str, Any]]:
@@ -114,11 +118,8 @@ def _entries(found: "dict[str, Landscape]") -> list[dict[str, Any]]:
 
 
 COMMAND = Command(
-    name="landscape",
-    function=landscape,
-    panel=TRAIN_PANEL,
-    examples=(
-        "cpt landscape runs/static8 runs/cpt38 --jobs 2",
-        "cpt landscape runs/cpt38 --dimensions 1 --points 51 --split test --out line/",
-    ),
+    landscape,
+    TRAIN_PANEL,
+    "cpt landscape runs/static8 runs/cpt38 --jobs 2",
+    "cpt landscape runs/cpt38 --dimensions 1 --points 51 --split test --out line/",
 )

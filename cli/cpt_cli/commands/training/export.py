@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cpt_cli.command import TRAIN_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.command import TRAIN_PANEL, Command
 from cpt_cli.output import out
 from cpt_cli.shown.export_summary import files_bytes, show_export
 from cpt_deploy import readable
@@ -183,9 +183,6 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
         str | None,
         typer.Option(help="Name of the model in the bundle.", rich_help_panel=IMPORT_PANEL, show_default="the file's"),
     ] = None,
-    json_output: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
 ) -> None:
     """Freeze the trained model of a run to integers and write a bundle: the directory that ships.
 
@@ -270,13 +267,10 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
 
 
 COMMAND = Command(
-    name="export",
-    function=export,
-    panel=TRAIN_PANEL,
-    examples=(
-        "cpt export runs/digits --bits 4 --act-bits 4  # weights and activations at 4 bits; the default is 8",
-        "cpt export runs/digits --budget 0.6  # bits by layer, 60 % of the size of 8-bit weights",
-        "cpt export --from model.onnx --data photos/  # trained elsewhere, in float: calibration only",
-        "cpt export runs/digits --format torchscript,pt2  # for programs that have PyTorch but not onnxruntime",
-    ),
+    export,
+    TRAIN_PANEL,
+    "cpt export runs/digits --bits 4 --act-bits 4  # weights and activations at 4 bits; the default is 8",
+    "cpt export runs/digits --budget 0.6  # bits by layer, 60 % of the size of 8-bit weights",
+    "cpt export --from model.onnx --data photos/  # trained elsewhere, in float: calibration only",
+    "cpt export runs/digits --format torchscript,pt2  # for programs that have PyTorch but not onnxruntime",
 )

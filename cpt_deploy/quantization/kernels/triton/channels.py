@@ -7,9 +7,9 @@ partition of rows depends on the shape alone, so the sums are reproducible.
 import triton
 import triton.language as tl
 
-from cpt_deploy.quantization.kernels.triton_elements import (
-    GRID,
+from cpt_deploy.quantization.kernels.triton.elements import (
     INFINITY,
+    QPARAMS,
     clamped,
     code_of,
     greater,
@@ -83,7 +83,7 @@ def merge_statistics_kernel(
     tl.store(out + 3 * channels + columns, tl.max(high, axis=0), mask=there)
 
 
-@triton.jit(do_not_specialize_on_alignment=GRID)
+@triton.jit(do_not_specialize_on_alignment=QPARAMS)
 def affine_quantize_kernel(
     x, codes, factor, offset, rows, channels, low_bound, high_bound, scale, zero_point, quant_max,
     rows_a_tile: tl.constexpr, width: tl.constexpr,

@@ -1,0 +1,1 @@
+"""Commands that list what there is: recipes, models, data sets, schedules, and this machine."""

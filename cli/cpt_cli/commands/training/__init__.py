@@ -1,0 +1,1 @@
+"""Commands that train networks, look at runs, and export them."""
