@@ -28,7 +28,7 @@ from cpt_deploy.errors import ConversionError
 from cpt_deploy.export import write_onnx
 from cpt_deploy.integer import IntegerExecutor, IntegerGraph, freeze
 from cpt_deploy.integer.float_costs import float_costs
-from cpt_deploy.integer.graph import FullyConnected, Quantize
+from cpt_deploy.integer.operations import FullyConnected, Quantize
 from cpt_deploy.models import build_model
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, calibrate, prepare
 from cpt_deploy.validation.integers.intermediate_outputs import with_intermediate_outputs

@@ -5,7 +5,8 @@ import math
 import torch
 
 from cpt_deploy.errors import ConversionError
-from cpt_deploy.integer.graph import Embed, GlobalAverage, IntegerGraph, QuantizedTensor, WeightedOperation
+from cpt_deploy.integer.graph import IntegerGraph
+from cpt_deploy.integer.operations import Embed, GlobalAverage, QuantizedTensor, WeightedOperation
 from cpt_deploy.precision.accumulators import INT32_MOST, worst_average_sum, worst_sums
 from cpt_deploy.quantization.numerics.folding import Codes
 from cpt_deploy.quantization.numerics.saturation import saturation_limit, worst_pair_sum

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cpt_deploy.integer.graph import Convolution, MaxPool, Pad, QuantizedTensor
+from cpt_deploy.integer.operations import Convolution, MaxPool, Pad, QuantizedTensor
 
 
 def quantize(x: Tensor, tensor: QuantizedTensor) -> Tensor:

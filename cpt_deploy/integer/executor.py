@@ -15,7 +15,9 @@ from torch.nn import functional
 from cpt_deploy.errors import UsageError
 from cpt_deploy.integer import arithmetic
 from cpt_deploy.integer.float_calls import call, float_constants
-from cpt_deploy.integer.graph import (
+from cpt_deploy.integer.graph import IntegerGraph
+from cpt_deploy.integer.onnx_parts import OnnxSessions
+from cpt_deploy.integer.operations import (
     Add,
     Concatenate,
     Constant,
@@ -24,7 +26,6 @@ from cpt_deploy.integer.graph import (
     Float,
     FullyConnected,
     GlobalAverage,
-    IntegerGraph,
     Lookup,
     MaxPool,
     Movement,
@@ -41,7 +42,6 @@ from cpt_deploy.integer.graph import (
     WeightedOperation,
     adds_real_bias,
 )
-from cpt_deploy.integer.onnx_parts import OnnxSessions
 from cpt_deploy.integer.recurrent import RecurrentSteps, Steps
 
 Inputs = Tensor | Mapping[str, Tensor]

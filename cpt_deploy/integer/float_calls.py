@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, fx
 
 from cpt_deploy.errors import ConversionError
-from cpt_deploy.integer.graph import Constant, Embed, Float, IntegerGraph
+from cpt_deploy.integer.graph import IntegerGraph
+from cpt_deploy.integer.operations import Constant, Embed, Float
 
 #: Functions for arithmetic on sizes, and for elements of tuples.
 _FUNCTIONS: dict[str, Callable[..., Any]] = {

@@ -8,7 +8,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cpt_deploy.integer.executor import IntegerExecutor
-from cpt_deploy.integer.graph import Float, IntegerGraph
+from cpt_deploy.integer.graph import IntegerGraph
+from cpt_deploy.integer.operations import Float
 from cpt_deploy.quantization.graph.signature import zeros_of
 
 _MOVING = frozenset(

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cpt_deploy.bundle.runtime.sessions import open_session
-from cpt_deploy.integer.graph import IntegerGraph, Movement, OnnxPart
+from cpt_deploy.integer.graph import IntegerGraph
+from cpt_deploy.integer.operations import Movement, OnnxPart
 
 
 class OnnxSessions:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cpt_deploy.integer import arithmetic
-from cpt_deploy.integer.graph import QuantizedTensor, Recurrent
+from cpt_deploy.integer.operations import QuantizedTensor, Recurrent
 from cpt_deploy.quantization.modules.recurrent import run_steps
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from cpt_deploy.integer.float_calls import arguments_of, function_of
-from cpt_deploy.integer.graph import Float
+from cpt_deploy.integer.operations import Float
 
 _MASKED = -math.inf
 

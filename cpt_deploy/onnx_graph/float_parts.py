@@ -16,13 +16,13 @@ from onnxscript import values as onnx_values
 from torch import Tensor, nn
 
 from cpt_deploy.errors import ConversionError
-from cpt_deploy.integer.graph import (
+from cpt_deploy.integer.graph import IntegerGraph
+from cpt_deploy.integer.operations import (
     Constant,
     Convolution,
     Embed,
     Float,
     FullyConnected,
-    IntegerGraph,
     Operation,
     Quantize,
     QuantizedTensor,

@@ -1,11 +1,12 @@
 """The ONNX operators that a frozen graph holds as they are: read them back for the file that is written."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx
 
-from cpt_deploy.integer.graph import IntegerGraph, Movement, OnnxPart
+from cpt_deploy.integer.graph import IntegerGraph
+from cpt_deploy.integer.operations import Movement, OnnxPart
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,9 @@ class OnnxParts:
     bodies: Mapping[str, onnx.GraphProto]
     domains: Mapping[str, int]
     opset: int
+
+
+NO_PARTS = OnnxParts({}, {}, 0)
 
 
 def read_parts(graph: IntegerGraph) -> OnnxParts:
@@ -41,7 +45,7 @@ def renamed(node: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:
     copy.CopyFrom(node)
     copy.input[:] = [names.get(name, name) for name in node.input]
     for attribute in copy.attribute:
-        for body in [attribute.g, *attribute.graphs] if attribute.HasField("g") or attribute.graphs else ():
+        for body in subgraphs(attribute):
             made = {*(value.name for value in body.input), *(tensor.name for tensor in body.initializer)}
             made |= {name for inner in body.node for name in inner.output}
             outer = {name: new for name, new in names.items() if name not in made}
@@ -51,3 +55,23 @@ def renamed(node: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:
             del body.node[:]
             body.node.extend(nodes)
     return copy
+
+
+def read_names(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield the tensors that an operator reads, with those that its subgraphs read from outside."""
+    yield from (name for name in node.input if name)
+    for attribute in node.attribute:
+        for body in subgraphs(attribute):
+            inside = {*(value.name for value in body.input), *(tensor.name for tensor in body.initializer)}
+            inside |= {tensor.values.name for tensor in body.sparse_initializer}
+            inside |= {name for inner in body.node for name in inner.output}
+            for inner in body.node:
+                yield from (name for name in read_names(inner) if name not in inside)
+            yield from (value.name for value in body.output if value.name not in inside)
+
+
+def subgraphs(attribute: onnx.AttributeProto) -> list[onnx.GraphProto]:
+    """Return the subgraphs of an attribute."""
+    if attribute.type == onnx.AttributeProto.GRAPH:
+        return [attribute.g]
+    return list(attribute.graphs) if attribute.type == onnx.AttributeProto.GRAPHS else []

@@ -11,7 +11,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from cpt_deploy.integer.graph import IntegerGraph, Pad
+from cpt_deploy.integer.graph import IntegerGraph
+from cpt_deploy.integer.operations import Pad
 from cpt_deploy.quantization.numerics.folding import Codes
 
 #: Opset of a file in which nothing is packed.

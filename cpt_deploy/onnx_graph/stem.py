@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cpt_deploy.integer.graph import Convolution, QuantizedTensor
+from cpt_deploy.integer.operations import Convolution, QuantizedTensor
 from cpt_deploy.quantization.numerics.folding import Codes
 
 CHANNEL_BLOCK = 4

@@ -13,7 +13,7 @@ from cpt_deploy.bundle import FORMATS
 from cpt_deploy.errors import ConversionError, DataError, UsageError
 from cpt_deploy.signature import BATCH, Signature
 from cpt_deploy.tasks import SILENT, ExportOptions, Reporter
-from cpt_deploy.tasks.exporting import MOST_BITS, SOURCE_DIGEST, SOURCE_FILE
+from cpt_deploy.tasks.exporting import MAX_BITS, SOURCE_DIGEST, SOURCE_FILE
 from cpt_deploy.workflows.origins import file_digest
 
 if TYPE_CHECKING:
@@ -91,10 +91,10 @@ def export_onnx_file(
 
     return export_graph(
         graph,
-        destination or path.with_name(f"{path.stem}-bundle-{MOST_BITS}bit{options.suffix}"),
+        destination or path.with_name(f"{path.stem}-bundle-{MAX_BITS}bit{options.suffix}"),
         identity,
         {key: torch.from_numpy(array[:_GOLDEN_ROWS].copy()) for key, array in rows.items()},
-        facts={"weight_bits": MOST_BITS, "activation_bits": MOST_BITS, "opset": opset, "reduced_layers": []},
+        facts={"weight_bits": MAX_BITS, "activation_bits": MAX_BITS, "opset": opset, "reduced_layers": []},
         floats=(floats, "they have no integer form") if graph.has_float_operations else None,
     )
 
@@ -153,8 +153,8 @@ def _check_options(options: ExportOptions) -> None:
         UsageError: Otherwise.
     """
     given = {
-        "--bits": options.bits not in (None, MOST_BITS),
-        "--act-bits": options.activation_bits not in (None, MOST_BITS),
+        "--bits": options.bits not in (None, MAX_BITS),
+        "--act-bits": options.activation_bits not in (None, MAX_BITS),
         "--activations symmetric": options.symmetric,
         "--format": any(not FORMATS[name].always for name in options.formats),
     }

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from cpt_deploy.integer.float_calls import float_call
-from cpt_deploy.integer.graph import Constant, Operation
+from cpt_deploy.integer.operations import Constant, Operation
 
 aten = torch.ops.aten
 

@@ -10,19 +10,7 @@ from torch import fx, nn
 from cpt_deploy.errors import UsageError
 from cpt_deploy.integer.accumulators import check_accumulators
 from cpt_deploy.integer.convolutions import fields_of, pads_of
-from cpt_deploy.integer.graph import (
-    Add,
-    Concatenate,
-    Convolution,
-    FullyConnected,
-    GlobalAverage,
-    IntegerGraph,
-    Multiply,
-    Operation,
-    Quantize,
-    QuantizedTensor,
-    with_names,
-)
+from cpt_deploy.integer.graph import IntegerGraph, with_names
 from cpt_deploy.integer.lowering.channelwise import Lowered, bias_limit, lower_channelwise, reshape
 from cpt_deploy.integer.lowering.float_parts import INPUT, FloatLowering
 from cpt_deploy.integer.lowering.lookup import tabulate
@@ -31,6 +19,17 @@ from cpt_deploy.integer.lowering.paddings import with_paddings_inside
 from cpt_deploy.integer.lowering.quantized_tensors import quantized_tensor
 from cpt_deploy.integer.lowering.recurrent import lower_recurrent
 from cpt_deploy.integer.lowering.subpixel import transposed_convolution
+from cpt_deploy.integer.operations import (
+    Add,
+    Concatenate,
+    Convolution,
+    FullyConnected,
+    GlobalAverage,
+    Multiply,
+    Operation,
+    Quantize,
+    QuantizedTensor,
+)
 from cpt_deploy.quantization.graph.capture.tracing import propagate_shapes, results_of, sizes_of
 from cpt_deploy.quantization.graph.entries import has_float_operations
 from cpt_deploy.quantization.graph.fusion import FusedOperation, Norm, fused_operations

@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from cpt_deploy.integer.graph import Convolution, IntegerGraph, Operation, Pad
+from cpt_deploy.integer.graph import IntegerGraph
+from cpt_deploy.integer.operations import Convolution, Operation, Pad
 
 
 def with_paddings_inside(graph: IntegerGraph) -> IntegerGraph:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from cpt_deploy.integer.graph import Convolution, Operation, QuantizedTensor, Reshape, Slice, Transpose
+from cpt_deploy.integer.operations import Convolution, Operation, QuantizedTensor, Reshape, Slice, Transpose
 from cpt_deploy.quantization.modules.layers import QuantizedConvTranspose1d, QuantizedConvTranspose2d
 from cpt_deploy.quantization.numerics.folding import Codes, FoldedWeights
 

@@ -12,13 +12,16 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from cpt_deploy.integer.convolutions import fields_of
-from cpt_deploy.integer.graph import (
+from cpt_deploy.integer.graph import IntegerGraph
+from cpt_deploy.integer.lowering.lookup import tabulate
+from cpt_deploy.integer.lowering.paddings import with_paddings_inside
+from cpt_deploy.integer.lowering.subpixel import transposed_convolution
+from cpt_deploy.integer.operations import (
     Add,
     Concatenate,
     Convolution,
     FullyConnected,
     GlobalAverage,
-    IntegerGraph,
     Movement,
     Multiply,
     Operation,
@@ -26,12 +29,10 @@ from cpt_deploy.integer.graph import (
     Quantize,
     QuantizedTensor,
 )
-from cpt_deploy.integer.lowering.lookup import tabulate
-from cpt_deploy.integer.lowering.paddings import with_paddings_inside
-from cpt_deploy.integer.lowering.subpixel import transposed_convolution
+from cpt_deploy.onnx_graph.onnx_parts import read_names
 from cpt_deploy.onnx_graph.reading.choosing import Choice
 from cpt_deploy.onnx_graph.reading.found import Found, Measured
-from cpt_deploy.onnx_graph.reading.network import OnnxNetwork, attributes_of, read_names
+from cpt_deploy.onnx_graph.reading.network import OnnxNetwork, attributes_of
 from cpt_deploy.onnx_graph.reading.parts import Stages, float_part, serialized
 from cpt_deploy.onnx_graph.reading.ranges import Ranges
 from cpt_deploy.onnx_graph.reading.weights import BITS, quantized_layer

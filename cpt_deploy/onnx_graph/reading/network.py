@@ -1,7 +1,7 @@
 """An ONNX network in the form in which it is read: operators in order, constants, and what is known of its tensors."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,6 +10,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+
+from cpt_deploy.onnx_graph.onnx_parts import read_names
 
 Shape = tuple[int | None, ...]
 
@@ -108,26 +110,6 @@ class OnnxNetwork:
 def sizes_of(kind: onnx.TypeProto.Tensor) -> Shape:
     """Return the sizes of a tensor type, None where they are free; some files write these as -1."""
     return tuple(d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else None for d in kind.shape.dim)
-
-
-def read_names(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield the tensors that an operator reads, with those that its subgraphs read from outside."""
-    yield from (name for name in node.input if name)
-    for attribute in node.attribute:
-        for body in subgraphs(attribute):
-            inside = {*(value.name for value in body.input), *(tensor.name for tensor in body.initializer)}
-            inside |= {tensor.values.name for tensor in body.sparse_initializer}
-            inside |= {name for inner in body.node for name in inner.output}
-            for inner in body.node:
-                yield from (name for name in read_names(inner) if name not in inside)
-            yield from (value.name for value in body.output if value.name not in inside)
-
-
-def subgraphs(attribute: onnx.AttributeProto) -> list[onnx.GraphProto]:
-    """Return the subgraphs of an attribute."""
-    if attribute.type == onnx.AttributeProto.GRAPH:
-        return [attribute.g]
-    return list(attribute.graphs) if attribute.type == onnx.AttributeProto.GRAPHS else []
 
 
 def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from cpt_deploy.onnx_graph.reading.network import attributes_of, is_standard, read_names
+from cpt_deploy.onnx_graph.onnx_parts import read_names
+from cpt_deploy.onnx_graph.reading.network import attributes_of, is_standard
 
 #: Allowed relative difference of a constant, such as 1/6, from the one that defines a function.
 _TOLERANCE = 1e-5

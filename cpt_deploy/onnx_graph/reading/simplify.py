@@ -9,8 +9,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper, shape_inference
 
-from cpt_deploy.onnx_graph.onnx_parts import renamed
-from cpt_deploy.onnx_graph.reading.network import attributes_of, is_standard, read_names, sizes_of, subgraphs
+from cpt_deploy.onnx_graph.onnx_parts import read_names, renamed, subgraphs
+from cpt_deploy.onnx_graph.reading.network import attributes_of, is_standard, sizes_of
 
 Array = NDArray[Any]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from cpt_deploy.integer.graph import QuantizedTensor
+from cpt_deploy.integer.operations import QuantizedTensor
 from cpt_deploy.quantization.numerics.accumulator_range import can_overflow, summed_quant_max
 from cpt_deploy.quantization.numerics.affine import quantize_weight, symmetric_quant_max
 from cpt_deploy.quantization.numerics.folding import Floats, FoldedWeights, fold

@@ -24,18 +24,12 @@ from cpt_deploy.quantization.graph.capture.tracing import (
 from cpt_deploy.quantization.graph.chosen_layers import excluded_modules, float_layers, mark_excluded
 from cpt_deploy.quantization.graph.conversion import Conversion
 from cpt_deploy.quantization.graph.equivalence import DiffersError, Reference
+from cpt_deploy.quantization.graph.example_inputs import read_example
 from cpt_deploy.quantization.graph.handed_in import HandedIn, same_randomness, untouched
 from cpt_deploy.quantization.graph.lifting import lift
 from cpt_deploy.quantization.graph.operator_kinds import Kind, classify, computes, kind_of, module_of, no_integer_form
 from cpt_deploy.quantization.graph.results import complete_signature
-from cpt_deploy.quantization.graph.signature import (
-    DynamicShapes,
-    ExampleInputs,
-    States,
-    check_parameters,
-    read_example,
-    unwrapped,
-)
+from cpt_deploy.quantization.graph.signature import DynamicShapes, ExampleInputs, States, check_parameters, unwrapped
 from cpt_deploy.quantization.model import Calling, QuantizedModel
 from cpt_deploy.quantization.modules.layers import (
     QuantizedConvTranspose1d,

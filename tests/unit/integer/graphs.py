@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from cpt_deploy.integer.graph import IntegerGraph, Operation, Quantize, QuantizedTensor
+from cpt_deploy.integer.graph import IntegerGraph
+from cpt_deploy.integer.operations import Operation, Quantize, QuantizedTensor
 from cpt_deploy.signature import INPUT_NAME, OUTPUT_NAME, Signature, TensorSpec
 
 

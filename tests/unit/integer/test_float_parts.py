@@ -15,7 +15,8 @@ from cpt_deploy.bundle.runtime.sessions import open_session
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.integer import IntegerExecutor, freeze
 from cpt_deploy.integer.float_calls import function_of
-from cpt_deploy.integer.graph import Embed, FullyConnected, IntegerGraph, Quantize, from_dict, to_dict
+from cpt_deploy.integer.graph import IntegerGraph, from_dict, to_dict
+from cpt_deploy.integer.operations import Embed, FullyConnected, Quantize
 from cpt_deploy.onnx_graph.writer import write_onnx
 from cpt_deploy.quantization import QuantizationConfig, calibrate, prepare
 

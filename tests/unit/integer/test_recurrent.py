@@ -15,7 +15,8 @@ from cpt_deploy.bundle.runtime.sessions import open_session
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.integer import IntegerExecutor, freeze
 from cpt_deploy.integer.accumulators import can_saturate
-from cpt_deploy.integer.graph import IntegerGraph, Recurrent, from_dict, to_dict
+from cpt_deploy.integer.graph import IntegerGraph, from_dict, to_dict
+from cpt_deploy.integer.operations import Recurrent
 from cpt_deploy.onnx_graph.writer import write_onnx
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, calibrate, make_native, prepare, reduced_layers
 from cpt_deploy.quantization.state.symmetric import make_symmetric

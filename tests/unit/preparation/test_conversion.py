@@ -16,7 +16,8 @@ from torch.nn.utils import prune
 from cpt_deploy import quantization
 from cpt_deploy.bundle.runtime.sessions import open_session
 from cpt_deploy.integer import IntegerExecutor, freeze
-from cpt_deploy.integer.graph import IntegerGraph, Quantize
+from cpt_deploy.integer.graph import IntegerGraph
+from cpt_deploy.integer.operations import Quantize
 from cpt_deploy.onnx_graph.writer import write_onnx
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, calibrate
 from tests.unit.preparation.networks import FEATURES, SHAPE, Call, Network, prepared

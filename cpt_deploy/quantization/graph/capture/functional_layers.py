@@ -6,73 +6,23 @@ read one parameter, their layers share it.
 """
 
 import operator
-from collections.abc import Mapping, Set
-from typing import Any, NamedTuple
+from collections.abc import Set
+from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
-from torch._ops import OpOverload
-from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from cpt_deploy.quantization.graph.capture.aten import aten
+from cpt_deploy.quantization.graph.capture.products import (
+    Product,
+    computation_of,
+    product_of,
+    sources_of,
+    split_computed_biases,
+    value_of,
+    weight_shape,
+    with_bias,
+)
 from cpt_deploy.quantization.graph.chosen_layers import EXCLUDED
-
-_CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
-_LINEAR = ("input", "weight", "bias")
-
-#: Layer and argument names of each product; the weight named `right` is (I, O).
-_PRODUCTS: dict[object, tuple[type[nn.Module], tuple[str, ...]]] = {
-    torch.conv1d: (nn.Conv1d, _CONVOLUTION),
-    torch.conv2d: (nn.Conv2d, _CONVOLUTION),
-    torch.conv_transpose1d: (nn.ConvTranspose1d, _TRANSPOSED),
-    torch.conv_transpose2d: (nn.ConvTranspose2d, _TRANSPOSED),
-    functional.linear: (nn.Linear, _LINEAR),
-    functional.embedding: (nn.Embedding, ("input", "weight", "padding_idx")),
-    operator.matmul: (nn.Linear, ("input", "right")),
-    torch.matmul: (nn.Linear, ("input", "right")),
-    torch.mm: (nn.Linear, ("input", "right")),
-    "matmul": (nn.Linear, ("input", "right")),
-    "mm": (nn.Linear, ("input", "right")),
-    torch.addmm: (nn.Linear, ("bias", "input", "right")),
-    aten.conv1d.default: (nn.Conv1d, _CONVOLUTION),
-    aten.conv2d.default: (nn.Conv2d, _CONVOLUTION),
-    aten.conv1d.padding: (nn.Conv1d, _CONVOLUTION),
-    aten.conv2d.padding: (nn.Conv2d, _CONVOLUTION),
-    aten.conv_transpose1d.default: (nn.ConvTranspose1d, _TRANSPOSED),
-    aten.conv_transpose2d.input: (nn.ConvTranspose2d, _TRANSPOSED),
-    aten.linear.default: (nn.Linear, _LINEAR),
-    aten.embedding.default: (nn.Embedding, ("weight", "input", "padding_idx")),
-    aten.matmul.default: (nn.Linear, ("input", "right")),
-    aten.mm.default: (nn.Linear, ("input", "right")),
-    aten.addmm.default: (nn.Linear, ("bias", "input", "right")),
-}
-_OTHER_NAMES = {"mat1": "input", "mat2": "right", "other": "right", "self": "input"}
-_ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_", aten.add.Tensor, aten.add_.Tensor)
-_TURNS = ("t", "T", "mT", "t.default", "numpy_T.default", "mT.default")
-_SWAPS = ("transpose", "swapaxes", "transpose.int", "permute", "permute.default")
-_SWAPPED = ((0, 1), (1, 0), (-1, -2), (-2, -1), (1, -2), (-2, 1), (-1, 0), (0, -1))
-
-
-class _Product(NamedTuple):
-    """A call of a product of a tensor and a weight.
-
-    Args:
-        kind: The layer class that computes it.
-        input: The tensor that is multiplied.
-        weight: The parameter, or the node that computes it.
-        turned: Whether the weight is the transpose of that node's value.
-        bias: The parameter that is added, if there is one.
-        options: Geometry by the names of the layer's arguments.
-    """
-
-    kind: type[nn.Module]
-    input: fx.Node
-    weight: fx.Node
-    turned: bool
-    bias: fx.Node | None
-    options: Mapping[str, Any]
 
 
 class _ComputedWeight(nn.Module):
@@ -96,13 +46,13 @@ def lift_products(traced: fx.GraphModule) -> list[fx.Node]:
     calls: list[fx.Node] = []
     layers: dict[tuple[Any, ...], str] = {}
     _expose_parametrizations(traced)
-    _split_computed_biases(traced)
+    split_computed_biases(traced)
     for node in list(traced.graph.nodes):
-        product = None if node.meta.get(EXCLUDED) else _product(node, traced)
+        product = None if node.meta.get(EXCLUDED) else product_of(node, traced)
         if product is None:
             continue
-        product, last = _with_bias(product, node, traced)
-        parts = [*([] if product.bias is None else [product.bias]), *_sources(product.weight)]
+        product, last = with_bias(product, node, traced)
+        parts = [*([] if product.bias is None else [product.bias]), *sources_of(product.weight)]
         key = (product.kind, product.weight, product.turned, product.bias, repr(product.options))
         if key not in layers:
             owned = all(user in (*parts, node, last) for part in parts for user in part.users)
@@ -136,113 +86,7 @@ def _expose_parametrizations(traced: fx.GraphModule) -> None:
         traced.graph.erase_node(node)
 
 
-def _split_computed_biases(traced: fx.GraphModule) -> None:
-    """Split a captured product whose bias is computed from parameters (scaled, masked) into a product and a sum."""
-    for node in list(traced.graph.nodes):
-        kind, names = _PRODUCTS.get(node.target, (nn.Module, ()))
-        if not isinstance(node.target, OpOverload) or names[1:3] != ("weight", "bias"):
-            continue
-        bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
-        if not isinstance(bias, fx.Node) or bias.op == "get_attr" or not _is_of_parameters(bias):
-            continue
-        node.args = (*node.args[:2], None, *node.args[3:])
-        node.kwargs = {name: value for name, value in node.kwargs.items() if name != "bias"}
-        positions = 0 if kind is nn.Linear else node.meta["val"].dim() - 2
-        with traced.graph.inserting_after(node):
-            total = traced.graph.call_function(aten.add.Tensor, (node, bias))
-        node.replace_all_uses_with(total, delete_user_cb=lambda user, total=total: user is not total)
-        total.meta.update(node.meta)
-        if positions:
-            with traced.graph.inserting_before(total):
-                total.args = (node, traced.graph.call_function(aten.view.default, (bias, [-1, *[1] * positions])))
-
-
-# --- recognition ------------------------------------------------------------------------------------------------------
-
-
-def _product(node: fx.Node, traced: fx.GraphModule) -> _Product | None:
-    kind, names = _PRODUCTS.get(node.target, (nn.Module, ()))
-    if node.op not in ("call_function", "call_method") or not names or len(node.args) > len(names):
-        return None
-    values: dict[str, Any] = dict(zip(names, node.args, strict=False))
-    values |= {_OTHER_NAMES.get(name, name): value for name, value in node.kwargs.items()}
-    turned = "right" in values
-    given, weight = values.pop("input", None), values.pop("right" if turned else "weight", None)
-    bias = values.pop("bias", None)
-    if not isinstance(given, fx.Node) or not isinstance(weight, fx.Node) or not set(values) <= {*names}:
-        return None
-    if not _is_of_parameters(weight) or any(_holds_nodes(v) for v in values.values()):
-        return None
-    if _is_of_parameters(given) and kind is not nn.Embedding:  # the positions of an Embedding may be a buffer
-        return None
-    while turned or kind is nn.Linear:
-        inner = _turned(weight, traced)
-        if inner is None:
-            break
-        weight, turned = inner, not turned
-    turns_others = turned and weight.op == "get_attr" and _value(weight, traced).dim() != 2
-    if turns_others or not (bias is None or (isinstance(bias, fx.Node) and bias.op == "get_attr")):
-        return None
-    return _Product(kind, given, weight, turned, bias, {name: _plain(value) for name, value in values.items()})
-
-
-def _with_bias(product: _Product, node: fx.Node, traced: fx.GraphModule) -> tuple[_Product, fx.Node]:
-    """Use a parameter that is added to a matrix product as its bias; return the product and the node to replace."""
-    user = next(iter(node.users)) if len(node.users) == 1 else None
-    if product.kind is not nn.Linear or product.bias is not None or user is None or user.target not in _ADDITIONS:
-        return product, node
-    others = [value for value in user.args if value is not node]
-    if user.kwargs or len(others) != 1 or not isinstance(others[0], fx.Node) or others[0].op != "get_attr":
-        return product, node
-    if _value(others[0], traced).shape != (_shape(product, traced)[0],):
-        return product, node
-    return product._replace(bias=others[0]), user
-
-
-def _is_of_parameters(node: fx.Node) -> bool:
-    """Return whether a value depends on parameters or buffers, and on nothing else."""
-    sources = node.all_input_nodes
-    return node.op == "get_attr" or bool(sources and all(_is_of_parameters(source) for source in sources))
-
-
-def _turned(node: fx.Node, traced: fx.GraphModule) -> fx.Node | None:
-    """Return the parameter whose transpose a value is; None for other values."""
-    source = node.all_input_nodes[0] if node.all_input_nodes else None
-    if source is None or source.op != "get_attr" or _value(source, traced).dim() != 2:
-        return None
-    name = str(node.args[1]) if node.target is getattr else str(getattr(node.target, "__name__", node.target))
-    axes = node.args[1:]
-    if len(axes) == 1 and isinstance(axes[0], tuple | list):
-        axes = tuple(axes[0])
-    swaps = name in _SWAPS and not node.kwargs and tuple(axes) in (_SWAPPED if "perm" not in name else ((1, 0),))
-    return source if name in _TURNS or swaps else None
-
-
-def _holds_nodes(value: Any) -> bool:
-    return isinstance(value, fx.Node) or (isinstance(value, tuple | list) and any(_holds_nodes(v) for v in value))
-
-
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _value(node: fx.Node, traced: fx.GraphModule) -> Tensor:
-    value: Tensor = operator.attrgetter(str(node.target))(traced)
-    return value
-
-
 # --- layers -----------------------------------------------------------------------------------------------------------
-
-
-def _shape(product: _Product, traced: fx.GraphModule) -> tuple[int, ...]:
-    """Return the shape of a weight in torch's layout."""
-    if product.weight.op == "get_attr":
-        shape = tuple(_value(product.weight, traced).shape)
-    else:
-        original, computation = _computation(product, traced)
-        with torch.no_grad():
-            return tuple(computation(_value(original, traced)).shape)
-    return shape[::-1] if product.turned else shape
 
 
 def _calling(node: fx.Node, kind: type[nn.Module]) -> str | None:
@@ -253,7 +97,7 @@ def _calling(node: fx.Node, kind: type[nn.Module]) -> str | None:
     return str(path) if name == f"{kind.__module__}.{kind.__qualname__}" else None
 
 
-def _place(traced: fx.GraphModule, product: _Product, own: Set[str], caller: str | None) -> str:
+def _place(traced: fx.GraphModule, product: Product, own: Set[str], caller: str | None) -> str:
     """Create the layer of a product in the graph's module, and return its path.
 
     Args:
@@ -266,13 +110,13 @@ def _place(traced: fx.GraphModule, product: _Product, own: Set[str], caller: str
     if weight.op == "get_attr" and not product.turned:
         original, computation = weight, None
     else:
-        original, computation = _computation(product, traced)
+        original, computation = computation_of(product, traced)
     shares = computation is None and caller is not None and str(original.target) != f"{caller}.weight"
     path = caller if shares and caller else _path(traced, product, original, own)
-    layer: Any = _layer(product, _shape(product, traced))
-    layer.weight = _parameter(_value(original, traced))
+    layer: Any = _layer(product, weight_shape(product, traced))
+    layer.weight = _parameter(value_of(original, traced))
     if product.bias is not None:
-        layer.bias = _parameter(_value(product.bias, traced))
+        layer.bias = _parameter(value_of(product.bias, traced))
     if computation is not None:
         parametrize.register_parametrization(layer, "weight", _ComputedWeight(computation), unsafe=True)
     layer.train(traced.training)
@@ -288,7 +132,7 @@ def _parameter(value: Tensor) -> nn.Parameter:
     return value if isinstance(value, nn.Parameter) else nn.Parameter(value, requires_grad=False)
 
 
-def _layer(product: _Product, shape: tuple[int, ...]) -> nn.Module:
+def _layer(product: Product, shape: tuple[int, ...]) -> nn.Module:
     options, kind = dict(product.options), product.kind
     if kind is nn.Embedding:
         padding = options.get("padding_idx")
@@ -301,7 +145,7 @@ def _layer(product: _Product, shape: tuple[int, ...]) -> nn.Module:
     return kind(*channels, shape[2:], **options)
 
 
-def _path(traced: fx.GraphModule, product: _Product, weight: fx.Node, own: Set[str]) -> str:
+def _path(traced: fx.GraphModule, product: Product, weight: fx.Node, own: Set[str]) -> str:
     """Return the path of a layer: that of the module that holds the weight, if it has no other use.
 
     Otherwise it is named by its parameter: `attention.in_proj` for `attention.in_proj_weight`.
@@ -330,32 +174,3 @@ def _has(traced: fx.GraphModule, path: str) -> bool:
     except AttributeError:
         return False
     return True
-
-
-def _sources(node: fx.Node) -> list[fx.Node]:
-    """Return a node and all nodes that it is computed from, in topological order."""
-    found: dict[fx.Node, None] = {}
-
-    def visit(part: fx.Node) -> None:
-        for source in part.all_input_nodes:
-            visit(source)
-        found[part] = None
-
-    visit(node)
-    return list(found)
-
-
-def _computation(product: _Product, traced: fx.GraphModule) -> tuple[fx.Node, fx.GraphModule]:
-    """Return the largest parameter that a weight is computed from, and the graph that computes the weight."""
-    needed = _sources(product.weight)
-    held = [node for node in needed if node.op == "get_attr"]
-    values = {node: _value(node, traced) for node in held}
-    original = max(held, key=lambda node: (isinstance(values[node], nn.Parameter), values[node].numel()))
-    graph = fx.Graph()
-    copies = {original: graph.placeholder("original")}
-    for node in needed:
-        if node is not original:
-            copies[node] = copies.get(node) or graph.node_copy(node, copies.__getitem__)
-    result = copies[product.weight]
-    graph.output(graph.call_function(torch.t, (result,)) if product.turned else result)
-    return original, fx.GraphModule(traced, graph, class_name="WeightComputation")

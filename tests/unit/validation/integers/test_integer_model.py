@@ -11,7 +11,8 @@ from cpt_deploy.bundle import Bundle, BundleContents, Golden, ImageProcessor, Pr
 from cpt_deploy.errors import BundleError
 from cpt_deploy.export import write_onnx
 from cpt_deploy.integer import IntegerExecutor, IntegerGraph, QuantizedTensor
-from cpt_deploy.integer.graph import Convolution, FullyConnected, GlobalAverage, Reshape, to_dict
+from cpt_deploy.integer.graph import to_dict
+from cpt_deploy.integer.operations import Convolution, FullyConnected, GlobalAverage, Reshape
 from cpt_deploy.validation import bundled_integer_model
 from tests.unit.integer.graphs import graph_between
 
