@@ -104,7 +104,7 @@ def _size_at(size: str, sizes: Mapping[str, int]) -> int | None:
 
 
 def _unfit(tensor: TensorSpec, array: npt.NDArray[Any], further: str = "") -> ValueError:
-    shape = f"({', '.join(map(str, (BATCH, *tensor.shape)))}{',' if not tensor.shape else ''})"
+    shape = f"({', '.join(map(str, tensor.whole_shape))}{',' if len(tensor.whole_shape) == 1 else ''})"
     return ValueError(
         f"Expected {tensor.name} to be {tensor.dtype} {shape}{further}, but got {array.dtype} {array.shape}"
     )
