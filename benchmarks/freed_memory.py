@@ -17,12 +17,13 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from cpt_deploy.training.text_evaluation import scores_of, token_losses
 from measuring import machine, machine_line, markdown_table, median_ratio, write_results
 from training_steps import Step, training_step
 
 from cpt_deploy.models import build_model
-from cpt_deploy.models.language import build_language_model
-from cpt_deploy.quantization import QuantizationConfig, prepare, prepare_language_model
+from cpt_deploy.models.language import build_language_model, preparing_arguments
+from cpt_deploy.quantization import QuantizationConfig, prepare
 from cpt_deploy.training.loop.allocator_settings import freed_memory_kept
 
 VOCABULARY, ROWS, TOKENS = 10_000, 20, 35
@@ -32,7 +33,9 @@ PLAIN, KEPT = "as the system has it", "kept"
 def language_step(hidden: int) -> Step:
     """Return a step of a two-layer LSTM on chunks of the usual size for the Penn Treebank."""
     network = build_language_model("lstm-lm", VOCABULARY, embedding=hidden, hidden=hidden, dropout=0.0)
-    model = prepare_language_model(network, QuantizationConfig(min_bits=5, max_bits=8)).train()
+    inputs, shapes, states = preparing_arguments(network, VOCABULARY)
+    config = QuantizationConfig(min_bits=5, max_bits=8)
+    model = prepare(network, inputs, config, dynamic_shapes=shapes, states=states).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     tokens, targets = torch.randint(VOCABULARY, (2, ROWS, TOKENS))
 
@@ -40,7 +43,7 @@ def language_step(hidden: int) -> Step:
 
     def step() -> None:
         model.set_step(next(numbers))
-        losses = model.score(tokens, targets).losses
+        losses, _ = token_losses(scores_of(model, model.signature, tokens, None)[0], targets)
         optimizer.zero_grad()
         losses.mean().backward()
         optimizer.step()

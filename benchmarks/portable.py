@@ -11,12 +11,12 @@ import argparse
 import copy
 import math
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from cpt_deploy.training.text_evaluation import scores_of, token_losses
 from measuring import machine, machine_line, markdown_table, write_results
 from numpy.typing import NDArray
 from torch import Tensor
@@ -24,16 +24,16 @@ from torch import Tensor
 from cpt_deploy.bundle import ImageProcessor, OnnxRuntimeModel, TextProcessor
 from cpt_deploy.data import ImageSet, eval_loader, load_images
 from cpt_deploy.data.text import evaluation_chunks, load_corpus, training_chunk, training_rows
+from cpt_deploy.data.text.streams import IGNORED
 from cpt_deploy.export import write_onnx
 from cpt_deploy.integer import freeze
 from cpt_deploy.quantization import (
-    QuantizedLanguageModel,
     QuantizedModel,
     calibrate,
-    calibrating,
     make_native,
     reduced_layers,
 )
+from cpt_deploy.quantization.stateful import State
 from cpt_deploy.recipe import load_recipe
 from cpt_deploy.training import (
     TrainedRun,
@@ -82,7 +82,7 @@ def forms(model: Any) -> dict[str, Any]:
     return copies
 
 
-def reduced(model: QuantizedModel | QuantizedLanguageModel) -> dict[str, Any]:
+def reduced(model: QuantizedModel) -> dict[str, Any]:
     """Return the number of channels with a reduced range in a portable model, and their mean maximum integer."""
     layers = reduced_layers(model)
     return {"channels": sum(layer.reduced_channels for layer in layers), "layers": len(layers)}
@@ -143,10 +143,9 @@ def text_result(run: TrainedRun, name: str) -> dict[str, Any]:
     rows = training_rows(tokenizer.encode(corpus.text("train")), run.recipe.train.batch_size)
     models, losses = forms(run.model), {}
     for form, model in models.items():
-        first = CALIBRATION_BATCHES if form == "native again" else 0
-        calibrate_text(
-            model, (training_chunk(rows, run.recipe.data.text.sequence, first + i) for i in range(CALIBRATION_BATCHES))
-        )
+        first, length = CALIBRATION_BATCHES if form == "native again" else 0, run.recipe.data.text.sequence
+        chunks = (training_chunk(rows, length, first + i) for i in range(CALIBRATION_BATCHES))
+        calibrate(model, ({"input_ids": chunk.tokens} for chunk in chunks))
         losses[form] = text_losses(model, run, ids)
     differences = {key: losses[form] - losses["native"] for key, form in
                    (("portable", "portable"), ("chance", "native again"))}  # fmt: skip
@@ -163,24 +162,15 @@ def text_result(run: TrainedRun, name: str) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def calibrate_text(model: QuantizedLanguageModel, chunks: Iterator[Any]) -> None:
-    """Estimate a language model's activation ranges on chunks of training text."""
-    state = None
-    with model.at_max_bits(), calibrating(model):
-        for chunk in chunks:
-            _, state = model(chunk.tokens, None if chunk.first else state)
-            state = state if model.carries_state else None
-
-
-@torch.no_grad()
-def text_losses(model: QuantizedLanguageModel, run: TrainedRun, ids: Any) -> NDArray[np.float64]:
+def text_losses(model: QuantizedModel, run: TrainedRun, ids: Any) -> NDArray[np.float64]:
     """Return the loss of each token at max_bits, at which fake quantization has the integers of the export."""
-    text, found, state = run.recipe.data.text, [], None
+    text, found = run.recipe.data.text, []
+    state: State | None = None
     with model.at_max_bits():
         for chunk in evaluation_chunks(ids, run.recipe.train.eval_batch_size, text.sequence, text.context):
-            score = model.score(chunk.tokens, chunk.targets, state)
-            state, losses = score.state, score.losses
-            found.append(_flat(losses))
+            scores, state = scores_of(model, model.signature, chunk.tokens, state)
+            losses, _ = token_losses(scores, chunk.targets)
+            found.append(_flat(losses[chunk.targets.flatten() != IGNORED]))
     return np.concatenate(found)
 
 

@@ -10,8 +10,6 @@ from safetensors.torch import load_file
 
 from cpt_deploy.data import Share
 from cpt_deploy.data.text import evaluation_chunks
-from cpt_deploy.models.language import build_language_model
-from cpt_deploy.quantization import QuantizationConfig, prepare_language_model
 from cpt_deploy.training import load_run, train
 from cpt_deploy.training.reporting.reports import SilentReporter
 from cpt_deploy.training.run_directory.checkpoints import read_checkpoint
@@ -79,8 +77,8 @@ def test_a_run_goes_on_with_another_number_of_processes(in_processes, language, 
     assert in_processes(2, _train, mine, tmp_path / "parts", False, Stopper()) == [143, 143]
     carried = read_checkpoint(tmp_path / "parts" / "checkpoints" / "last.safetensors").tensors
     assert {name: tensor.shape for name, tensor in carried.items() if name.startswith("task.")} == {
-        "task.0": (2, 8, 16),
-        "task.1": (2, 8, 16),
+        "task.0": (8, 2, 16),
+        "task.1": (8, 2, 16),
     }
     assert in_processes(3, _train, mine, tmp_path / "parts", True) == [0, 0, 0]
 
@@ -90,18 +88,6 @@ def test_a_run_goes_on_with_another_number_of_processes(in_processes, language, 
 def test_more_processes_than_rows_are_refused(in_processes, language, tmp_path):
     assert in_processes(2, _train, language("train.batch_size=1"), tmp_path / "run") == [2, 2]
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [("lstm-lm", {"embedding": 8, "hidden": 8}), ("transformer-lm", {"features": 8, "heads": 2})],
-)
-def test_rows_of_a_state_are_found_and_joined(name, arguments):
-    model = prepare_language_model(build_language_model(name, 11, **arguments), QuantizationConfig())
-    _, state = model.eval()(torch.arange(10).view(5, 2))
-    parts = [model.rows_of(state, rows) for rows in (slice(0, 1), slice(1, 5))]
-    assert [part.shape for part in parts[0]] != [part.shape for part in state]
-    assert all(torch.equal(*pair) for pair in zip(model.joined(parts), state, strict=True))
 
 
 def test_each_row_is_evaluated_by_one_process():

@@ -20,8 +20,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from cpt_cli.main import main
 from cpt_deploy.data import training_stream
 from cpt_deploy.models import describe_model
-from cpt_deploy.models.language import build_language_model
-from cpt_deploy.quantization import QuantizationConfig, prepare_language_model
+from cpt_deploy.models.language import describe_language_model
 from cpt_deploy.recipe import experiments, load_recipe, smoke_recipe
 from cpt_deploy.training import RunReport
 from cpt_deploy.training.distributed.process_group import ProcessGroup
@@ -174,10 +173,9 @@ def test_the_operations_in_the_table_are_those_of_the_language_model(network):
     experiment = next(entry for entry in TEXT.values() if entry.values["model"]["name"] == network)
     vocabulary = {"ptb": 10_000, "wikitext103": 267_735}[experiment.data]
     with torch.device("meta"):  # shapes alone: the Transformer has 247 million parameters
-        float_model = build_language_model(network, vocabulary, **experiment.values["model"]["args"])
-    model = prepare_language_model(float_model, QuantizationConfig(ends="scheduled"))
-    assert sum(layer.macs for layer in model.layers()) == sum(experiment.layers)
-    assert {layer.role for layer in model.layers()} == {"scheduled"}
+        summary = describe_language_model(network, vocabulary, **experiment.values["model"]["args"])
+    assert summary.macs == sum(experiment.layers)
+    assert experiment.values["precision"]["ends"] == "scheduled"
 
 
 #: One of the Transformer's sixteen blocks, and no bands beyond the words that there are: the network takes gigabytes.

@@ -9,17 +9,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cpt_deploy.errors import DataError, UsageError
-from cpt_deploy.models.language.catalog import build_language_model
 from cpt_deploy.quantization import (
     LayerSensitivity,
     QuantizationConfig,
-    QuantizedLanguageModel,
     allocate_bits,
-    calibrating,
-    measure_loss_sensitivity,
     measure_sensitivity,
     prepare,
-    prepare_language_model,
 )
 from cpt_deploy.quantization.calibration.calibrate import calibrate
 
@@ -69,67 +64,6 @@ def test_measuring_changes_nothing() -> None:
     assert all(layer.cost[3] > layer.cost[8] for layer in layers)
     with pytest.raises(DataError, match="batch"):
         measure_sensitivity(model, [], CANDIDATES)
-
-
-def language_model(name: str, **args: int) -> QuantizedLanguageModel:
-    torch.manual_seed(0)
-    network = build_language_model(name, 11, dropout=0.0, **args)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.mul_(3)
-    model = prepare_language_model(network, QuantizationConfig(min_bits=2, ends="scheduled"))
-    with torch.no_grad(), calibrating(model):
-        model(torch.randint(0, 11, (4, 12)))
-    return model
-
-
-LANGUAGE_MODELS = {
-    "lstm-lm": {"embedding": 8, "hidden": 8},
-    "transformer-lm": {"features": 8, "heads": 2, "inner": 8, "layers": 1, "context": 16},
-}
-
-
-@pytest.mark.parametrize("name", LANGUAGE_MODELS)
-def test_the_loss_rises_by_what_the_rounded_weights_of_a_layer_cost(name: str) -> None:
-    model = language_model(name, **LANGUAGE_MODELS[name]).eval()
-    text = torch.randint(0, 11, (4, 13))
-    wanted = text[:, 1:].clone()
-    wanted[0, :3] = -100
-    chunks = [(text[:, :6], wanted[:, :6], True), (text[:, 6:12], wanted[:, 6:], False)]
-    layers = {layer.name: layer for layer in measure_loss_sensitivity(model, chunks, [2, 8])}
-    assert list(layers) == [layer.name for layer in model.layers()]
-
-    def loss() -> float:
-        with torch.no_grad():
-            rows = []
-            state = None
-            for tokens, _, _ in chunks:
-                scores, state = model(tokens, state if model.carries_state else None)
-                rows.append(scores)
-        return float(nn.functional.nll_loss(torch.cat(rows, dim=1).flatten(0, 1), wanted.flatten(), ignore_index=-100))
-
-    before = loss()
-    inner = next(layer for layer in layers if "layers.0" in layer or "blocks.0" in layer)
-    with torch.no_grad():
-        # codes of 2 bits are codes of 8 bits too, so that quantizing them again changes nothing
-        weight = model.network.get_submodule(inner).weight
-        weight.copy_(torch.round(weight / (scale := weight.abs().amax(1, keepdim=True))) * scale)
-    assert layers[inner].cost[2] == pytest.approx(loss() - before, rel=1e-3, abs=1e-6)
-    assert layers[inner].cost[8] == pytest.approx(0, abs=1e-7)
-    assert abs(layers[inner].cost[2]) > 1e-4
-
-
-def test_measuring_a_language_model_changes_nothing() -> None:
-    model = language_model("lstm-lm", embedding=8, hidden=8).train()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    told: list[int] = []
-    tokens = torch.randint(0, 11, (2, 6))
-    measure_loss_sensitivity(model, [(tokens, tokens, True)], CANDIDATES, progress=told.append)
-    assert told == list(range(1, 7))
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert model.training
-    with pytest.raises(DataError, match="chunk"):
-        measure_loss_sensitivity(model, [], CANDIDATES)
 
 
 def layers_of(sizes: list[int], costs: list[list[float]]) -> list[LayerSensitivity]:
