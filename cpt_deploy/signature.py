@@ -29,11 +29,19 @@ class TensorSpec:
         dtype: NumPy's name of the dtype: "float32", "int64", ...
         shape: Sizes without the batch dimension. A size of an output gets a new name if it is no sum of multiples of
             free sizes and a number.
+        batch: The first dimension, as in an ONNX file that was read: its name if it is free, a number if it is fixed,
+            None if the tensor has no dimensions.
     """
 
     name: str
     dtype: str
     shape: tuple[Size, ...]
+    batch: Size | None = BATCH
+
+    @property
+    def whole_shape(self) -> tuple[Size, ...]:
+        """The sizes with the batch dimension."""
+        return self.shape if self.batch is None else (self.batch, *self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +189,10 @@ def from_json(data: Mapping[str, Any]) -> Signature:
         KeyError: If a part is missing.
     """
     inputs, outputs = (
-        tuple(TensorSpec(tensor["name"], tensor["dtype"], tuple(tensor["shape"])) for tensor in data[part])
+        tuple(
+            TensorSpec(tensor["name"], tensor["dtype"], tuple(tensor["shape"]), tensor.get("batch", BATCH))
+            for tensor in data[part]
+        )
         for part in ("inputs", "outputs")
     )
     states = tuple((before, after) for before, after in data["states"])
@@ -189,4 +200,5 @@ def from_json(data: Mapping[str, Any]) -> Signature:
 
 
 def _tensor_to_json(tensor: TensorSpec) -> dict[str, Any]:
-    return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
+    entry = {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
+    return entry if tensor.batch == BATCH else {**entry, "batch": tensor.batch}

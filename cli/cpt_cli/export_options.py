@@ -34,6 +34,20 @@ def check_origin(
         raise UsageError("Expected --data with --from, to calibrate on, but got none", hint="cpt datasets lists names")
 
 
+def is_onnx_with_inputs(source: Path, data: Path, given: Mapping[str, object]) -> bool:
+    """Return whether an ONNX file is exported with a file of its inputs, without options for images.
+
+    Raises:
+        UsageError: If there are such options.
+    """
+    if source.suffix != ".onnx" or data.suffix != ".npz":
+        return False
+    for option, value in given.items():
+        if value is not None and option not in ("--data", "--name"):
+            raise UsageError(f"Expected {option} with a data set of images only, but got it with {data.name}")
+    return True
+
+
 def parsed_size(text: str | None) -> tuple[int, int] | None:
     """Return the height and width of `--input-size`."""
     if text is None:

@@ -18,7 +18,7 @@ from cpt_deploy.export.further_formats import write_formats
 from cpt_deploy.export.golden import golden_sample, named_inputs
 from cpt_deploy.integer.accumulators import can_saturate
 from cpt_deploy.integer.executor import Inputs
-from cpt_deploy.integer.float_costs import float_costs
+from cpt_deploy.integer.float_costs import FloatCosts, float_costs
 from cpt_deploy.integer.graph import IntegerGraph, to_dict
 from cpt_deploy.integer.lowering.freeze import freeze
 from cpt_deploy.onnx_graph.float_parts import FLOAT_OPSET
@@ -91,29 +91,63 @@ def export_bundle(
         BundleError: If the processor does not fit the model, or the bundle cannot be written.
     """
     graph = freeze(model, weight_bits=weight_bits, activation_bits=activation_bits)
+    floats = float_costs(graph) if graph.has_float_operations else None
+    opset = smallest_opset(graph) if opset is None else opset
+    facts = {
+        "weight_bits": mean_bits(weight_bits, {o.source: (o.bits, o.codes.size) for o in graph.weighted()}),
+        "activation_bits": activation_bits or max(tensor.bits for tensor in graph.tensors.values()),
+        **({} if identity.calibrated else {"trained_bits": [model.config.min_bits, model.config.max_bits]}),
+        "opset": opset if floats is None else max(opset, FLOAT_OPSET),
+        "reduced_layers": [asdict(layer) for layer in reduced_layers(model, weight_bits)],
+    }
+    floating = None if floats is None else (floats, model.conversion.reason)
+    return export_graph(graph, destination, identity, golden_inputs, facts=facts, floats=floating, formats=formats)
+
+
+def export_graph(
+    graph: IntegerGraph,
+    destination: Path | str,
+    identity: ModelIdentity,
+    golden_inputs: Inputs,
+    *,
+    facts: Mapping[str, Any],
+    floats: tuple[FloatCosts, str | None] | None = None,
+    formats: Sequence[str] = (),
+) -> Bundle:
+    """Write a frozen network as a bundle, atomically.
+
+    Args:
+        graph: The network.
+        destination: Directory of the bundle; an existing bundle there is replaced.
+        identity: Name, task, processor and facts.
+        golden_inputs: As for `export_bundle`.
+        facts: Facts about bits, and the opset of model.onnx, for config.json.
+        floats: What is computed in float, and why; None if nothing is.
+        formats: Further formats of the model.
+
+    Returns:
+        The bundle, opened and verified.
+
+    Raises:
+        ConversionError: If the network cannot be written in one of the formats.
+        UsageError: If the opset is out of range.
+        BundleError: If the processor does not fit the network, or the bundle cannot be written.
+    """
     try:
         identity.processor.check(graph.signature)
         golden = named_inputs(graph.signature, golden_inputs)
     except ValueError as error:
         raise BundleError(str(error)) from error
-    floats = float_costs(graph) if graph.has_float_operations else None
-    opset = smallest_opset(graph) if opset is None else opset
-    if floats is not None:
-        opset = max(opset, FLOAT_OPSET)
     all_facts = {
-        "weight_bits": mean_bits(weight_bits, {o.source: (o.bits, o.codes.size) for o in graph.weighted()}),
-        "activation_bits": activation_bits or max(tensor.bits for tensor in graph.tensors.values()),
         "quantization": CALIBRATED if identity.calibrated else TRAINED,
-        **({} if identity.calibrated else {"trained_bits": [model.config.min_bits, model.config.max_bits]}),
+        **facts,
         **({"activations": SYMMETRIC} if any(tensor.signed for tensor in graph.tensors.values()) else {}),
-        **({} if floats is None else float_facts(floats, model.conversion.reason)),
-        "opset": opset,
+        **({} if floats is None else float_facts(*floats)),
         "portable": not can_saturate(graph),
-        "reduced_layers": [asdict(layer) for layer in reduced_layers(model, weight_bits)],
         **identity.facts,
     }
     description, arrays = to_dict(graph)
-    onnx = write_onnx(graph, opset=opset, metadata=_onnx_metadata(identity, all_facts))
+    onnx = write_onnx(graph, opset=facts["opset"], metadata=_onnx_metadata(identity, all_facts))
     contents = BundleContents(
         name=identity.name,
         task=identity.task,
@@ -125,7 +159,7 @@ def export_bundle(
         quantization={
             "method": all_facts["quantization"],
             **describe_quantization(graph),
-            **({} if floats is None else {FLOAT_PARTS: describe_floats(floats, model.conversion.reason)}),
+            **({} if floats is None else {FLOAT_PARTS: describe_floats(*floats)}),
             ANNOUNCED: announced_operators(onnx),
         },
         golden=golden_sample(graph, golden, onnx),

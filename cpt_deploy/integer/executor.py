@@ -16,6 +16,7 @@ from cpt_deploy.errors import UsageError
 from cpt_deploy.integer import arithmetic
 from cpt_deploy.integer.float_calls import call, float_constants
 from cpt_deploy.integer.graph import IntegerGraph
+from cpt_deploy.integer.onnx_parts import OnnxSessions
 from cpt_deploy.integer.operations import (
     Add,
     Concatenate,
@@ -27,7 +28,9 @@ from cpt_deploy.integer.operations import (
     GlobalAverage,
     Lookup,
     MaxPool,
+    Movement,
     Multiply,
+    OnnxPart,
     Operation,
     Pad,
     Quantize,
@@ -78,6 +81,7 @@ class IntegerExecutor(nn.Module):
         for i, operation in enumerate(o for o in graph.operations if isinstance(o, Lookup)):
             self.register_buffer(f"_table_{i}", torch.from_numpy(operation.table.copy()))
             self._index[operation.output] = i
+        self._onnx = OnnxSessions(graph)
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Return the outputs: one tensor, or a tuple of several. Inputs are in the order of the graph's signature."""
@@ -157,6 +161,9 @@ class IntegerExecutor(nn.Module):
                 if own is not None:
                     own[operation.output] = self._execute(operation, [values[name] for name in operation.inputs])
                 values[operation.output] = given[operation.output].to(torch.float32)
+            elif isinstance(operation, OnnxPart):
+                results = self._onnx.run(operation.output, self._read_by(operation, values))
+                values.update(zip(operation.results, results, strict=True))
             else:
                 values[operation.output] = self._execute(operation, [values[name] for name in operation.inputs])
             if not keep:
@@ -164,6 +171,18 @@ class IntegerExecutor(nn.Module):
                     if last_use.get(name, i) == i and name not in self.graph.outputs:
                         del values[name]
         return values
+
+    def _read_by(self, operation: OnnxPart, values: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return the inputs of ONNX operators: real values, or quantized ones where only their shape is read."""
+        return [
+            self._stored(name, values[name]) if i in operation.codes else self._real(name, values)
+            for i, name in enumerate(operation.inputs)
+        ]
+
+    def _stored(self, name: str, x: Tensor) -> Tensor:
+        """Return quantized values in the type that the ONNX file has them in; other tensors as they are."""
+        tensor = self.graph.tensors.get(name)
+        return x if tensor is None else x.to(torch.int8 if tensor.signed else torch.uint8)
 
     def _run_steps(
         self,
@@ -182,6 +201,9 @@ class IntegerExecutor(nn.Module):
     def _execute(self, operation: Operation, inputs: list[Tensor]) -> Tensor:  # noqa: PLR0911
         if isinstance(operation, Constant | Float | Embed | Quantize):
             return self._execute_real(operation, inputs)
+        if isinstance(operation, Movement):
+            stored = [self._stored(name, x) for name, x in zip(operation.inputs, inputs, strict=True)]
+            return self._onnx.run(operation.output, stored)[0].to(torch.float32)
         x, sources = inputs[0], [self.graph.tensors[name] for name in operation.inputs]
         if operation.output not in self.graph.tensors:
             product: Tensor = self._layers[self._index[operation.output]](x)

@@ -11,6 +11,7 @@ from cpt_deploy.integer.operations import (
     OPERATIONS,
     Embed,
     Float,
+    OnnxPart,
     Operation,
     Quantize,
     QuantizedTensor,
@@ -49,7 +50,7 @@ class IntegerGraph:
     @property
     def has_float_operations(self) -> bool:
         """Whether some operations compute in float."""
-        return any(isinstance(operation, Float) for operation in self.operations)
+        return any(isinstance(operation, Float | OnnxPart) for operation in self.operations)
 
     def weighted(self) -> list[WeightedOperation]:
         """Return the operations that have weights, in order."""
@@ -82,7 +83,7 @@ def reached_from(graph: IntegerGraph, entries: Set[str]) -> set[str]:
         if isinstance(operation, Recurrent):
             if operation.hidden in reached:
                 reached.add(operation.product)
-        elif not isinstance(operation, Float | Quantize) and reached & set(operation.inputs):
+        elif not isinstance(operation, Float | OnnxPart | Quantize) and reached & set(operation.inputs):
             reached.add(operation.output)
     return reached
 

@@ -170,6 +170,36 @@ class Float(Operation):
 
 
 @dataclass(frozen=True, slots=True)
+class OnnxPart(Operation):
+    """Float operators of an ONNX file as they stand there, executed by onnxruntime.
+
+    Attributes:
+        results: Names of all tensors that it computes; `output` is the first.
+        codes: Positions of the inputs whose quantized values it reads, for their shape; others are dequantized.
+        content: The operators as a serialized ONNX model, uint8; its inputs and outputs are in the order of `inputs`
+            and `results`, and have the names of the results.
+    """
+
+    results: tuple[str, ...]
+    codes: tuple[int, ...]
+    content: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Movement(Operation):
+    """An ONNX operator that moves, repeats or selects quantized values: Resize, Gather, MaxPool, Reshape, ...
+
+    The first input is quantized; others are results of float operations, such as shapes.
+
+    Attributes:
+        content: The operator as a serialized ONNX model on quantized values, uint8; its inputs are in the order of
+            `inputs`.
+    """
+
+    content: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
 class Add(Operation):
     """Sum of two tensors of one shape; an output zero point of 0 implements a ReLU after it."""
 
@@ -262,6 +292,6 @@ OPERATIONS: dict[str, type[Operation]] = {
     kind.__name__: kind
     for kind in (
         Convolution, FullyConnected, Add, Multiply, Concatenate, GlobalAverage, Lookup, MaxPool, Pad, Reshape,
-        Transpose, Slice, Embed, Recurrent, Quantize, Constant, Float,
+        Transpose, Slice, Embed, Recurrent, Quantize, Constant, Float, OnnxPart, Movement,
     )
 }  # fmt: skip

@@ -11,10 +11,11 @@ from cpt_deploy import __version__
 from cpt_deploy.bundle.runtime.sessions import PORTABLE_KEY
 from cpt_deploy.integer.accumulators import can_saturate
 from cpt_deploy.integer.graph import IntegerGraph
-from cpt_deploy.integer.operations import QuantizedTensor, WeightedOperation
+from cpt_deploy.integer.operations import Movement, OnnxPart, QuantizedTensor, WeightedOperation
+from cpt_deploy.onnx_graph.onnx_parts import NO_PARTS, OnnxParts, read_names, renamed
 from cpt_deploy.onnx_graph.packing import packed_tensor
 from cpt_deploy.quantization.numerics.folding import Codes
-from cpt_deploy.signature import BATCH, TensorSpec
+from cpt_deploy.signature import TensorSpec
 
 
 def real_bias(operation: WeightedOperation, source: QuantizedTensor) -> NDArray[np.float32]:
@@ -26,7 +27,7 @@ def real_bias(operation: WeightedOperation, source: QuantizedTensor) -> NDArray[
 
 def _value_info(tensor: TensorSpec) -> onnx.ValueInfoProto:
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
-    return helper.make_tensor_value_info(tensor.name, kind, [BATCH, *tensor.shape])
+    return helper.make_tensor_value_info(tensor.name, kind, tensor.whole_shape)
 
 
 class GraphNodes:
@@ -35,11 +36,13 @@ class GraphNodes:
     Args:
         graph: The frozen network.
         opset: ONNX opset of the file.
+        parts: The operators of an ONNX file in the graph.
     """
 
-    def __init__(self, graph: IntegerGraph, opset: int) -> None:
+    def __init__(self, graph: IntegerGraph, opset: int, parts: OnnxParts = NO_PARTS) -> None:
         self.graph = graph
         self.opset = opset
+        self.parts = parts
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
         self.dequantized: set[str] = set()
@@ -129,21 +132,37 @@ class GraphNodes:
         self.node("DequantizeLinear", [codes, scales], f"{name}.bias", axis=0)
         return f"{name}.bias"
 
+    def add_operators(self, operation: OnnxPart | Movement) -> None:
+        """Add operators of an ONNX file as they are, reading dequantized values, or quantized ones as they do."""
+        body, names = self.parts.bodies[operation.output], {}
+        for i, (value, name) in enumerate(zip(body.input, operation.inputs, strict=True)):
+            stored = name not in self.graph.tensors or isinstance(operation, Movement) or i in operation.codes
+            names[value.name] = name if stored else self.real(name)
+        for tensor in body.initializer:  # under other names than those of other constants here
+            names[tensor.name] = f"{tensor.name}.constant"
+            tensor.name = names[tensor.name]
+            self.constants[tensor.name] = tensor
+        self.nodes.extend(renamed(node, names) for node in body.node)
+
     def finished(self, metadata: dict[str, str]) -> bytes:
         """Return the file, checked, with entries of its metadata."""
         signature = self.graph.signature
         inputs, outputs = (list(map(_value_info, tensors)) for tensors in (signature.inputs, signature.outputs))
-        body = helper.make_graph(self.nodes, "cpt-deploy", inputs, outputs, list(self.constants.values()))
+        read = {name for node in self.nodes for name in read_names(node)} | {output.name for output in outputs}
+        constants = [tensor for name, tensor in self.constants.items() if name in read]
+        body = helper.make_graph(self.nodes, "cpt-deploy", inputs, outputs, constants)
         if not can_saturate(self.graph):
             metadata = {**metadata, PORTABLE_KEY: "true"}
-        opsets = [helper.make_opsetid("", self.opset)]
+        versions = {**self.parts.domains, "": self.opset}
+        opsets = [helper.make_opsetid(domain, version) for domain, version in versions.items()]
         model = helper.make_model(
             body,
             opset_imports=opsets,
-            ir_version=helper.find_min_ir_version_for(opsets),
+            ir_version=helper.find_min_ir_version_for(opsets, ignore_unknown=True),
             producer_name="cpt-deploy",
             producer_version=__version__,
         )
         helper.set_model_props(model, metadata)
-        onnx.checker.check_model(model, full_check=True)
+        if not self.parts.bodies:  # the operators of other people's files may have no schema here
+            onnx.checker.check_model(model, full_check=True)
         return bytes(model.SerializeToString())

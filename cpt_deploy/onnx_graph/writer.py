@@ -16,11 +16,14 @@ from cpt_deploy.integer.operations import (
     Concatenate,
     Convolution,
     Embed,
+    Float,
     FullyConnected,
     GlobalAverage,
     Lookup,
     MaxPool,
+    Movement,
     Multiply,
+    OnnxPart,
     Operation,
     Pad,
     Quantize,
@@ -33,6 +36,7 @@ from cpt_deploy.integer.operations import (
 )
 from cpt_deploy.onnx_graph.float_parts import DOMAIN, FLOAT_OPSET, write_skeleton
 from cpt_deploy.onnx_graph.nodes import GraphNodes
+from cpt_deploy.onnx_graph.onnx_parts import read_parts
 from cpt_deploy.onnx_graph.packing import WRAP_OPSET, smallest_opset
 from cpt_deploy.onnx_graph.recurrent import scan
 from cpt_deploy.onnx_graph.stem import STRIDE, Stem, align_stem
@@ -52,30 +56,38 @@ def write_onnx(graph: IntegerGraph, *, opset: int | None = None, metadata: dict[
     Args:
         graph: The frozen network.
         opset: ONNX opset, 13 to 25. Up to 20 all weights are stored as int8; from 21 on those of at most 4 bits as
-            INT4, from 25 on those of 2 bits as INT2. None is the lowest opset with the smallest types for the weights.
+            INT4, from 25 on those of 2 bits as INT2. None is the lowest opset with the smallest types for the weights;
+            for a graph with operators of an ONNX file it is that of the file.
         metadata: Entries of the file's metadata_props; if no layer can saturate, one is added
             (`bundle.runtime.sessions`).
 
     Raises:
-        UsageError: If the opset is outside 13 to 25, or lacks an operator that the graph needs.
+        UsageError: If the opset is outside 13 to 25, not that of operators of an ONNX file in the graph, or lacks an
+            operator that the graph needs.
     """
-    opset = smallest_opset(graph) if opset is None else opset
-    if not MIN_OPSET <= opset <= MAX_OPSET:
+    parts = read_parts(graph)
+    if parts.opset and opset not in (None, parts.opset):
+        raise UsageError(f"Expected opset {parts.opset}, that of the float operators of the file, but got {opset}")
+    opset = parts.opset or (smallest_opset(graph) if opset is None else opset)
+    if not parts.opset and not MIN_OPSET <= opset <= MAX_OPSET:
         raise UsageError(f"Expected an opset from {MIN_OPSET} to {MAX_OPSET}, but got {opset}")
-    if graph.has_float_operations:
+    if any(isinstance(operation, Float) for operation in graph.operations):
         return _Writer(graph, max(opset, FLOAT_OPSET)).write_with_floats(metadata or {})
-    return _Writer(graph, opset).write(metadata or {})
+    return _Writer(graph, opset, parts).write(metadata or {})
 
 
 class _Writer(GraphNodes):
     def write(self, metadata: dict[str, str]) -> bytes:
         for operation in self.graph.operations:
-            if isinstance(operation, Quantize):
-                self.quantize(operation.inputs[0], self.graph.tensors[operation.output])
+            if isinstance(operation, OnnxPart | Movement):
+                self.add_operators(operation)
             else:
-                self._emit(operation, self.graph.tensors[operation.output])
+                self._emit_real(operation, operation.inputs[0])
         for made, output in zip(self.graph.outputs, self.graph.signature.outputs, strict=True):
-            self.node("DequantizeLinear", [made, *self.parameters(self.graph.tensors[made])], output.name)
+            if made in self.graph.tensors:
+                self.node("DequantizeLinear", [made, *self.parameters(self.graph.tensors[made])], output.name)
+            elif made != output.name:
+                self.node("Identity", [made], output.name)
         return self.finished(metadata)
 
     def write_with_floats(self, metadata: dict[str, str]) -> bytes:

@@ -194,7 +194,7 @@ class OutputAgreement:
         """Add a batch of outputs by name."""
         for name, served in second.items():
             difference = np.abs(first[name].astype(np.float64) - served)
-            axes = tuple(range(1, served.ndim)) if served.size > len(served) else None
+            axes = tuple(range(1, served.ndim)) if served.ndim and served.size > len(served) else None
             greatest = np.abs(served).max(axis=axes, keepdims=True).astype(np.float64)
             self._values += served.size
             self.unequal += int((~(difference == 0)).sum())

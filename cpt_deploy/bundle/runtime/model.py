@@ -10,12 +10,12 @@ from cpt_deploy.bundle.golden import Golden, GoldenCheck, compare_golden
 from cpt_deploy.bundle.runtime.sessions import open_session
 from cpt_deploy.bundle.runtime.tensors import Arrays, checked_inputs
 from cpt_deploy.errors import BundleError, MissingExtraError
-from cpt_deploy.signature import FreeSize, Signature, TensorSpec
+from cpt_deploy.signature import BATCH, FreeSize, Signature, TensorSpec
 
 DTYPES = {
     "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16", "tensor(bool)": "bool",
     "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(int16)": "int16", "tensor(int8)": "int8",
-    "tensor(uint8)": "uint8",
+    "tensor(uint64)": "uint64", "tensor(uint32)": "uint32", "tensor(uint16)": "uint16", "tensor(uint8)": "uint8",
 }  # fmt: skip
 """NumPy's names of onnxruntime's types."""
 
@@ -65,7 +65,9 @@ class OnnxRuntimeModel:
         )
         names = [output.name for output in self._session.get_outputs() if output.name not in added]
         found = _file_signature(self._session, names if signature is None else signature.names, where)
-        self.signature: Signature = found if signature is None else _checked_signature(signature, found, where)
+        self.signature: Signature = (
+            _batched(found, where) if signature is None else _checked_signature(signature, found, where)
+        )
         self.intermediate_names: tuple[str, ...] = tuple(
             output.name for output in self._session.get_outputs() if output.name not in self.signature.names
         )
@@ -137,13 +139,24 @@ def _file_signature(session: Any, outputs: Collection[str], where: str) -> Signa
 
 
 def _spec(tensor: Any, where: str) -> TensorSpec:
-    if tensor.type not in DTYPES or not tensor.shape:
-        raise BundleError(
-            f"Expected tensors of numbers with a batch dimension, but {tensor.name} of {where} is {tensor.type} "
-            f"{tensor.shape}"
-        )
+    if tensor.type not in DTYPES:
+        raise BundleError(f"Expected tensors of numbers, but {tensor.name} of {where} is {tensor.type}")
     sizes = (size or f"{tensor.name}_{place}" for place, size in enumerate(tensor.shape[1:], start=1))
-    return TensorSpec(tensor.name, DTYPES[tensor.type], tuple(sizes))
+    return TensorSpec(tensor.name, DTYPES[tensor.type], tuple(sizes), BATCH if tensor.shape else None)
+
+
+def _batched(signature: Signature, where: str) -> Signature:
+    """Return a signature if each of its tensors has a batch dimension.
+
+    Raises:
+        BundleError: If one has none.
+    """
+    for tensor in (*signature.inputs, *signature.outputs):
+        if tensor.batch is None:
+            raise BundleError(
+                f"Expected tensors with a batch dimension, but {tensor.name} of {where} is one {tensor.dtype}"
+            )
+    return signature
 
 
 def _checked_signature(signature: Signature, found: Signature, where: str) -> Signature:

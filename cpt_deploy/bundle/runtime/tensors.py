@@ -79,9 +79,9 @@ def next_states(signature: Signature, outputs: Arrays) -> dict[str, npt.NDArray[
 
 def _check(tensor: TensorSpec, array: npt.NDArray[Any], signature: Signature, sizes: dict[str, int]) -> None:
     """Compare an array with its declaration, and record the free sizes that it determines."""
-    if array.dtype != tensor.dtype or array.ndim != len(tensor.shape) + 1:
+    if array.dtype != tensor.dtype or array.ndim != len(tensor.whole_shape):
         raise _unfit(tensor, array)
-    for size, found in zip((BATCH, *tensor.shape), array.shape, strict=True):
+    for size, found in zip(tensor.whole_shape, array.shape, strict=True):
         if isinstance(size, int):
             if size != found:
                 raise _unfit(tensor, array)
@@ -104,7 +104,7 @@ def _size_at(size: str, sizes: Mapping[str, int]) -> int | None:
 
 
 def _unfit(tensor: TensorSpec, array: npt.NDArray[Any], further: str = "") -> ValueError:
-    shape = f"({', '.join(map(str, (BATCH, *tensor.shape)))}{',' if not tensor.shape else ''})"
+    shape = f"({', '.join(map(str, tensor.whole_shape))}{',' if len(tensor.whole_shape) == 1 else ''})"
     return ValueError(
         f"Expected {tensor.name} to be {tensor.dtype} {shape}{further}, but got {array.dtype} {array.shape}"
     )

@@ -74,7 +74,10 @@ def compare_integers(
     )
 
 
-def _share(expected: npt.NDArray[Any], served: npt.NDArray[Any]) -> float:
-    """Return the greatest difference as a share of the greatest value."""
-    difference = np.abs(expected - served).max(initial=0.0)
-    return float(difference) / (float(np.abs(expected).max(initial=0.0)) or 1.0)
+def _share(wanted: npt.NDArray[Any], got: npt.NDArray[Any]) -> float:
+    """Return the greatest difference of an output as a share of its greatest finite value; equal NaN do not differ."""
+    if wanted.dtype.kind not in "fc":
+        return float(np.count_nonzero(wanted != got)) / max(1, wanted.size)
+    same = (wanted == got) | (np.isnan(wanted) & np.isnan(got))
+    difference = np.abs(np.where(same, 0, wanted) - np.where(same, 0, got)).max(initial=0.0)
+    return float(difference) / (float(np.abs(wanted[np.isfinite(wanted)]).max(initial=0.0)) or 1.0)

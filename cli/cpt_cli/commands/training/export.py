@@ -120,7 +120,11 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Data set to calibrate on, by name, path or import path.", rich_help_panel=IMPORT_PANEL),
+        typer.Option(
+            help="Data set to calibrate on, by name, path or import path; for an ONNX model of any kind a file .npz "
+            "with an array (rows, ...) of each input.",
+            rich_help_panel=IMPORT_PANEL,
+        ),
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the data set.", rich_help_panel=IMPORT_PANEL)] = None,
     model: Annotated[
@@ -189,11 +193,12 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
     The states of a model, such as those of an LSTM, are inputs and outputs of model.onnx. --budget measures how far the
     outputs change if a layer alone has fewer bits.
 
-    With --from, a float model that was trained elsewhere is quantized by calibration only.
+    With --from, a float model that was trained elsewhere is quantized by calibration only: an image classifier with a
+    data set, or an ONNX model of any inputs and outputs with a file of inputs.
     """
-    from cpt_cli.export_options import check_origin, parsed_numbers, parsed_size
+    from cpt_cli.export_options import check_origin, is_onnx_with_inputs, parsed_numbers, parsed_size
     from cpt_deploy.bundle import chosen_formats
-    from cpt_deploy.workflows import ExportOptions, FloatModel, export_float_model, export_run
+    from cpt_deploy.workflows import ExportOptions, FloatModel, export_float_model, export_onnx_file, export_run
 
     only_from = {
         "--data": data, "--data-dir": data_dir, "--model": model, "--calibration-batches": calibration_batches,
@@ -218,6 +223,8 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
     if source is None:
         assert run is not None
         bundle = export_run(run, options, destination=destination, reporter=out)
+    elif data is not None and is_onnx_with_inputs(source, Path(data), only_from):
+        bundle = export_onnx_file(source, Path(data), options, destination=destination, name=name, reporter=out)
     else:
         assert data is not None
         described = {
@@ -251,7 +258,12 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
             "golden": summary.golden,
         }
     )
-    out.hint(f"cpt validate {readable.path(bundle.path)} --data {data or bundle.facts['dataset']}")
+    known = data or bundle.facts.get("dataset")
+    out.hint(
+        f"cpt serve {readable.path(bundle.path)}"
+        if str(known).endswith(".npz")
+        else f"cpt validate {readable.path(bundle.path)} --data {known}"
+    )
 
 
 COMMAND = Command(

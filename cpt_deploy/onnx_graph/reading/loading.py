@@ -1,0 +1,108 @@
+"""Load an ONNX file of any opset, and bring it to one form: functions inlined, opset 13 or later, constants folded."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx.inliner
+import onnx.version_converter
+import onnxruntime
+from onnx import helper
+
+from cpt_deploy.errors import ConversionError, DataError
+from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
+from cpt_deploy.onnx_graph.reading.rewriting import rewrite_activations
+from cpt_deploy.onnx_graph.reading.simplify import simplify
+
+#: The lowest opset of ONNX with quantizers per channel, which integer layers need.
+LEAST_OPSET = 13
+#: The opset of files that have operators of other domains alone.
+NEW_OPSET = 17
+#: The opset in which Scan lost its batch dimension, which onnx does not convert.
+SCAN_OPSET = 9
+#: The format of converted files: in older ones constants have to be inputs, too.
+CONVERTED_IR = 7
+#: protobuf's limit of one message.
+MOST_BYTES = 2**31 - 1
+
+
+def read_onnx(source: Path | bytes) -> OnnxNetwork:
+    """Read an ONNX file, or its content, with external data beside it.
+
+    Functions are inlined, older opsets are converted to opset 13, constant operators are computed, and activation
+    functions that are spelt out in several operators are written as one where ONNX has it.
+
+    Args:
+        source: The file, or its content.
+
+    Raises:
+        DataError: If it is damaged or no ONNX file.
+        ConversionError: If onnxruntime cannot run it.
+    """
+    model, name = _parsed(source), "the given bytes" if isinstance(source, bytes) else source.name
+    if not model.graph.output:
+        raise DataError(f"Expected an ONNX model in {name}, but it has no outputs")
+    plain = model.SerializeToString() if model.ByteSize() <= MOST_BYTES else b""
+    if not plain:
+        raise ConversionError(f"Expected an ONNX model of at most 2 GB, but {name} is larger")
+    _check_loads(model, name)
+    inlined = _attempt(lambda: onnx.inliner.inline_local_functions(model), name) if model.functions else model
+    current = _converted(inlined, name)
+    simplified = rewrite_activations(simplify(current))
+    return OnnxNetwork.from_model(simplified, name=name, original=plain)
+
+
+def _parsed(source: Path | bytes) -> onnx.ModelProto:
+    where = "the given bytes" if isinstance(source, bytes) else str(source)
+    try:
+        model = onnx.load_model_from_string(source) if isinstance(source, bytes) else onnx.load(source)
+        ok = bool(model.ir_version and model.opset_import)
+    except Exception as error:  # protobuf's DecodeError, or any error of missing external data
+        reason = str(error).strip().partition("\n")[0]
+        raise DataError(f"Expected an ONNX model in {where}, but it is damaged or of another kind: {reason}") from error
+    if not ok:
+        raise DataError(f"Expected an ONNX model in {where}, but it states no version of its operators")
+    return model
+
+
+def _check_loads(model: onnx.ModelProto, name: str) -> None:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no common base class
+        reason = str(error).strip().partition("\n")[0]
+        raise ConversionError(f"Expected a model that onnxruntime runs in {name}, but got: {reason}") from error
+
+
+def _attempt(step: Callable[[], Any], name: str) -> Any:
+    try:
+        return step()
+    except Exception as error:  # onnx raises errors of its C++ library, which have no common base class
+        reason = str(error).strip().partition("\n")[0]
+        raise ConversionError(f"Expected a model that can be converted in {name}, but got: {reason}") from error
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """Return the version of ONNX's own operators in a model; 0 if it has none."""
+    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+
+
+def _converted(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """Return a model with at least opset 13, so that it can hold quantizers per channel."""
+    opset = opset_of(model)
+    if not opset:
+        own = onnx.ModelProto()
+        own.CopyFrom(model)
+        own.opset_import.append(helper.make_opsetid("", NEW_OPSET))
+        return own
+    if opset >= LEAST_OPSET:
+        return model
+    if opset < SCAN_OPSET and any(node.op_type == "Scan" for node in model.graph.node):
+        raise ConversionError(f"Expected opset {SCAN_OPSET} or later in {name}, whose Scan changed, but got {opset}")
+    newer = onnx.ModelProto()
+    newer.CopyFrom(model)
+    newer.ir_version = max(model.ir_version, CONVERTED_IR)
+    return _attempt(lambda: onnx.version_converter.convert_version(newer, LEAST_OPSET), name)

@@ -1,0 +1,287 @@
+"""Build the integer graph of an ONNX network: integer operations, and parts that stay as they are."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from cpt_deploy.integer.convolutions import fields_of
+from cpt_deploy.integer.graph import IntegerGraph
+from cpt_deploy.integer.lowering.lookup import tabulate
+from cpt_deploy.integer.lowering.paddings import with_paddings_inside
+from cpt_deploy.integer.lowering.subpixel import transposed_convolution
+from cpt_deploy.integer.operations import (
+    Add,
+    Concatenate,
+    Convolution,
+    FullyConnected,
+    GlobalAverage,
+    Movement,
+    Multiply,
+    Operation,
+    Pad,
+    Quantize,
+    QuantizedTensor,
+)
+from cpt_deploy.onnx_graph.onnx_parts import read_names
+from cpt_deploy.onnx_graph.reading.choosing import Choice
+from cpt_deploy.onnx_graph.reading.found import Found, Measured
+from cpt_deploy.onnx_graph.reading.network import OnnxNetwork, attributes_of
+from cpt_deploy.onnx_graph.reading.parts import Stages, float_part, serialized
+from cpt_deploy.onnx_graph.reading.ranges import Ranges
+from cpt_deploy.onnx_graph.reading.weights import BITS, quantized_layer
+from cpt_deploy.quantization.numerics.affine import affine_parameters, unsigned_quant_max
+from cpt_deploy.quantization.numerics.folding import FoldedWeights, channelwise
+from cpt_deploy.signature import Signature
+
+_MODULES: Mapping[str, Any] = {
+    "Sigmoid": nn.Sigmoid, "Tanh": nn.Tanh, "Softplus": nn.Softplus, "LeakyRelu": nn.LeakyReLU, "Elu": nn.ELU,
+    "Relu": nn.ReLU, "Clip": nn.Hardtanh,
+}  # fmt: skip
+
+
+class Lowering:
+    """Builds an integer graph.
+
+    Args:
+        network: The network.
+        measured: Its tensors, as seen in a run.
+        choice: What becomes integers.
+        ranges: Ranges of the tensors that are quantized.
+        portable: Whether no sum may saturate on processors without VNNI.
+    """
+
+    def __init__(
+        self, network: OnnxNetwork, measured: Mapping[str, Measured], choice: Choice, ranges: Ranges, *, portable: bool
+    ) -> None:
+        self.network, self.measured, self.choice = network, measured, choice
+        self.ranges, self.portable = ranges, portable
+        self.operations: list[Operation] = []
+        self.tensors: dict[str, QuantizedTensor] = {}
+        #: The quantized tensor of each real tensor that is quantized.
+        self.quantized: dict[str, QuantizedTensor] = {}
+        self.taken = {name for node in network.nodes for name in (*node.output, *node.input)} | {*network.constants}
+
+    def run(self, stages: Stages, signature: Signature) -> IntegerGraph:
+        """Return the graph.
+
+        Args:
+            stages: Order of execution.
+            signature: Inputs and outputs.
+        """
+        self._quantize_entries({tensor.name for tensor in signature.inputs})
+        wanted = [self._wanted_after(stages, at) for at in range(len(stages.floats))]
+        for at, (nodes, operations) in enumerate(zip(stages.floats, stages.integers, strict=True)):
+            names = {name: tensor.name for name, tensor in self.quantized.items() if name in self._made}
+            part = float_part(self.network, nodes, wanted[at], self._value_of, names)
+            if part is not None:
+                self.operations.append(part)
+                self._quantize_entries({*part.results})
+            for operation in operations:
+                self._lower(operation)
+        outputs = tuple(
+            self.quantized[value.name].name if value.name in self._made else value.name
+            for value in self.network.outputs
+        )
+        return with_paddings_inside(IntegerGraph(signature, outputs, tuple(self.operations), self.tensors))
+
+    @property
+    def _made(self) -> set[str]:
+        """Real tensors that exist only as integers."""
+        return {operation.output for operation in self.choice.operations} - self.choice.real
+
+    def _wanted_after(self, stages: Stages, at: int) -> set[str]:
+        """Return the tensors that are read outside of the float operators of a stage."""
+        own = {*stages.floats[at]}
+        inside = {node for operation in self.choice.operations for node in operation.nodes}
+        wanted = {*self.network.output_names, *self.choice.entries}
+        for i, node in enumerate(self.network.nodes):
+            if i not in own or i in inside:
+                wanted.update(read_names(node))
+        return wanted
+
+    def _value_of(self, name: str) -> onnx.ValueInfoProto:
+        """Return type and shape of a tensor; sizes that may change are free."""
+        seen, kind, known = self.measured.get(name), self.network.types.get(name), self.network.shape(name)
+        if kind is not None and kind.WhichOneof("value") not in (None, "tensor_type"):
+            return onnx.ValueInfoProto(name=name, type=kind)
+        element = 0 if kind is None or (seen is not None and seen.is_float) else kind.tensor_type.elem_type
+        shape = known if known is not None or seen is None else (None,) * len(seen.shape)
+        return helper.make_tensor_value_info(name, element or TensorProto.FLOAT, shape)
+
+    # --- tensors ------------------------------------------------------------------------------------------------------
+
+    def _quantize_entries(self, made: set[str]) -> None:
+        """Quantize those of the real tensors `made` that integer operations read."""
+        for name in self.choice.entries:
+            if name in made and name not in self.quantized:
+                tensor = self._new_tensor(name)
+                self.operations.append(Quantize((name,), tensor.name))
+                self._finish(name, tensor)
+
+    def _new_tensor(self, name: str) -> QuantizedTensor:
+        low, high = (torch.tensor(bound, dtype=torch.float32) for bound in self.ranges.bounds[name])
+        scale, zero_point = affine_parameters(low, high, torch.tensor(float(unsigned_quant_max(BITS))))
+        return QuantizedTensor(self._new_name(name), float(scale), int(zero_point), BITS, self._shape_of(name))
+
+    def _shape_of(self, name: str) -> tuple[int | None, ...]:
+        rank, known = len(self.measured[name].shape), self.network.shape(name)
+        return tuple(known[1:]) if known is not None and len(known) == rank else (None,) * (rank - 1)
+
+    def _new_name(self, name: str) -> str:
+        name = f"{name}_codes"
+        while any(other == name or other.startswith(f"{name}.") for other in self.taken):
+            name += "_"
+        self.taken.add(name)
+        return name
+
+    def _finish(self, name: str, tensor: QuantizedTensor) -> None:
+        self.quantized[name] = self.tensors[tensor.name] = tensor
+
+    # --- operations ---------------------------------------------------------------------------------------------------
+
+    def _lower(self, found: Found) -> None:
+        sources = [self.quantized[name] for name in found.inputs]
+        names = tuple(source.name for source in sources)
+        if found.kind == "movement":
+            self._move(found, sources[0])
+            return
+        if found.output in self.choice.real:
+            self.operations.append(self._connected(found, sources[0], found.output))
+            self._quantize_entries({found.output})
+            return
+        output = self._new_tensor(found.output)
+        made: Operation
+        match found.kind:
+            case "convolution" | "transposed":
+                self._convolve(found, sources[0], output)
+                return
+            case "connected":
+                made = self._connected(found, sources[0], output.name)
+            case "channelwise" | "average":
+                made = self._depthwise(found, sources[0], output)
+            case "add":
+                made = Add(names, output.name)
+            case "multiply":
+                made = Multiply(names, output.name)
+            case "concatenate":
+                assert found.attributes is not None
+                rank = len(output.shape) + 1
+                made = Concatenate(names, output.name, found.attributes["axis"] % rank)
+            case "global_average":
+                made = GlobalAverage(names, output.name)
+            case _:
+                made, output = self._tabulate(found, sources[0], output)
+        self.operations.append(made)
+        self._finish(found.output, output)
+
+    def _folded(self, found: Found, source: QuantizedTensor) -> FoldedWeights:
+        assert found.weight is not None
+        assert found.factor is not None
+        assert found.offset is not None
+        return quantized_layer(
+            found.weight, found.factor, found.offset, source,
+            means=self.ranges.means.get(found.inputs[0]), portable=self.portable,
+        )  # fmt: skip
+
+    def _source_of(self, found: Found) -> str:
+        node = self.network.nodes[found.nodes[0]]
+        return str(node.name or node.output[0])
+
+    def _connected(self, found: Found, source: QuantizedTensor, output: str) -> FullyConnected:
+        fields = fields_of(self._folded(found, source))
+        return FullyConnected((source.name,), output, **fields, bits=BITS, source=self._source_of(found))
+
+    def _convolve(self, found: Found, source: QuantizedTensor, output: QuantizedTensor) -> None:
+        geometry, name = found.attributes, self._source_of(found)
+        assert geometry is not None
+        assert found.weight is not None
+        folded = self._folded(found, source)
+        output = replace(output, shape=(len(folded.codes), *output.shape[1:]))
+        if found.kind == "transposed":
+            layer: Any = SimpleNamespace(
+                kernel_size=folded.codes.shape[2:], stride=geometry["strides"], padding=geometry["pads"],
+                output_padding=geometry["output_padding"], dilation=geometry["dilations"], groups=geometry["groups"],
+            )  # fmt: skip
+            for operation, tensor in transposed_convolution(layer, folded, BITS, (source, output, name)):
+                self.operations.append(operation)
+                self.tensors[tensor.name] = tensor
+        else:
+            strides, pads, dilations = (tuple(geometry[key]) for key in ("strides", "pads", "dilations"))
+            operation = Convolution(
+                (source.name,), output.name, **fields_of(folded), bits=BITS, source=name,
+                strides=strides, pads=pads, dilations=dilations, groups=geometry["groups"],
+            )  # fmt: skip
+            self.operations.append(operation)
+        self._finish(found.output, output)
+
+    def _depthwise(self, found: Found, source: QuantizedTensor, output: QuantizedTensor) -> Convolution:
+        channels, dimensions = source.channels, len(source.shape) - 1
+        kernel: tuple[int, ...] = (1,) * dimensions
+        strides, pads = kernel, (0,) * 2 * dimensions
+        if found.kind == "average":
+            assert found.attributes is not None
+            kernel = tuple(found.attributes["kernel_shape"])
+            strides = tuple(found.attributes.get("strides", strides))
+            pads = tuple(found.attributes.get("pads", pads))
+            scales = np.full(channels, 1.0 / np.prod(kernel), dtype=np.float32)
+            codes = np.ones((channels, 1, *kernel), dtype=np.int8)
+            folded = FoldedWeights(codes, 0, scales, np.zeros(channels, dtype=np.int32))
+        else:
+            assert found.factor is not None
+            assert found.offset is not None
+            folded = channelwise(found.factor, found.offset, dimensions, source.scale)
+        return Convolution(
+            (source.name,), output.name, **fields_of(folded), bits=BITS, source=self._source_of(found),
+            strides=strides, pads=pads, dilations=(1,) * dimensions, groups=channels,
+        )  # fmt: skip
+
+    def _tabulate(
+        self, found: Found, source: QuantizedTensor, output: QuantizedTensor
+    ) -> tuple[Operation, QuantizedTensor]:
+        kind = self.network.nodes[found.nodes[0]].op_type
+        return tabulate(_MODULES[kind](*found.parameters), source, output)
+
+    # --- movements ----------------------------------------------------------------------------------------------------
+
+    def _move(self, found: Found, source: QuantizedTensor) -> None:
+        node = self.network.nodes[found.nodes[0]]
+        output = replace(source, name=self._new_name(found.output), shape=self._shape_of(found.output))
+        pads = self._constant_pads(node) if node.op_type == "Pad" else None
+        if pads is not None:
+            self.operations.append(Pad((source.name,), output.name, "constant", pads))
+        else:
+            self.operations.append(self._movement(node, source, output))
+        self._finish(found.output, output)
+
+    def _constant_pads(self, node: onnx.NodeProto) -> tuple[int, ...] | None:
+        """Return the widths of a padding with zeros; None if it is another kind, or widths are computed."""
+        mode = attributes_of(node).get("mode", "constant")
+        widths = self.network.array(node.input[1])
+        if mode != "constant" or widths is None or (len(node.input) > 3 and node.input[3]):
+            return None
+        return tuple(map(int, widths))
+
+    def _movement(self, node: onnx.NodeProto, source: QuantizedTensor, output: QuantizedTensor) -> Movement:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copy.input[0], copy.output[0] = source.name, output.name
+        constants = [self.network.constants[name] for name in node.input[1:] if name in self.network.constants]
+        if node.op_type == "Pad" and attributes_of(node).get("mode", "constant") == "constant":
+            zero = f"{output.name}.zero"
+            constants = [tensor for tensor in constants if len(node.input) < 3 or tensor.name != node.input[2]]
+            constants.append(numpy_helper.from_array(np.array(source.zero_point, source.dtype), zero))
+            copy.input[:] = [*copy.input[:2], zero, *copy.input[3:]]
+        others = dict.fromkeys(name for name in node.input[1:] if name and name not in self.network.constants)
+        inputs = [helper.make_tensor_value_info(source.name, TensorProto.UINT8, None)]
+        inputs += [self._value_of(name) for name in others]
+        body = helper.make_graph([copy], "movement", inputs, [onnx.ValueInfoProto(name=output.name)], constants)
+        names = {name: tensor.name for name, tensor in self.quantized.items() if name in self._made}
+        read = (source.name, *(names.get(name, name) for name in others))
+        return Movement(read, output.name, serialized(self.network, body))

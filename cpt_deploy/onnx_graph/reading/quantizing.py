@@ -1,0 +1,99 @@
+"""Quantize a float ONNX network: choose, calibrate and build its integer graph."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+
+from cpt_deploy.errors import ConversionError, UsageError
+from cpt_deploy.integer.accumulators import check_accumulators
+from cpt_deploy.integer.graph import IntegerGraph
+from cpt_deploy.onnx_graph.reading.choosing import Choice, choose
+from cpt_deploy.onnx_graph.reading.lowering import Lowering
+from cpt_deploy.onnx_graph.reading.measuring import Runner, Sample, measure_shapes
+from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
+from cpt_deploy.onnx_graph.reading.parts import crossing_values, stages_of
+from cpt_deploy.onnx_graph.reading.patterns import Finder
+from cpt_deploy.onnx_graph.reading.placement import Placement, placement_of
+from cpt_deploy.onnx_graph.reading.ranges import measure_ranges
+from cpt_deploy.onnx_graph.reading.signatures import signature_of
+from cpt_deploy.onnx_graph.reading.weights import BITS
+from cpt_deploy.quantization.numerics.affine import unsigned_quant_max
+
+#: Allowed difference of the network as it was read from the file, as a share of the greatest value of an output.
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class QuantizedOnnx:
+    """A quantized ONNX network.
+
+    Attributes:
+        graph: Its integer graph.
+        placement: What of it runs on integers.
+        samples: Number of samples that it was calibrated on.
+    """
+
+    graph: IntegerGraph
+    placement: Placement
+    samples: int
+
+
+def quantize_onnx(network: OnnxNetwork, samples: Iterable[Sample], *, portable: bool = True) -> QuantizedOnnx:
+    """Quantize a float network, with ranges of samples.
+
+    Operations that have an integer form become one, where the rules of `docs/quantization.md` let onnxruntime execute
+    them in integers; every other operator stays as it is. Samples are used one at a time.
+
+    Args:
+        network: The network, as `read_onnx` reads it.
+        samples: Inputs by name.
+        portable: Whether sums may saturate on no processor.
+
+    Raises:
+        UsageError: If there are no samples, or they have other inputs than the network.
+        ConversionError: If the network does not run on them, or computes no tensors.
+    """
+    rest = iter(samples)
+    first = next(rest, None)
+    if first is None:
+        raise UsageError("Expected at least one sample to calibrate on, but got none")
+    check_same(network, first)
+    measured = measure_shapes(network, first)
+    choice = choose(network, measured, Finder(network, measured).find())
+    stages = stages_of(network, choice.operations)
+    if crossing_values(network, stages):
+        choice = Choice((), frozenset(), ())
+        stages = stages_of(network, ())
+    layers = {operation.inputs[0]: operation for operation in choice.operations if operation.has_weights}
+    axes = {
+        name: len(measured[name].shape) - 1 if operation.kind == "connected" else 1
+        for name, operation in layers.items()
+    }
+    ranges = measure_ranges(
+        network, measured, choice.quantized, axes, chain([first], rest), quant_max=unsigned_quant_max(BITS)
+    )
+    graph = Lowering(network, measured, choice, ranges, portable=portable).run(stages, signature_of(network, first))
+    check_accumulators(graph)
+    return QuantizedOnnx(graph, placement_of(network, measured, choice), ranges.samples)
+
+
+def check_same(network: OnnxNetwork, sample: Sample) -> None:
+    """Check that a network computes what its file does.
+
+    Raises:
+        ConversionError: If it does not.
+    """
+    expected = Runner(network.original, network).run(sample)
+    got = Runner(network.to_model(), network).run(sample)
+    for name, wanted in expected.items():
+        if not isinstance(wanted, np.ndarray) or wanted.dtype.kind != "f":
+            continue
+        scale = float(np.abs(wanted[np.isfinite(wanted)]).max(initial=1e-6))
+        if got[name].shape != wanted.shape or not np.allclose(
+            got[name], wanted, rtol=_TOLERANCE, atol=_TOLERANCE * scale, equal_nan=True
+        ):
+            raise ConversionError(
+                f"Expected {network.name} to compute the same as it was read, but its output {name!r} differs"
+            )

@@ -1,0 +1,59 @@
+"""The signature of an ONNX network: names, types and shapes of its inputs and outputs."""
+
+import re
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from cpt_deploy.errors import ConversionError
+from cpt_deploy.onnx_graph.reading.measuring import Sample
+from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
+from cpt_deploy.signature import BATCH, FreeSize, Signature, Size, TensorSpec
+
+_NAME = re.compile(r"[A-Za-z_]\w*")
+
+
+def signature_of(network: OnnxNetwork, sample: Sample) -> Signature:
+    """Return the signature of a network; the free sizes of a sample are the example.
+
+    The first dimension of a tensor is its batch dimension: N if it is free, otherwise a number.
+
+    Raises:
+        ConversionError: If an input or output is no tensor of numbers.
+    """
+    first = [name for value in network.inputs if (name := _declared(value)[:1])]
+    batches = {name for (name,) in first if isinstance(name, str)}
+    batch = next((name for (name,) in first if isinstance(name, str)), "")
+    inputs = tuple(_spec(value, _declared(value), batch) for value in network.inputs)
+    outputs = tuple(_spec(value, _declared(value), batch) for value in network.outputs)
+    free: dict[str, FreeSize] = {}
+    for tensor in inputs:
+        sizes = sample[tensor.name].shape
+        for place, size in enumerate(tensor.whole_shape):
+            if isinstance(size, str) and (place or size != BATCH):
+                free.setdefault(size, FreeSize(int(sizes[place])))
+    assert batch in batches or not batches
+    return Signature(inputs, outputs, (), free)
+
+
+def _declared(value: onnx.ValueInfoProto) -> list[Size]:
+    """Return the sizes of an input or output; free ones have the file's names, or new ones."""
+    sizes: list[Size] = []
+    for axis, size in enumerate(value.type.tensor_type.shape.dim):
+        if size.HasField("dim_value") and size.dim_value >= 0:
+            sizes.append(int(size.dim_value))
+        else:
+            named = size.HasField("dim_param") and _NAME.fullmatch(size.dim_param)
+            sizes.append(size.dim_param if named else f"{re.sub(r'[^A-Za-z0-9_]', '_', value.name)}_{axis}")
+    return [f"_{size}" if isinstance(size, str) and not _NAME.fullmatch(size) else size for size in sizes]
+
+
+def _spec(value: onnx.ValueInfoProto, sizes: list[Size], batch: str) -> TensorSpec:
+    if value.type.WhichOneof("value") != "tensor_type":
+        raise ConversionError(f"Expected tensors as inputs and outputs, but {value.name!r} is none")
+    kind = np.dtype(helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
+    if kind.kind not in "biuf":
+        raise ConversionError(f"Expected numbers as inputs and outputs, but {value.name!r} holds {kind}")
+    renamed = [BATCH if size == batch else size for size in sizes]
+    return TensorSpec(value.name, kind.name, tuple(renamed[1:]), renamed[0] if renamed else None)

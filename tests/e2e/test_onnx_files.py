@@ -1,0 +1,91 @@
+"""An ONNX file of any inputs and outputs: exported on a file of inputs, opened, checked and served."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cpt_cli.main import main
+from cpt_deploy.bundle import Bundle, OnnxRuntimeModel
+from cpt_deploy.integer import graph_from_bundle
+from cpt_deploy.validation.integers.compare_integers import compare_integers
+from tests.unit.onnx_graph.reading.networks import Network, run, sqnr
+from tests.unit.serving.conftest import connect
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a network of two heads, one behind operators that stay in float, and inputs of it."""
+    path = tmp_path_factory.mktemp("foreign")
+    network = Network(["N", 2, "length"])
+    x = network.op("Relu", network.op("Conv", "x", network.weight(8, 2, 3), network.weight(8), pads=[1, 1]))
+    marks = network.op("Sigmoid", network.op("Conv", x, network.weight(1, 8, 1), network.weight(1)))
+    summed = network.op("Exp", network.op("ReduceMean", network.op("Tanh", x), axes=[2], keepdims=0))
+    kind = network.op("Softmax", network.op("Gemm", summed, network.weight(3, 8), network.weight(3), transB=1))
+    (path / "heads.onnx").write_bytes(network.file(marks, kind))
+    rng = np.random.default_rng(0)
+    np.savez(path / "inputs.npz", x=rng.normal(size=(24, 2, 40)).astype(np.float32))
+    np.savez(path / "others.npz", y=np.zeros((3, 2, 40), np.float32))
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundle(folder: Path) -> Bundle:
+    words = ["export", "--from", folder / "heads.onnx", "--data", folder / "inputs.npz", "--out", folder / "bundle"]
+    assert main([str(word) for word in words]) == 0
+    return Bundle.open(folder / "bundle")
+
+
+def test_the_bundle_holds_what_was_proven(bundle: Bundle, folder: Path) -> None:
+    model = OnnxRuntimeModel(bundle.onnx_path, bundle.signature)
+    assert model.reproduce_golden(bundle.golden).reproduced
+    x = np.random.default_rng(1).normal(size=(3, 2, 25)).astype(np.float32)
+    comparison = compare_integers(graph_from_bundle(bundle), bundle.onnx_path, {"x": x})
+    assert comparison.mismatches == 0
+    for wanted, got in zip(
+        run((folder / "heads.onnx").read_bytes(), {"x": x}), model.run({"x": x}).values(), strict=True
+    ):
+        assert sqnr(wanted, got) > 25
+    assert bundle.facts["portable"]
+    assert bundle.facts["calibration_rows"] == 24
+    assert "Tanh" in bundle.facts["computed_in_float"]
+
+
+def test_the_bundle_is_served(bundle: Bundle, folder: Path) -> None:
+    x = np.random.default_rng(2).normal(size=(2, 2, 10)).astype(np.float32)
+    wanted = OnnxRuntimeModel(bundle.onnx_path, bundle.signature).run({"x": x})
+    with connect(bundle) as client:
+        answer = client.post("/predict", json={"inputs": {"x": x.tolist()}})
+    assert answer.status_code == 200, answer.text
+    for row, prediction in enumerate(answer.json()["predictions"]):
+        for name, values in wanted.items():
+            np.testing.assert_allclose(prediction[name], values[row], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--data", "others.npz"], "Expected arrays x in others.npz, but got y"),
+        (["--data", "missing.npz"], "Expected arrays in"),
+        (["--data", "inputs.npz", "--mean", "0.5"], "--mean with a data set of images only"),
+        (["--data", "inputs.npz", "--bits", "4"], "Expected no --bits"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    folder: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = [str(folder / word) if word.endswith(".npz") else word for word in words]
+    assert main(["export", "--from", str(folder / "heads.onnx"), *typed, "--json"]) == 2 or "missing" in words[1]
+    assert said in json.dumps(capsys.readouterr().err).replace("\\n", " ")
+
+
+def test_rows_that_depend_on_each_other_are_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = Network(["N", 8])
+    x = network.op("Gemm", "x", network.weight(4, 8), network.weight(4), transB=1)
+    (tmp_path / "m.onnx").write_bytes(network.file(network.op("Softmax", x, axis=0)))
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).normal(size=(9, 8)).astype(np.float32))
+    assert main(["export", "--from", str(tmp_path / "m.onnx"), "--data", str(tmp_path / "x.npz")]) != 0
+    assert "rows that do not depend on each other" in capsys.readouterr().err

@@ -1,0 +1,118 @@
+"""Reading ONNX files: damaged ones, old ones, functions, constants, external data."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from cpt_deploy.errors import ConversionError, CptError, DataError
+from cpt_deploy.onnx_graph.reading import read_onnx
+from tests.unit.onnx_graph.reading.networks import Network, run, samples
+
+
+def network() -> Network:
+    made = Network(["N", 3, 8, 8])
+    made.conv("x", 3, 4)
+    return made
+
+
+def test_other_content_is_refused_in_one_line(tmp_path: Path) -> None:
+    for content in (b"", b"not a model", b"\x08\x09", bytes(1000)):
+        with pytest.raises(DataError, match="Expected an ONNX model") as caught:
+            read_onnx(content)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match="damaged or of another kind"):
+        read_onnx(tmp_path / "missing.onnx")
+
+
+def test_damaged_files_give_an_error_or_the_same_function() -> None:
+    file = network().file("conv0")
+    (sample,) = samples((1, 3, 8, 8), 1)
+    wanted = run(file, sample)[0]
+    rng = np.random.default_rng(0)
+    read = 0
+    for _ in range(60):
+        damaged = bytearray(file)
+        damaged[rng.integers(len(file))] ^= 1 << rng.integers(8)
+        try:
+            model = read_onnx(bytes(damaged)).to_model().SerializeToString()
+        except CptError:
+            continue
+        read += 1
+        own = run(bytes(damaged), sample) if b"x" in bytes(damaged) else [wanted]
+        np.testing.assert_allclose(run(model, sample)[0], own[0], rtol=1e-4, atol=1e-5)
+    assert read > 20
+
+
+def test_a_truncated_file_is_refused() -> None:
+    file = network().file("conv0")
+    for length in range(0, len(file) - 1, 97):
+        with pytest.raises(CptError):
+            read_onnx(file[:length])
+
+
+def test_a_model_that_onnxruntime_refuses_is_refused() -> None:
+    made = Network(["N", 3])
+    with pytest.raises(ConversionError, match="Expected a model that onnxruntime runs"):
+        read_onnx(made.file(made.op("NoSuchOperator", "x")))
+
+
+def test_external_data_is_read(tmp_path: Path) -> None:
+    made = network()
+    onnx.save(made.model("conv0"), tmp_path / "m.onnx", save_as_external_data=True, location="m.bin", size_threshold=0)
+    (sample,) = samples((1, 3, 8, 8), 1)
+    read = read_onnx(tmp_path / "m.onnx")
+    np.testing.assert_array_equal(
+        run(read.to_model().SerializeToString(), sample)[0], run(made.file("conv0"), sample)[0]
+    )
+    (tmp_path / "m.bin").unlink()
+    with pytest.raises(DataError, match="damaged or of another kind"):
+        read_onnx(tmp_path / "m.onnx")
+
+
+def test_functions_are_inlined() -> None:
+    own = [helper.make_node("Relu", ["a"], ["r"]), helper.make_node("Add", ["r", "a"], ["b"])]
+    function = helper.make_function("own", "Twice", ["a"], ["b"], own, [helper.make_opsetid("", 17)])
+    nodes = [helper.make_node("Twice", [name], [made], domain="own") for name, made in ("xy", "yz")]
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4]) for name in "xz"]
+    graph = helper.make_graph(nodes, "functions", infos[:1], infos[1:])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, functions=[function], ir_version=8)
+    read = read_onnx(model.SerializeToString())
+    assert [node.op_type for node in read.nodes] == ["Relu", "Add", "Relu", "Add"]
+    (sample,) = samples((2, 4), 1)
+    np.testing.assert_array_equal(
+        run(read.to_model().SerializeToString(), sample)[0], run(model.SerializeToString(), sample)[0]
+    )
+
+
+def test_constants_are_computed_and_known_shapes_too() -> None:
+    made = Network(["N", 3, 8, 8])
+    x = made.conv("x", 3, 4)
+    channels = made.op("Gather", made.op("Shape", x), np.array([1]))
+    two = made.op("Mul", channels, made.op("Cast", made.op("Sqrt", np.float32([4])), to=TensorProto.INT64))
+    shape = made.op("Concat", np.array([0]), two, np.array([-1]), axis=0)
+    read = read_onnx(made.file(made.op("Reshape", x, shape)))
+    assert [node.op_type for node in read.nodes] == ["Conv", "Reshape"]
+    values = read.array(read.nodes[1].input[1])
+    assert values is not None
+    assert values.tolist() == [0, 8, -1]
+
+
+def test_constants_that_would_fill_the_memory_are_not_computed() -> None:
+    made = Network(["N", 3])
+    huge = made.op("ConstantOfShape", np.array([2**20, 2**20]))
+    read = read_onnx(made.file(made.op("Add", "x", made.op("ReduceMax", huge, keepdims=0))))
+    assert [node.op_type for node in read.nodes] == ["ConstantOfShape", "ReduceMax", "Add"]
+
+
+def test_a_branch_that_is_always_taken_replaces_its_if() -> None:
+    made = Network(["N", 4])
+    value = onnx.ValueInfoProto(name="made")
+    neg, exp = (helper.make_graph([helper.make_node(k, ["x"], ["made"])], k, [], [value]) for k in ("Neg", "Exp"))
+    read = read_onnx(made.file(made.op("If", np.array(False), then_branch=neg, else_branch=exp)))
+    assert "If" not in {node.op_type for node in read.nodes}
+    (sample,) = samples((2, 4), 1)
+    np.testing.assert_allclose(run(read.to_model().SerializeToString(), sample)[0], np.exp(sample["x"]), rtol=1e-6)

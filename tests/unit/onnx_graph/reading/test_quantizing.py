@@ -1,0 +1,221 @@
+"""Networks that are read from ONNX and quantized: integers against onnxruntime's, outputs against float ones."""
+
+import numpy as np
+import onnx
+import pytest
+
+from cpt_deploy.errors import ConversionError, UsageError
+from cpt_deploy.integer.graph import from_dict, to_dict
+from cpt_deploy.integer.operations import FullyConnected, OnnxPart
+from cpt_deploy.onnx_graph.reading import quantize_onnx, read_onnx
+from cpt_deploy.onnx_graph.writer import write_onnx
+from tests.unit.onnx_graph.reading.networks import Network, proven, run, samples
+
+FLOAT_LAYERS = {"Conv", "FusedConv", "Gemm", "MatMul", "FusedGemm", "ConvTranspose", "Add", "Mul"}
+
+
+def residual() -> tuple[Network, str]:
+    network = Network(["N", 3, 16, 16])
+    x = network.op("Relu", network.norm(network.conv("x", 3, 8), 8))
+    y = network.op("Clip", network.norm(network.conv(x, 8, 8), 8), np.float32(0), np.float32(6))
+    x = network.op("Relu", network.op("Add", network.norm(network.conv(y, 8, 8), 8), x))
+    x = network.op("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
+    x = network.conv(x, 8, 16, strides=[2, 2])
+    x = network.op("Flatten", network.op("GlobalAveragePool", x))
+    return network, network.op("Gemm", x, network.weight(5, 16), network.weight(5), transB=1)
+
+
+def test_a_residual_network_has_no_layer_in_float() -> None:
+    network, output = residual()
+    result, operators = proven(network.file(output), samples((2, 3, 16, 16)))
+    assert not FLOAT_LAYERS & operators.keys()
+    assert operators["QLinearConv"] == 4
+    assert operators["QGemm"] == 1
+    assert result.placement.integer_share == 1
+    assert not result.placement.float_layers
+
+
+@pytest.mark.parametrize("opset", [7, 9, 11, 12, 13, 18, 21, 24])
+def test_a_network_of_any_opset_is_quantized(opset: int) -> None:
+    network = Network(["N", 3, 8, 8], opset=opset)
+    x = network.op("Relu", network.norm(network.conv("x", 3, 8), 8))
+    x = network.op("GlobalAveragePool", network.conv(x, 8, 4, group=2))
+    result, operators = proven(network.file(network.op("Flatten", x)), samples((2, 3, 8, 8)))
+    assert not FLOAT_LAYERS & operators.keys()
+    assert len(result.graph.weighted()) == 2
+
+
+def test_functions_that_are_spelt_out_become_integers() -> None:
+    network = Network([1, 4, 12, 12])  # fixed batch
+    x = network.conv("x", 4, 8)
+    clipped = network.op("Clip", network.op("Add", x, np.float32([3])), np.float32(0), np.float32(6))
+    x = network.conv(network.op("Div", network.op("Mul", x, clipped), np.float32([6])), 8, 8)  # hard swish
+    x = network.conv(network.op("Mul", x, network.op("Sigmoid", x)), 8, 8)  # SiLU
+    x = network.conv(network.op("LeakyRelu", x, alpha=0.1), 8, 8)
+    x = network.conv(network.op("PRelu", x, np.full((1, 1, 1), 0.2, np.float32)), 8, 8)
+    result, operators = proven(network.file(x), samples((1, 4, 12, 12)))
+    assert not FLOAT_LAYERS & operators.keys()
+    assert result.placement.float_operators == {}
+    assert result.graph.signature.inputs[0].batch == 1
+
+
+def test_what_only_moves_values_moves_integers() -> None:
+    network = Network(["N", 8, 8, 4])  # channels last
+    x = network.conv(network.op("Transpose", "x", perm=[0, 3, 1, 2]), 4, 8)
+    x = network.op("Resize", x, "", np.float32([1, 1, 2, 2]), mode="nearest")
+    parts = network.op("Split", x, axis=1, outputs=2)
+    x = network.op("Concat", network.conv(parts, 4, 4), f"{parts}_1", axis=1)
+    x = network.op("Pad", x, np.array([0, 0, 1, 0, 0, 0, 0, 1]))
+    x = network.conv(x, 8, 8, pads=[0] * 4)
+    x = network.op("DepthToSpace", x, blocksize=2)
+    x = network.conv(network.op("Slice", x, np.array([1]), np.array([9]), np.array([2])), 2, 3)
+    result, operators = proven(network.file(x), samples((2, 8, 8, 4)))
+    assert not (FLOAT_LAYERS | {"Resize", "Pad"} - {"Resize", "Pad"}) & operators.keys()
+    assert operators["DequantizeLinear"] == operators["QuantizeLinear"] == 1
+    assert len(result.graph.weighted()) == 4
+
+
+def test_transposed_convolutions_and_averages_are_layers() -> None:
+    network = Network(["N", 4, 6, 6])
+    x = network.conv("x", 4, 8)
+    weight = network.weight(8, 3, 4, 4)
+    x = network.op("ConvTranspose", x, weight, network.weight(6), strides=[2, 2], pads=[1, 1, 1, 1], group=2)
+    x = network.op("AveragePool", network.op("Relu", x), kernel_shape=[2, 2], strides=[2, 2])
+    result, operators = proven(network.file(network.conv(x, 6, 2)), samples((2, 4, 6, 6)))
+    assert not FLOAT_LAYERS & operators.keys()
+    assert result.placement.integer_share == 1
+
+
+def test_free_sizes_stay_free() -> None:
+    network = Network(["batch", 3, "height", "width"])
+    x = network.op("Relu", network.conv("x", 3, 8))
+    pooled = network.op("HardSigmoid", network.conv(network.op("GlobalAveragePool", x), 8, 8, 1))
+    x = network.op("Mul", x, pooled)
+    shape = network.op("Shape", x)
+    x = network.conv(x, 8, 4)
+    sizes = network.op("Concat", network.op("Gather", shape, np.array([0])), np.array([4, -1]), axis=0)
+    flat = network.op("Reshape", x, sizes)
+    file = network.file(network.op("Transpose", flat, perm=[0, 2, 1]))
+    result = quantize_onnx(read_onnx(file), samples((1, 3, 10, 12)))
+    written = write_onnx(result.graph)
+    assert result.graph.signature.inputs[0].whole_shape == ("N", 3, "height", "width")
+    for shape_ in ((3, 3, 8, 8), (1, 3, 20, 7)):
+        (sample,) = samples(shape_, 1)
+        (wanted,), (got,) = run(file, sample), run(written, sample)
+        assert wanted.shape == got.shape
+    proven(file, samples((2, 3, 12, 10)))
+
+
+def test_layers_of_a_transformer_have_real_results_and_attention_stays() -> None:
+    network = Network(["N", 6, 16])
+    normal = network.op("LayerNormalization", "x", np.ones(16, np.float32), np.zeros(16, np.float32))
+    products = [network.op("MatMul", normal, network.weight(16, 16)) for _ in "qkv"]
+    q, k, v = (network.op("Add", product, network.weight(16)) for product in products)
+    scores = network.op("Softmax", network.op("MatMul", q, network.op("Transpose", k, perm=[0, 2, 1])))
+    x = network.op("Add", network.op("MatMul", network.op("MatMul", scores, v), network.weight(16, 16)), "x")
+    result, operators = proven(network.file(x), samples((2, 6, 16)))
+    layers = [operation for operation in result.graph.operations if isinstance(operation, FullyConnected)]
+    assert len(layers) == 4
+    assert not {layer.output for layer in layers} & result.graph.tensors.keys()
+    assert operators["MatMulIntegerToFloat"] == 4
+    assert {layer.operator: layer.reason for layer in result.placement.float_layers} == {
+        "MatMul": "its weights are computed"
+    }
+    assert 0 < result.placement.integer_share < 1
+
+
+def test_a_perceptron_is_integers_up_to_its_real_result() -> None:
+    network = Network(["N", 20])
+    x = network.op("Relu", network.op("Gemm", "x", network.weight(20, 32).copy(), network.weight(32)))
+    x = network.op("Relu", network.op("Add", network.op("MatMul", x, network.weight(32, 16)), network.weight(16)))
+    x = network.op("Gemm", x, network.weight(3, 16), network.weight(1, 3), transB=1)
+    result, operators = proven(network.file(x), samples((4, 20)))
+    assert operators["QGemm"] == 3
+    assert result.graph.outputs[0] not in result.graph.tensors
+
+
+def test_other_operators_stay_what_they_were() -> None:
+    network = Network(["N", 4, 8, 8])
+    x = network.conv("x", 4, 8)
+    x = network.conv(network.op("Mul", x, network.op("Tanh", network.op("Exp", x))), 8, 4)
+    top = network.op("TopK", network.op("Flatten", x), np.array([5]), outputs=2)
+    file = network.file(top, f"{top}_1")
+    result = quantize_onnx(read_onnx(file), samples((2, 4, 8, 8)))
+    kept = [o for o in result.graph.operations if isinstance(o, OnnxPart)]
+    kinds = {node.op_type for part in kept for node in onnx.load_model_from_string(part.content.tobytes()).graph.node}
+    assert {"Exp", "Tanh", "Mul", "TopK", "Flatten"} <= kinds
+    values, places = run(write_onnx(result.graph), samples((2, 4, 8, 8))[0])
+    assert values.shape == places.shape == (2, 5)
+    assert places.dtype == np.int64
+
+
+def test_control_flow_keeps_reading_tensors_from_outside() -> None:
+    network = Network(["N", 4, 8, 8])
+    x = network.conv("x", 4, 4)
+    total = network.op("ReduceSum", "x", keepdims=0)
+    condition = network.op("Greater", total, np.float32(0))
+    value = onnx.ValueInfoProto(name="made")
+    nodes = [onnx.helper.make_node(kind, [x], ["made"]) for kind in ("Neg", "Exp")]
+    branches = [onnx.helper.make_graph([node], node.op_type, [], [value]) for node in nodes]
+    x = network.conv(network.op("If", condition, then_branch=branches[0], else_branch=branches[1]), 4, 2)
+    result, _ = proven(network.file(x), samples((2, 4, 8, 8)), least=15)
+    assert len(result.graph.weighted()) == 2
+
+
+def test_a_graph_of_a_file_survives_being_stored() -> None:
+    network, output = residual()
+    graph = quantize_onnx(read_onnx(network.file(output)), samples((2, 3, 16, 16))).graph
+    data, arrays = to_dict(graph)
+    restored = from_dict(data, arrays)
+    assert write_onnx(restored) == write_onnx(graph)
+
+
+def test_ranges_do_not_depend_on_how_samples_are_given() -> None:
+    network, output = residual()
+    read = read_onnx(network.file(output))
+    given = samples((2, 3, 16, 16), 5)
+    assert quantize_onnx(read, iter(given)).graph.tensors == quantize_onnx(read, given).graph.tensors
+
+
+def test_samples_without_an_input_are_refused() -> None:
+    network, output = residual()
+    read = read_onnx(network.file(output))
+    with pytest.raises(UsageError, match="Expected samples with the inputs x, but got y"):
+        quantize_onnx(read, [{"y": np.zeros((1, 3, 16, 16), np.float32)}])
+    with pytest.raises(UsageError, match="at least one sample"):
+        quantize_onnx(read, [])
+    with pytest.raises(ConversionError, match="to run on x float32"):
+        quantize_onnx(read, [{"x": np.zeros((1, 4, 16, 16), np.float32)}])
+
+
+def test_values_that_are_not_finite_are_refused() -> None:
+    network, output = residual()
+    with pytest.raises(ConversionError, match="Expected finite values"):
+        quantize_onnx(read_onnx(network.file(output)), [{"x": np.full((1, 3, 16, 16), np.nan, np.float32)}])
+
+
+def test_constants_of_the_file_may_have_any_names() -> None:
+    network = Network(["N", 4, 8, 8])
+    x = network.conv(network.op("Relu", network.conv("x", 4, 4)), 4, 4)
+    for name in ("code_0", "real_zero", f"{x}_codes.scale", f"{x}.constant"):
+        network.constants.append(onnx.numpy_helper.from_array(np.float32([[[0.5]]] * 4), name))
+        x = network.op("Exp", network.op("Mul", x, name))
+    proven(network.file(x), samples((2, 4, 8, 8)))
+
+
+def test_a_file_that_is_quantized_already_stays_as_it_is() -> None:
+    network, output = residual()
+    given = samples((2, 3, 16, 16))
+    written = write_onnx(quantize_onnx(read_onnx(network.file(output)), given).graph)
+    again = quantize_onnx(read_onnx(written), given)
+    assert not again.graph.weighted()
+    assert {layer.reason for layer in again.placement.float_layers} == {"it is quantized already"}
+    np.testing.assert_array_equal(run(written, given[0])[0], run(write_onnx(again.graph), given[0])[0])
+
+
+def test_another_opset_than_that_of_kept_operators_is_refused() -> None:
+    network = Network(["N", 4])
+    graph = quantize_onnx(read_onnx(network.file(network.op("Exp", "x"))), samples((2, 4))).graph
+    with pytest.raises(UsageError, match="Expected opset 17, that of the float operators"):
+        write_onnx(graph, opset=20)
+    assert onnx.load_model_from_string(write_onnx(graph, opset=17)).opset_import[0].version == 17
