@@ -14,6 +14,8 @@ from starlette.responses import RedirectResponse
 from starlette.routing import Router
 
 import cpt_deploy
+from cpt_deploy.bundle.integrity.signatures import public_keys
+from cpt_deploy.errors import UsageError
 from cpt_serving.access.api_keys import KeyRing, Scope
 from cpt_serving.access.control import AccessControl, require_guards, requires
 from cpt_serving.certificates import Certificate
@@ -64,8 +66,13 @@ def create_service(settings: ServeSettings) -> Service:
 
     Raises:
         BundleError: If there is nothing to serve, or the one bundle cannot be opened.
-        DataError: If the certificate cannot be used.
+        DataError: If the certificate, its key or the public keys of signatures cannot be used.
+        UsageError: If a key for TLS comes without a certificate.
     """
+    if settings.require_signature is not None:
+        public_keys(settings.require_signature)
+    if settings.tls_key is not None and settings.tls_cert is None:
+        raise UsageError(f"Expected a certificate for the key {settings.tls_key}, but got none", hint="--tls-cert")
     metrics = Metrics()
     repository = ModelRepository(settings, metrics.observe)
     metrics.show_models(lambda: repository.models.served, lambda: not repository.problem)

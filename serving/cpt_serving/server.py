@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import ipaddress
+import logging
 import os
 import signal
 import socket
@@ -18,9 +20,10 @@ from cpt_serving.app import app_of, create_service
 from cpt_serving.grpc_api import require_grpc
 from cpt_serving.service import Service
 from cpt_serving.settings import ServeSettings
-from cpt_serving.startup_checks import check_settings, warn_if_exposed
 from cpt_serving.telemetry.server_log import logging_to_stderr
 from cpt_serving.web.connections import Connections
+
+logger = logging.getLogger(__name__)
 
 _UNACKNOWLEDGED_MS = 30_000
 _NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -45,11 +48,11 @@ def run(settings: ServeSettings, *, on_listening: Callable[[str], None] | None =
         UsageError: If an address cannot be bound or the execution provider is not available.
         DataError: If the API keys, the certificate or the access log cannot be used.
     """
-    check_settings(settings)
     if settings.grpc_port is not None:
         require_grpc()
         _listen(settings.host, settings.grpc_port).close()
     service = create_service(settings)
+    app = app_of(service)
     service.repository.load_now()
     with (
         _listen(settings.host, settings.port) as listener,
@@ -59,13 +62,14 @@ def run(settings: ServeSettings, *, on_listening: Callable[[str], None] | None =
         if on_listening is not None:
             on_listening(_address(settings, listener))
         warn_if_exposed(settings, listener.getsockname()[0])
-        config, connections = _prepared(settings, service)
+        config, connections = _prepared(service, app)
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
             runner.run(_serve(uvicorn.Server(config), listener, service, connections, early))
 
 
-def _prepared(settings: ServeSettings, service: Service) -> tuple[uvicorn.Config, Connections]:
-    """Return the configuration of the web server, with its app created, and the tracker of its connections."""
+def _prepared(service: Service, app: ASGIApp) -> tuple[uvicorn.Config, Connections]:
+    """Return the configuration of the web server, loaded, and the tracker of its connections."""
+    settings = service.settings
     connections = Connections(
         limit=settings.max_connections,
         max_head_bytes=settings.max_head_bytes,
@@ -74,7 +78,7 @@ def _prepared(settings: ServeSettings, service: Service) -> tuple[uvicorn.Config
     )
     certificate = service.certificate
     config = uvicorn.Config(
-        cast("ASGIApp", app_of(service)),
+        app,
         http=cast("type[asyncio.Protocol]", connections.protocol),  # a factory works as well as a class
         ws="none",
         log_config=None,
@@ -177,6 +181,21 @@ async def _end(
     while not serving.done():
         connections.cut(all_of_them=service.shutdown.remaining_s == 0)
         await asyncio.sleep(_POLL_S)
+
+
+def warn_if_exposed(settings: ServeSettings, address: str) -> None:
+    """Log a warning if other machines can reach the address and no API key is required.
+
+    Args:
+        settings: Settings of the server, for whether there are keys.
+        address: Address of the listening socket.
+    """
+    if settings.api_keys is None and not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+        logger.warning(
+            "everyone who can reach %s can send requests and read the metrics: --api-keys FILE requires a key, "
+            "and without --host only this machine can connect",
+            address,
+        )
 
 
 @contextmanager

@@ -88,6 +88,10 @@ class OnnxRuntimeModel:
         """
         return self._run(self._outputs, inputs)
 
+    def run_checked(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """Compute the outputs of a batch by name for all inputs, which fit the signature; see `checked_inputs`."""
+        return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
+
     def trace(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
         """Compute a batch; return the outputs and every integer intermediate output by its name in the ONNX graph.
 

@@ -1,11 +1,11 @@
 """Adapters: requests to tensors, tensors to answers. A task may name one of its own; the others share one."""
 
+from importlib.metadata import EntryPoint
 from typing import Any
 
 from cpt_deploy.bundle import Bundle
 from cpt_deploy.errors import BundleError
 from cpt_deploy.recipe.tasks import tasks
-from cpt_deploy.registry import import_object
 from cpt_serving.adapters.adapter import Adapter
 from cpt_serving.inference.memory import MemoryBudget
 from cpt_serving.settings import ServeSettings
@@ -21,7 +21,7 @@ def adapter_of(bundle: Bundle, settings: ServeSettings, memory: MemoryBudget) ->
     """
     try:
         path = getattr(tasks.get(bundle.task), "adapter", None) if bundle.task in tasks else None
-        made: Any = Adapter if path is None else import_object(path)
+        made: Any = Adapter if path is None else EntryPoint("", path, "").load()
     except ImportError as error:
         raise BundleError(f"Expected the task {bundle.task} of {bundle.path}, but got: {error}") from error
     adapter: Adapter = made(bundle, settings, memory)

@@ -13,7 +13,7 @@ from cpt_deploy.bundle import Bundle, OnnxRuntimeModel
 from cpt_deploy.bundle.runtime.tensors import checked_sizes, initial_states
 from cpt_deploy.errors import ValidationFailedError
 from cpt_deploy.signature import BATCH, TensorSpec
-from cpt_serving.adapters.description import example_inputs, first_row
+from cpt_serving.adapters.description import first_row, row_examples
 from cpt_serving.adapters.rows import parse_rows, read_rows
 from cpt_serving.adapters.samples import Samples
 from cpt_serving.adapters.trust import verified_onnx
@@ -37,7 +37,7 @@ _BATCH_BYTES = 16_000_000
 _COPIES_IN_JSON = 4
 """Memory of outputs and of their JSON, in sizes of the outputs."""
 
-_LIGHT_BYTES = 1 << 20
+_LIGHT, _LIGHT_BYTES = {*FLOATS, "INT64"}, 1 << 20
 
 
 class Received(NamedTuple):
@@ -64,6 +64,9 @@ class Adapter(Model):
     form: ClassVar[str] = "tensors"
     """The form on the page for its requests: "tensors", "image" or "text"."""
 
+    labels: Sequence[str] = ()
+    """Names of the classes, if the outputs are those of a classifier."""
+
     _model: OnnxRuntimeModel | None = None
 
     def __init__(self, bundle: Bundle, settings: ServeSettings, memory: MemoryBudget) -> None:
@@ -73,18 +76,15 @@ class Adapter(Model):
         self._required = [spec.name for spec in signature.inputs if spec.name not in self._states]
         smallest = {name: max(1, free.least) for name, free in signature.free.items()}
         self.row_bytes = max(1, row_bytes((*signature.inputs, *signature.outputs), smallest))
-
-    @property
-    def labels(self) -> Sequence[str]:
-        """Names of the classes, if the outputs are those of a classifier."""
-        return ()
+        states = {after for _, after in signature.states}
+        self._made = [spec for spec in signature.outputs if spec.name not in states]
+        self._output_bytes = None if signature.free else row_bytes(signature.outputs, {})
 
     def load(self) -> None:
         """See `Model`; compares the outputs of the golden sample, or with golden=labels where they are largest."""
         bundle, settings = self.bundle, self.settings
-        model = OnnxRuntimeModel(
-            verified_onnx(bundle, settings), self.signature, threads=settings.threads, provider=settings.provider
-        )
+        onnx = verified_onnx(bundle, settings)
+        model = OnnxRuntimeModel(onnx, self.signature, threads=settings.threads, provider=settings.provider)
         check = model.reproduce_golden(bundle.golden)
         if not (settings.golden == "off" or check.reproduced or (settings.golden == "labels" and check.same_labels)):
             how_far = f"{check.worst_codes} codes" if check.tolerance is None else f"{check.worst:.3g}"
@@ -103,15 +103,15 @@ class Adapter(Model):
 
     def batch_key(self, inputs: Tensors) -> Hashable:
         """See `Model`; requests of the same free sizes are computed together."""
-        return tuple([values.shape[1:] for values in inputs.values()]) if self.signature.free else None
+        if not self.signature.free:
+            return None
+        return tuple([inputs[spec.name].shape[1:] for spec in self.signature.inputs])
 
     def largest_batch(self, inputs: Tensors) -> int:
         """See `Model`."""
         if not self.signature.free:
             return self.settings.max_batch
-        states = {after for _, after in self.signature.states}
-        made = [spec for spec in self.signature.outputs if spec.name not in states]
-        size = row_bytes(made, checked_sizes(self.signature, inputs))
+        size = row_bytes(self._made, checked_sizes(self.signature, inputs))
         return min(self.settings.max_batch, _BATCH_BYTES // max(1, size))
 
     def run(self, requests: Sequence[Tensors]) -> Sequence[Outcome]:
@@ -145,12 +145,10 @@ class Adapter(Model):
         Args:
             request: A request whose JSON is short.
         """
-        for tensor in request.inputs:
-            if tensor.datatype not in FLOATS and tensor.datatype != "INT64":
-                return False
-            if tensor.raw is not None and tensor.raw.nbytes > _LIGHT_BYTES:
-                return False
-        return True
+        return all(
+            tensor.datatype in _LIGHT and (tensor.raw is None or tensor.raw.nbytes <= _LIGHT_BYTES)
+            for tensor in request.inputs
+        )
 
     def decode(self, request: InferRequest, work: Work) -> Tensors:
         """Return the inputs in a request of the Open Inference Protocol; call it in a thread unless it `is_light`.
@@ -189,10 +187,7 @@ class Adapter(Model):
         """
         signature = self.signature
         self._require_inputs(list(inputs))
-        try:
-            sizes = checked_sizes(signature, inputs)
-        except ValueError as error:
-            raise bad_request(str(error)) from error
+        sizes = self._sizes(inputs)
         if not sizes[BATCH]:
             raise bad_request("Expected at least one row, but got none")
         check_rows(sizes[BATCH], self.settings.max_rows)
@@ -201,7 +196,8 @@ class Adapter(Model):
                 raise bad_request(
                     f"Expected a {name} of at most {self.settings.max_free_size}, the limit here, but got {sizes[name]}"
                 )
-        charge(copies * sizes[BATCH] * row_bytes(signature.outputs, sizes))
+        size = row_bytes(signature.outputs, sizes) if self._output_bytes is None else self._output_bytes
+        charge(copies * sizes[BATCH] * size)
         return inputs if len(inputs) == len(signature.inputs) else {**inputs, **initial_states(signature, sizes)}
 
     def encode(self, request: InferRequest, outputs: Tensors) -> Sequence[OutputTensor]:
@@ -245,19 +241,13 @@ class Adapter(Model):
 
     def examples(self) -> dict[str, Any]:
         """Return bodies for `/predict` by title, as JSON types."""
-        inputs = example_inputs(self.signature)
-        if inputs is None:
-            return {}
-        rows = {name: values.tolist() for name, values in inputs.items()}
-        return {"rows": {"inputs": rows}, "row by row": {"instances": [{name: row[0] for name, row in rows.items()}]}}
+        return row_examples(self.signature)
 
     def facts(self) -> dict[str, int | str | None]:
         """Return what the page says of the model's requests and answers, by words."""
         signature = self.signature
-        return {
-            "inputs": ", ".join(spec.name for spec in signature.inputs),
-            "outputs": ", ".join(spec.name for spec in signature.outputs),
-        }
+        parts = {"inputs": signature.inputs, "outputs": signature.outputs}
+        return {part: ", ".join(spec.name for spec in specs) for part, specs in parts.items()}
 
     def samples(self) -> Samples:
         """Return the golden inputs as the page offers them: here the rows as JSON, if they are few numbers."""
@@ -271,23 +261,39 @@ class Adapter(Model):
         """
         raise IndexError(index)
 
-    def _require_inputs(self, names: Sequence[str]) -> None:
+    def _sizes(self, inputs: Tensors) -> dict[str, int]:
+        """Return the size of the batch and of free dimensions; arrays match the fixed sizes of the signature already.
+
+        Raises:
+            RequestError: 400 if they contradict each other.
+        """
+        rows = {len(values) for values in inputs.values()}
+        if len(rows) == 1 and not self.signature.free:  # fast path, for each request
+            return {BATCH: rows.pop()}
+        try:
+            return checked_sizes(self.signature, inputs)
+        except ValueError as error:
+            raise bad_request(str(error)) from error
+
+    def _require_inputs(self, names: list[str]) -> None:
         """Raise a `RequestError`, 400, unless a request has each input once, and either all states or none."""
+        if names == self._required:
+            return
         given, required = set(names), set(self._required)
         if len(given) < len(names) or given not in (required, required | self._states):
             states = f", and all or none of the states {sorted(self._states)}" if self._states else ""
             expected = f"Expected each of the inputs {self._required} once{states}"
-            raise bad_request(f"{expected}, but got {shown(list(names))}")
+            raise bad_request(f"{expected}, but got {shown(names)}")
 
     def _outcome(self, inputs: Tensors) -> Outcome:
         """Return the outputs for inputs, or the error if the model does not take their values."""
         assert self._model is not None, "the engine asks only a model that is loaded"
         try:
-            return self._model.run(inputs)
+            return self._model.run_checked(inputs)
         except Exception as error:
             from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
             if not isinstance(error, InvalidArgument):
                 raise
-            reason = str(error).rpartition("Status Message: ")[2].splitlines()[0]
+            reason = str(error).rpartition("Status Message: ")[2].partition("\n")[0]
             return InvalidRequestError(f"Expected values that the model takes, but onnxruntime got: {reason:.200}")

@@ -87,11 +87,18 @@ def infer_example(signature: Signature) -> dict[str, Any] | None:
     if inputs is None:
         return None
     tensors = [
-        {"name": name, "shape": list(values.shape), "datatype": datatype_of(values.dtype.name),
+        {"name": name, "shape": list(values.shape), "datatype": datatype_of(values.dtype),
          "data": values.ravel().tolist()}
         for name, values in inputs.items()
     ]  # fmt: skip
     return {"id": "1", "inputs": tensors}
+
+
+def row_examples(signature: Signature) -> dict[str, Any]:
+    """Return bodies for `/predict` by title, of a row of zeros; none if it would be too long to show."""
+    rows = {name: values.tolist() for name, values in (example_inputs(signature) or {}).items()}
+    by_row = [{name: row[0] for name, row in rows.items()}]
+    return {"rows": {"inputs": rows}, "row by row": {"instances": by_row}} if rows else {}
 
 
 def first_row(bundle: Bundle) -> Mapping[str, Any] | None:

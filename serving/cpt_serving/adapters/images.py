@@ -1,7 +1,6 @@
 """The adapter of image classification: images in, logits or labels out."""
 
 import base64
-from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
@@ -32,12 +31,8 @@ class ImageAdapter(Adapter):
     def __init__(self, bundle: Bundle, settings: ServeSettings, memory: MemoryBudget) -> None:
         super().__init__(bundle, settings, memory)
         self._processor = bundle.expect_processor(ImageProcessor)
+        self.labels = self._processor.labels
         self._reader = ImageReader(self._processor.preprocessing, settings, memory)
-
-    @property
-    def labels(self) -> Sequence[str]:
-        """Names of the classes."""
-        return self._processor.labels
 
     def load(self) -> None:
         """See `Adapter`."""

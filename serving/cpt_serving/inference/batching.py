@@ -81,6 +81,7 @@ class Batcher:
         """Requests whose computation has not begun, in order of arrival."""
         self.waiting_rows = 0
         """Rows whose computation has not begun."""
+        self._jobs = 0  # in the threads, each of which takes a batch; one for each thread is enough
         self.pending = 0
         """Requests that have not been answered yet."""
         self.seconds_per_row = 0.0
@@ -106,8 +107,11 @@ class Batcher:
         with self._lock:
             self.waiting[request] = None
             self.waiting_rows += request.rows
+            offered = self._jobs < self._threads.count
+            self._jobs += offered
         timer = None if deadline is None else loop.call_later(deadline - now, self._expire, request)
-        self._threads.offer(self._run_next)
+        if offered:
+            self._threads.offer(self._run_next)
         self.pending += 1
         try:
             return await request.answer
@@ -122,8 +126,17 @@ class Batcher:
     def _run_next(self) -> None:
         """Compute the next batch unless another thread has taken it already. Runs in a compute thread."""
         batch = self._take()
-        if not batch:
-            return
+        try:
+            if batch:
+                self._compute(batch)
+        finally:
+            with self._lock:
+                again = bool(self.waiting)
+                self._jobs -= not again
+            if again:  # at the end of the line, so that other models have their turns
+                self._threads.offer(self._run_next)
+
+    def _compute(self, batch: list[_Request]) -> None:
         started = self._clock()
         outcomes: Sequence[Outcome]
         try:

@@ -32,13 +32,15 @@ BYTES, BOOL = "BYTES", "BOOL"
 FLOATS = frozenset({"FP16", "FP32", "FP64"})
 """Datatypes of real numbers."""
 
-_DATATYPES = {dtype.name: datatype for datatype, dtype in DTYPES.items()}
+_DATATYPES: dict[str | np.dtype[Any], str] = {
+    key: datatype for datatype, dtype in DTYPES.items() for key in (dtype, dtype.name)
+}
 
 _LENGTH = struct.Struct("<I")
 
 
-def datatype_of(dtype: str) -> str:
-    """Return the datatype of the protocol for NumPy's name of a dtype."""
+def datatype_of(dtype: str | np.dtype[Any]) -> str:
+    """Return the datatype of the protocol for a dtype or NumPy's name of it."""
     return _DATATYPES[dtype]
 
 

@@ -172,15 +172,6 @@ class RepositoryIndexRequest(BaseModel):
     ready: bool = Field(default=False, description="only versions that are ready")
 
 
-class RepositoryModel(BaseModel):
-    """One version of a model."""
-
-    name: str
-    version: str
-    state: str
-    reason: str
-
-
 class RepositoryParameters(BaseModel):
     """Version to load or unload; all versions by default."""
 

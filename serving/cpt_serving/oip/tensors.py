@@ -1,5 +1,6 @@
 """Tensors of a signature in requests and answers: their metadata, reading them, and their sizes."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ class Wish(NamedTuple):
     classes: int = 0
 
 
+@functools.cache
 def described(spec: TensorSpec) -> TensorMetadata:
     """Return the protocol's description of a tensor; -1 stands for a free size, above all that of the batch."""
     shape = [-1, *(-1 if isinstance(size, str) else size for size in spec.shape)]
@@ -59,7 +61,7 @@ def wanted_outputs(request: InferRequest, specs: Sequence[TensorSpec]) -> list[W
 
 def output_tensor(wish: Wish, values: Array) -> OutputTensor:
     """Return an output in the requested form."""
-    return OutputTensor(wish.name, datatype_of(values.dtype.name), values, wish.binary)
+    return OutputTensor(wish.name, datatype_of(values.dtype), values, wish.binary)
 
 
 def read_tensor(spec: TensorSpec, tensor: InferInput) -> Array:
@@ -85,9 +87,11 @@ def read_tensor(spec: TensorSpec, tensor: InferInput) -> Array:
             raise bad_request("Expected FP32 or FP64 in JSON, but got FP16, which comes only as bytes")
         return to_dtype(spec, json_array(tensor))
     values = from_binary(tensor.name, tensor.datatype, tensor.shape, tensor.raw)
-    with np.errstate(over="ignore"):
-        # A copy only if the dtype differs, or the length of the JSON leaves the bytes unaligned.
-        values = np.require(values, spec.dtype, ["C_CONTIGUOUS", "ALIGNED"])
+    if converted and tensor.datatype != expected.datatype:
+        with np.errstate(over="ignore"):
+            values = values.astype(spec.dtype)
+    elif not values.flags.aligned:  # by the length of the JSON
+        values = values.copy()
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise bad_request(f"Expected {spec.name!r} to hold finite numbers of {spec.dtype}'s range, but got others")
     return values

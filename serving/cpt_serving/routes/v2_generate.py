@@ -1,6 +1,6 @@
 """Triton's generate extension of the protocol: text in and out, as a whole or as server-sent events."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -9,9 +9,7 @@ from starlette.responses import Response
 
 from cpt_serving.access.api_keys import Scope
 from cpt_serving.access.control import requires
-from cpt_serving.inference.engine import Engine
-from cpt_serving.inference.generation import GenerationRequest, generate
-from cpt_serving.inference.model import TextModel
+from cpt_serving.inference.generation import generate
 from cpt_serving.oip.schemas import InferParameters
 from cpt_serving.routes.generate import EVENTS_TYPE, json_body, prepare, text_bytes
 from cpt_serving.routes.v2_infer import PATHS
@@ -33,17 +31,13 @@ def triton_generate_router(service: Service) -> APIRouter:
 
     async def whole(model: str, version: str | None = None) -> Response:
         """Continue a text (Triton's generate extension); the answer is sent as a whole."""
-        engine, given, wanted = await _read(service, model, version, stream=False)
-        texts = []
-        async with aclosing(generate(engine, wanted)) as pieces:
-            async for piece in pieces:
-                texts.append(piece.text)
-        return JsonResponse(_answer(engine, given, "".join(texts)))
+        async with aclosing(await _events(service, model, version, stream=False)) as events:
+            parts = [event async for event in events]
+        return JsonResponse({**parts[-1], "text_output": "".join(part["text_output"] for part in parts)})
 
     async def stream(model: str, version: str | None = None) -> Response:
         """Continue a text (Triton's generate extension); each event has the new text since the previous one."""
-        engine, given, wanted = await _read(service, model, version, stream=True)
-        return await event_response(_events(engine, given, wanted))
+        return await event_response(await _events(service, model, version, stream=True))
 
     example = {"text_input": "the company said", "parameters": {"max_tokens": 20, "temperature": 0}}
     body = json_body(TritonGenerateBody, example)
@@ -64,10 +58,8 @@ def triton_generate_router(service: Service) -> APIRouter:
     return router
 
 
-async def _read(
-    service: Service, model: str, version: str | None, *, stream: bool
-) -> tuple[Engine[TextModel], TritonGenerateBody, GenerationRequest]:
-    """Return the engine that answers, the request, and the generation that it asks for.
+async def _events(service: Service, model: str, version: str | None, *, stream: bool) -> AsyncGenerator[dict[str, Any]]:
+    """Return the answers to a request, one for each token.
 
     Raises:
         RequestError: 400 with the expectation, 404 for an unknown model.
@@ -81,19 +73,13 @@ async def _read(
     parameters = checked(GenerationParameters, values)
     if parameters.stream and not stream:
         raise bad_request("Expected stream to be false here, but got true: generate_stream gives events")
-    return engine, given, await prepare(service, engine, given.text_input, parameters, timeout_us=timeout)
+    wanted = await prepare(service, engine, given.text_input, parameters, timeout_us=timeout)
+    head = {} if given.id is None else {"id": given.id}
+    head |= {"model_name": engine.bundle.name, "model_version": engine.bundle.version}
 
+    async def events() -> AsyncGenerator[dict[str, Any]]:
+        async with aclosing(generate(engine, wanted)) as pieces:
+            async for piece in pieces:
+                yield {**head, "text_output": piece.text}
 
-async def _events(
-    engine: Engine[TextModel], given: TritonGenerateBody, wanted: GenerationRequest
-) -> AsyncIterator[dict[str, Any]]:
-    async with aclosing(generate(engine, wanted)) as pieces:
-        async for piece in pieces:
-            yield _answer(engine, given, piece.text)
-
-
-def _answer(engine: Engine[TextModel], given: TritonGenerateBody, text: str) -> dict[str, Any]:
-    answer: dict[str, Any] = {} if given.id is None else {"id": given.id}
-    return answer | {
-        "model_name": engine.bundle.name, "model_version": engine.bundle.version, "text_output": text,
-    }  # fmt: skip
+    return events()

@@ -8,7 +8,8 @@ from starlette.responses import Response
 from cpt_serving.access.api_keys import Scope
 from cpt_serving.access.control import requires
 from cpt_serving.inference.engine import EngineState
-from cpt_serving.oip.schemas import RepositoryChange, RepositoryIndexRequest, RepositoryModel, inline_schema
+from cpt_serving.oip.schemas import RepositoryChange, RepositoryIndexRequest, inline_schema
+from cpt_serving.repository.model_table import ModelStatus
 from cpt_serving.service import Service
 from cpt_serving.web.generation_schemas import checked
 from cpt_serving.web.json_bodies import CONTROL_BYTES, read_object
@@ -43,7 +44,7 @@ def repository_router(service: Service) -> APIRouter:
         index,
         methods=["POST"],
         dependencies=[requires(Scope.INFER)],
-        response_model=list[RepositoryModel],
+        response_model=list[ModelStatus],
         responses=error_answers(400, 413),
         openapi_extra=_body(inline_schema(RepositoryIndexRequest)),
     )

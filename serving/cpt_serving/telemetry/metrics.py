@@ -222,12 +222,8 @@ class _ModelFamilies:
             "inference_failures", "Requests that got no logits: queue_full, deadline, cancelled or error", "reason"
         )
         self.failure_seconds = counter("inference_failure_seconds", "How long requests took that got no logits")
-        self.last_inference = Gauge(
-            "cpt_serve_last_inference_timestamp_seconds",
-            "When a request last got its outputs",
-            _MODEL,
-            registry=registry,
-        )
+        last = "cpt_serve_last_inference_timestamp_seconds"
+        self.last_inference = Gauge(last, "When a request last got its outputs", _MODEL, registry=registry)
         self.prompt_tokens = counter("prompt_tokens", "Tokens of prompts and scored texts")
         self.generated_tokens = counter("generated_tokens", "Tokens generated")
         self.first_token_seconds = histogram(

@@ -1,8 +1,10 @@
 """Open connections: limits on their number, on the size and time of a request's head, and how they are closed.
 
-httptools parses HTTP inside of uvicorn's protocol. It is strict about where a request ends, but leaves three gaps that
-are closed here: heads and trailers of unlimited size, trailers that become headers, and bodies that are lost after an
-offer to upgrade.
+httptools parses HTTP inside of uvicorn's protocol. It is strict about where a request ends, but leaves gaps that no
+middleware can close, since they come before the app is called: heads and trailers of unlimited size, trailers that
+become headers, bodies that are lost after an offer to upgrade, and no answer to a client that has closed its side.
+uvicorn has no settings for them, its protocol for h11 costs a sixth of the requests per second, and other servers have
+gaps of their own (docs/serving.md, "Choice of the HTTP server"). Therefore uvicorn's protocol is extended here.
 """
 
 import asyncio

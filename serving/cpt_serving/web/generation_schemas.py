@@ -1,10 +1,11 @@
 """Schemas of requests for text and of their answers, for validation and for `/docs`."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cpt_serving.inference.generation import FinishReason, ScoredToken
 from cpt_serving.web.errors import bad_request
 from cpt_serving.web.shown import near_name, shown
 
@@ -72,20 +73,6 @@ class TritonGenerateBody(BaseModel):
     parameters: dict[str, Any] | None = Field(default=None, description="as in `/generate`, and timeout (µs)")
 
 
-class Probability(BaseModel):
-    """A token and the natural logarithm of its probability in the model, before temperature and limits."""
-
-    token: int
-    text: str
-    logprob: float | None
-
-
-class PlacedProbability(Probability):
-    """A token of a text, and the most probable tokens at its place."""
-
-    top: list[Probability]
-
-
 class Usage(BaseModel):
     """Numbers of tokens."""
 
@@ -107,11 +94,11 @@ class GenerateAnswer(BaseModel):
     model: str
     version: str
     text: str
-    finish_reason: Literal["length", "stop"]
+    finish_reason: FinishReason
     seed: int
     usage: Usage
     timings: GenerationTimings
-    logprobs: list[PlacedProbability] | None = None
+    logprobs: list[ScoredToken] | None = None
 
 
 class ScoreAnswer(BaseModel):
@@ -119,7 +106,7 @@ class ScoreAnswer(BaseModel):
 
     model: str
     version: str
-    tokens: list[PlacedProbability]
+    tokens: list[ScoredToken]
     scored_tokens: int
     logprob: float = Field(description="of the whole text after its first token")
     perplexity: float | None = Field(description="null if there is only one token")

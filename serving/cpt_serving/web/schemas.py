@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from cpt_deploy.bundle import Prediction
+
 
 class ErrorAnswer(BaseModel):
     """The answer to every error."""
@@ -15,14 +17,6 @@ class ErrorAnswer(BaseModel):
 def error_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI description of the errors that a route answers."""
     return {status: {"model": ErrorAnswer} for status in statuses}
-
-
-class ClassProbability(BaseModel):
-    """A class and its probability in a prediction of an image."""
-
-    label: str
-    index: int
-    probability: float
 
 
 class Timings(BaseModel):
@@ -39,7 +33,7 @@ class PredictAnswer(BaseModel):
 
     model: str
     version: str
-    predictions: list[list[ClassProbability] | dict[str, Any]]
+    predictions: list[list[Prediction] | dict[str, Any]]
     timings: Timings
     batch_rows: int
     """Number of rows in the batch that this request was part of."""

@@ -8,9 +8,10 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from cpt_deploy.errors import DataError, MissingExtraError, UsageError
-from cpt_serving import load_settings, run
+from cpt_serving import create_app, load_settings, run
 from cpt_serving.access.api_keys import add_key
-from cpt_serving.startup_checks import check_settings, warn_if_exposed
+from cpt_serving.app import create_service
+from cpt_serving.server import warn_if_exposed
 
 
 def raw(address, *pieces, after=None):
@@ -136,10 +137,10 @@ def test_a_key_with_a_password_is_an_error_and_no_question(shared_bundle, tmp_pa
     )
     (tmp_path / "locked.pem").write_bytes(locked)
     with pytest.raises(DataError, match="without a password"):
-        check_settings(load_settings(bundle=shared_bundle.path, tls_cert=certificate, tls_key=tmp_path / "locked.pem"))
+        create_service(load_settings(bundle=shared_bundle.path, tls_cert=certificate, tls_key=tmp_path / "locked.pem"))
 
 
 def test_tracing_that_is_asked_for_and_missing_is_said_at_once(shared_bundle, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="not installed"):
-        check_settings(load_settings(bundle=shared_bundle.path, tracing="on"))
+        create_app(load_settings(bundle=shared_bundle.path, tracing="on"))

@@ -184,6 +184,7 @@ def evidence_on(bundle, **provider):
         "passed": True,
         "reasons": [],
         "dataset": {"name": "digits", "samples": 3},
+        "metric": {"name": "accuracy", "higher_is_better": True, "percent": True},
         "runtimes": [],
         "integers": None,
         "validated_at": "2026-01-01T00:00:00+00:00",

@@ -126,6 +126,27 @@ def series_bundle(make_series_bundle: Callable[..., Bundle], tmp_path_factory: p
 
 
 @pytest.fixture(scope="session")
+def language_like(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Running sums: a state without tokens."""
+    info = helper.make_tensor_value_info
+    model = model_of(
+        [
+            helper.make_node("Add", ["step", "total"], ["total_after"]),
+            helper.make_node("Identity", ["total_after"], ["sum"]),
+        ],
+        [info("step", TensorProto.FLOAT, ["N", 1]), info("total", TensorProto.FLOAT, ["N", 1])],
+        [info("sum", TensorProto.FLOAT, ["N", 1]), info("total_after", TensorProto.FLOAT, ["N", 1])],
+        {},
+    )
+    spec = {name: TensorSpec(name, "float32", (1,)) for name in ("step", "total", "sum", "total_after")}
+    signature = Signature(
+        (spec["step"], spec["total"]), (spec["sum"], spec["total_after"]), (("total", "total_after"),)
+    )
+    golden = Golden({"step": np.ones((1, 1), np.float32)}, {"sum": np.ones((1, 1), np.float32)}, tolerances={"sum": 0})
+    return bundle_of(tmp_path_factory.mktemp("sums"), "sums", model, signature, golden, TensorProcessor())
+
+
+@pytest.fixture(scope="session")
 def priced() -> Callable[[Arrays], Arrays]:
     """The regression in plain arithmetic."""
     return prices
