@@ -84,7 +84,7 @@ def _in_processes(count, function, *arguments):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(180)  # each process converts the network and tries to deploy it before it trains
     return [process.exitcode for process in processes]
 
 
