@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from cpt_deploy.onnx_graph.float_recurrent import TRANSLATIONS, FloatRecurrent
 from cpt_deploy.quantization.graph.signature import dims_of, zeros_of
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer, Requantize
 from cpt_deploy.quantization.modules.layers import QuantizedLayer, without_quantizer
+from cpt_deploy.quantization.modules.recurrent import QuantizedRecurrent
 
 
 def float_model(model: QuantizedModel) -> nn.Module:
@@ -24,6 +26,8 @@ def float_model(model: QuantizedModel) -> nn.Module:
         if isinstance(module, ActivationQuantizer | Requantize):
             node.replace_all_uses_with(node.all_input_nodes[0])
             network.graph.erase_node(node)
+        elif isinstance(module, QuantizedRecurrent):
+            network.set_submodule(str(node.target), FloatRecurrent(module))
         elif isinstance(module, QuantizedLayer):
             network.set_submodule(str(node.target), without_quantizer(module))
     network.graph.lint()
@@ -51,6 +55,7 @@ def write_float_onnx(model: QuantizedModel, *, opset: int = 18) -> bytes:
             output_names=[tensor.name for tensor in model.signature.outputs],
             dynamic_shapes=dims_of(model.signature, together=True),
             verbose=False,
+            custom_translation_table=TRANSLATIONS,
         )
         assert program is not None
         path = Path(folder) / "float.onnx"

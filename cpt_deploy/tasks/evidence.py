@@ -73,15 +73,11 @@ class ValidationSummary:
     Args:
         table: Measurements of each runtime.
         facts: Further results, by name.
-        statement: Sentence to print after the verdict, if any.
-        lines: Further sentences.
         notes: Measurements that were skipped, and why.
     """
 
     table: Table
     facts: Mapping[str, str] = field(default_factory=dict)
-    statement: str = ""
-    lines: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -96,7 +92,7 @@ class Evidence:
         undecided: Questions that these samples cannot decide.
         content: Content of validation.json.
         summary: The same in words.
-        report: The report of the task's own validation, for programs that need more.
+        report: The report as an object.
         page: The HTML page of the evidence, if one was written.
     """
 

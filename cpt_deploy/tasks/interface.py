@@ -14,7 +14,6 @@ from cpt_deploy.errors import UsageError
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.signature import Signature
 from cpt_deploy.tasks.catalogs import DataEntry, ModelEntry, ModelSize
-from cpt_deploy.tasks.exporting import ExportOptions
 
 GOLDEN_SAMPLES = 8
 
@@ -92,13 +91,6 @@ class Task(ABC):
 
         Args:
             address: Address of the server, with the path of the model if it serves several.
-        """
-
-    def check_export(self, options: ExportOptions) -> None:  # noqa: B027  most tasks support all
-        """Check the options of an export.
-
-        Raises:
-            UsageError: If the task does not support an option.
         """
 
     def golden_inputs(

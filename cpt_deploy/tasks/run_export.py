@@ -130,10 +130,8 @@ def begin_export(task: Task, run_dir: Path, options: ExportOptions, data_dir: Pa
         data_dir: Folder of the data; None is the recipe's.
 
     Raises:
-        UsageError: If the task does not support an option.
         CheckpointError: If the run is missing, unfinished or damaged.
     """
-    task.check_export(options)
     return RunExport(task, load_run(run_dir, data_dir=data_dir), options)
 
 

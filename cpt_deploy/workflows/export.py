@@ -34,7 +34,7 @@ def export_run(
         The bundle, opened and verified.
 
     Raises:
-        UsageError: If the task does not support an option, the run never trained at these bits and `force` is not set,
+        UsageError: If the run never trained at these bits and `force` is not set,
             or the budget cannot be met.
         ConversionError: If the model cannot be written in one of the formats.
         CheckpointError: If the run is unfinished or damaged.

@@ -19,12 +19,7 @@ def show_evidence(evidence: "Evidence") -> None:
         out.line(evidence.verdict)
         return
     out.table(summary.table.columns, summary.table.rows, title=summary.table.title)
-    if summary.statement:
-        out.line(f"{verdict}: {summary.statement}")
-    for line in summary.lines:
-        out.line(line)
-    if summary.facts:
-        out.fields(verdict, summary.facts)
+    out.fields(verdict, summary.facts)
 
 
 def require_passed(evidence: "Evidence") -> None:

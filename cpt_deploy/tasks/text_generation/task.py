@@ -47,7 +47,7 @@ class TextGeneration(Task):
 
     def read_processor(self, report: "RunReport", directory: "RunDirectory") -> "TextProcessor":
         """Return the processor with the vocabulary in the run's directory, see `Task`."""
-        from cpt_deploy.tasks.text_generation.training import read_vocabulary
+        from cpt_deploy.tasks.text_generation.finished_runs import read_vocabulary
 
         return read_vocabulary(report, directory)
 
@@ -73,7 +73,7 @@ class TextGeneration(Task):
 
     def measure_again(self, run: "TrainedRun", samples: "Samples") -> Callable[[], float] | None:
         """Return the perplexity as the run measured it: in its rows and chunks, see `Task`."""
-        from cpt_deploy.tasks.text_generation.training import perplexity_of_run
+        from cpt_deploy.tasks.text_generation.finished_runs import perplexity_of_run
 
         return lambda: perplexity_of_run(run)
 

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from cpt_deploy.bundle import TextProcessor
 from cpt_deploy.bundle.processors.text_processor import context_of
-from cpt_deploy.bundle.processors.tokenization import Ids, Tokenizer, read_tokenizer
+from cpt_deploy.bundle.processors.tokenization import Ids, Tokenizer
 from cpt_deploy.data import WHOLE, Share
 from cpt_deploy.data.text import (
     Chunk,
@@ -45,10 +44,9 @@ from cpt_deploy.training.distributed.process_group import ProcessGroup
 from cpt_deploy.training.distributed.synchronization import Synchronization
 from cpt_deploy.training.fine_tuning import refuse_weights
 from cpt_deploy.training.loop.setup import prepare_network
-from cpt_deploy.training.reporting.reports import Evaluation, RunReport
+from cpt_deploy.training.reporting.reports import Evaluation
 from cpt_deploy.training.run_directory.files import disk_errors, write_atomically
 from cpt_deploy.training.run_directory.run_directory import RunDirectory
-from cpt_deploy.training.run_directory.saved_runs import TrainedRun
 from cpt_deploy.training.task import Final, StepOutcome, Stop, TrainingTask
 
 
@@ -290,31 +288,3 @@ def load_language_modelling(recipe: Recipe) -> LanguageModelling:
     corpus = load_corpus(name, root)
     tokenizer = build_tokenizer(corpus.text("train"), settings.text.level, settings.text.vocabulary_size)
     return LanguageModelling(recipe.model_copy(update={"data": data}), corpus, tokenizer)
-
-
-def read_vocabulary(report: RunReport, directory: RunDirectory) -> TextProcessor:
-    """Return the processor of a finished run, with the vocabulary that the model was trained with.
-
-    Raises:
-        CheckpointError: If the vocabulary is another one.
-    """
-    tokenizer = read_tokenizer(directory.tokenizer)
-    known = report.data["vocabulary"]
-    digest = hashlib.sha256(directory.tokenizer.read_bytes()).hexdigest()
-    if tokenizer.size != known["size"] or digest != known["sha256"]:
-        raise CheckpointError(
-            f"Expected the vocabulary of {known['size']} tokens that the model was trained with at "
-            f"{directory.tokenizer}, but got another one, of {tokenizer.size} tokens",
-            hint="copy the run's own tokenizer.json back",
-        )
-    return TextProcessor(tokenizer)
-
-
-def perplexity_of_run(run: TrainedRun) -> float:
-    """Return the perplexity of a run's model on its test text, measured as after training."""
-    training = load_language_modelling(run.recipe)
-    text, rows = run.recipe.data.text, run.recipe.train.eval_batch_size
-    chunks = evaluation_chunks(training.ids("test"), rows, text.sequence, text.context)
-    result = evaluate_text(run.model, chunks, device=torch.device("cpu"))
-    assert result is not None
-    return result.metrics[PERPLEXITY.name]

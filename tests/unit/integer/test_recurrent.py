@@ -17,6 +17,7 @@ from cpt_deploy.integer import IntegerExecutor, freeze
 from cpt_deploy.integer.accumulators import can_saturate
 from cpt_deploy.integer.graph import IntegerGraph, from_dict, to_dict
 from cpt_deploy.integer.operations import Recurrent
+from cpt_deploy.onnx_graph.float_network import write_float_onnx
 from cpt_deploy.onnx_graph.writer import write_onnx
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, calibrate, make_native, prepare, reduced_layers
 from cpt_deploy.quantization.state.symmetric import make_symmetric
@@ -114,6 +115,19 @@ def test_every_integer_is_onnxruntimes(name: str, bits: dict[str, int | None]) -
 
 def graph_steps(graph: IntegerGraph) -> list[Recurrent]:
     return [operation for operation in graph.operations if isinstance(operation, Recurrent)]
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_the_float_file_computes_what_the_float_network_does(name: str) -> None:
+    net, model, with_state = network(name)
+    session = open_session(write_float_onnx(model))
+    for rows, length in ((2, 9), (1, 1)):
+        given = inputs(net, rows, length, with_state=with_state, seed=9)
+        feed = {entry.name: x.numpy() for entry, x in zip(session.get_inputs(), given, strict=True)}
+        with torch.no_grad():
+            expected = net.eval()(*given)
+        for wanted, got in zip(expected, session.run(None, feed), strict=True):
+            np.testing.assert_allclose(got, wanted.numpy(), atol=1e-5)
 
 
 def test_a_wrong_weight_in_the_body_is_found() -> None:

@@ -153,7 +153,7 @@ def test_documented_answers_are_the_real_ones(client, png):
     from cpt_serving.web.schemas import PredictAnswer
 
     strict = {"strict": True}
-    PredictAnswer.model_validate(client.post("/predict", content=png()).json(), **strict)
+    PredictAnswer.model_validate_json(client.post("/predict", content=png()).content, **strict)
     infer = {"inputs": [{"name": "image", "shape": [1, 3, 8, 8], "datatype": "FP32", "data": [0.5] * 192}]}
     InferAnswer.model_validate(client.post("/v2/models/colours/infer", json=infer).json(), **strict)
 
