@@ -195,7 +195,7 @@ class OutputAgreement:
         for name, served in second.items():
             difference = np.abs(first[name].astype(np.float64) - served)
             axes = tuple(range(1, served.ndim)) if served.ndim and served.size > len(served) else None
-            greatest = np.abs(served).max(axis=axes, keepdims=True).astype(np.float64)
+            greatest = np.abs(served).max(axis=axes, keepdims=True, initial=0).astype(np.float64)
             self._values += served.size
             self.unequal += int((~(difference == 0)).sum())
             # "not within" instead of "beyond", so that NaN counts as differing

@@ -69,14 +69,15 @@ class Runner:
     Args:
         model: The network as a model.
         network: The network, for messages.
+        optimize: Whether onnxruntime may fuse operators.
 
     Raises:
         ConversionError: If onnxruntime cannot load it.
     """
 
-    def __init__(self, model: onnx.ModelProto | bytes, network: OnnxNetwork) -> None:
+    def __init__(self, model: onnx.ModelProto | bytes, network: OnnxNetwork, *, optimize: bool = True) -> None:
         content = model if isinstance(model, bytes) else model.SerializeToString()
-        self.session = open_session(content, where=network.name or None, threads=None)
+        self.session = open_session(content, where=network.name or None, threads=None, optimize=optimize)
         self.network = network
 
     def run(self, sample: Sample, outputs: Sequence[str] | None = None) -> dict[str, Any]:

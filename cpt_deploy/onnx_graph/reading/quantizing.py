@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,10 @@ from cpt_deploy.quantization.numerics.affine import unsigned_quant_max
 
 #: Allowed difference of the network as it was read from the file, as a share of the greatest value of an output.
 _TOLERANCE = 1e-3
+#: Allowed difference, as a multiple of that between onnxruntime with and without its optimizations.
+_OWN = 10.0
+#: Values of this size are small.
+_SMALL = 1e-6
 
 
 @dataclass(frozen=True)
@@ -87,13 +92,26 @@ def check_same(network: OnnxNetwork, sample: Sample) -> None:
     """
     expected = Runner(network.original, network).run(sample)
     got = Runner(network.to_model(), network).run(sample)
-    for name, wanted in expected.items():
-        if not isinstance(wanted, np.ndarray) or wanted.dtype.kind != "f":
-            continue
-        scale = float(np.abs(wanted[np.isfinite(wanted)]).max(initial=1e-6))
-        if got[name].shape != wanted.shape or not np.allclose(
-            got[name], wanted, rtol=_TOLERANCE, atol=_TOLERANCE * scale, equal_nan=True
-        ):
+    differing = [name for name, wanted in expected.items() if not _is_near(wanted, got[name], 0.0)]
+    if not differing:
+        return
+    # onnxruntime may differ from itself as much: the last digits of sums are amplified, as in sigmoids near 0
+    plain = Runner(network.original, network, optimize=False).run(sample)
+    for name in differing:
+        wanted = expected[name]
+        same = plain[name].shape == wanted.shape
+        own = float(np.nanmax(np.abs(plain[name] - wanted), initial=0.0)) if same else 0.0
+        if not _is_near(wanted, got[name], _OWN * own if np.isfinite(own) else 0.0):
             raise ConversionError(
                 f"Expected {network.name} to compute the same as it was read, but its output {name!r} differs"
             )
+
+
+def _is_near(wanted: Any, got: Any, tolerance: float) -> bool:
+    """Return whether real values differ by no more than a tolerance and a share of the greatest one."""
+    if not isinstance(wanted, np.ndarray) or wanted.dtype.kind != "f":
+        return True
+    scale = float(np.abs(wanted[np.isfinite(wanted)]).max(initial=_SMALL))
+    return got.shape == wanted.shape and np.allclose(
+        got, wanted, rtol=_TOLERANCE, atol=_TOLERANCE * scale + tolerance, equal_nan=True
+    )
