@@ -18,6 +18,7 @@ from cpt_deploy.validation.accuracy.reference import Reference, processor_differ
 from cpt_deploy.validation.accuracy.samples import OTHER_DATA, Samples
 from cpt_deploy.validation.accuracy.scoring import Scoring
 from cpt_deploy.validation.comparison import IntegerComparison
+from cpt_deploy.validation.facts import DatasetFacts, FloatFacts, Gate, GoldenFacts, GraphFacts, RecordedFacts
 from cpt_deploy.validation.gate import judge
 from cpt_deploy.validation.integers.accumulators import bundle_accumulators
 from cpt_deploy.validation.integers.integer_model import ExecutedGraph, IntegerModel, bundled_integer_model
@@ -27,15 +28,7 @@ from cpt_deploy.validation.measuring import SERVED, TRAINED, Measurement, Subjec
 from cpt_deploy.validation.onnx.constants import compare_constants
 from cpt_deploy.validation.onnx.formats import load_formats, program_files
 from cpt_deploy.validation.performance.software import software_versions
-from cpt_deploy.validation.report import (
-    DatasetFacts,
-    FloatFacts,
-    Gate,
-    GoldenFacts,
-    GraphFacts,
-    RecordedFacts,
-    ValidationReport,
-)
+from cpt_deploy.validation.report import ValidationReport
 
 ChosenIntegerModel = IntegerModel | Literal["bundled"] | None
 """An integer model, the executor on the bundle's own graph, or none."""

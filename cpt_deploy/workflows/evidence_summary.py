@@ -9,7 +9,7 @@ from cpt_deploy.tasks.evidence import WITHOUT_VNNI, Table, ValidationSummary, sa
 
 if TYPE_CHECKING:
     from cpt_deploy.validation import NonInferiority, ValidationReport
-    from cpt_deploy.validation.report import FloatFacts
+    from cpt_deploy.validation.facts import FloatFacts
 
 
 def summarize(report: "ValidationReport") -> ValidationSummary:

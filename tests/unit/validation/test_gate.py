@@ -20,8 +20,8 @@ from cpt_deploy.validation import (
     wilson_interval,
 )
 from cpt_deploy.validation.comparison import ServedOutputs
+from cpt_deploy.validation.facts import DatasetFacts, Gate, GoldenFacts, GraphFacts, RecordedFacts
 from cpt_deploy.validation.gate import judge
-from cpt_deploy.validation.report import DatasetFacts, Gate, GoldenFacts, GraphFacts, RecordedFacts
 
 SERVED_INTERVAL = (wilson_interval(980, 1000).low, wilson_interval(980, 1000).high)
 
