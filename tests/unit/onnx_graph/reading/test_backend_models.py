@@ -25,6 +25,8 @@ STRIDE = 24
 
 #: What an integer graph cannot hold as an input or output.
 NO_NUMBERS = r"Expected numbers as inputs and outputs|Expected tensors as inputs and outputs"
+#: Models that are refused: the Scan of opset 8 has a batch dimension, which onnx does not convert.
+REFUSED = {"test_scan_sum"}
 #: Allowed difference of outputs behind integer layers, as a share of the greatest value: of small random models.
 ROUNDED = 0.1
 RANDOM = {"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform"}
@@ -129,7 +131,7 @@ def sweep(stride: int) -> tuple[int, int]:
     count = quantized = 0
     for model in models()[::stride]:
         inputs = inputs_of(model)
-        if inputs is None:
+        if inputs is None or model[0] in REFUSED:
             continue
         try:
             quantized += check(model[1], inputs)
