@@ -16,15 +16,15 @@ from cpt_deploy.tasks import (
 from cpt_deploy.workflows.benchmark import benchmark_bundle
 from cpt_deploy.workflows.catalogs import fetch_data, known_data, known_models
 from cpt_deploy.workflows.dataset_check import check_dataset
+from cpt_deploy.workflows.experiments.grids import TrainedGrid, train_grid
+from cpt_deploy.workflows.experiments.range_test import find_lower_bound, with_lower_bound
+from cpt_deploy.workflows.experiments.sweep import Sweep, sweep_run
 from cpt_deploy.workflows.export import describe_export, export_run
 from cpt_deploy.workflows.foreign_models import FloatModel, export_float_model
-from cpt_deploy.workflows.grids import TrainedGrid, train_grid
 from cpt_deploy.workflows.onnx_files import export_onnx_file
 from cpt_deploy.workflows.origins import find_origin
 from cpt_deploy.workflows.prediction import Classifier, image_classifier
-from cpt_deploy.workflows.range_test import find_lower_bound, with_lower_bound
 from cpt_deploy.workflows.server_process import running_server
-from cpt_deploy.workflows.sweep import Sweep, sweep_run
 from cpt_deploy.workflows.validation import check_bundle, validate_bundle
 
 __all__ = [

@@ -10,7 +10,7 @@ from cpt_deploy import readable
 from cpt_deploy.errors import DataError, UsageError
 from cpt_deploy.tasks import SILENT, ExportOptions, Reporter
 from cpt_deploy.tasks.exporting import MAX_BITS, SOURCE_DIGEST, SOURCE_FILE, SOURCE_MODEL, dataset_name
-from cpt_deploy.workflows.bit_allocation import folder_name
+from cpt_deploy.workflows.experiments.bit_allocation import folder_name
 from cpt_deploy.workflows.export import note_reduced
 from cpt_deploy.workflows.origins import file_digest
 

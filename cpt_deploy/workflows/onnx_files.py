@@ -169,7 +169,7 @@ def _check_rows(network: "OnnxNetwork", signature: Signature, rows: Arrays) -> N
     Raises:
         ConversionError: If they do, or the size of the batch is fixed.
     """
-    from cpt_deploy.onnx_graph.reading.measuring import Runner
+    from cpt_deploy.onnx_graph.quantizing.measuring import Runner
 
     for tensor in (*signature.inputs, *signature.outputs):
         if tensor.batch != BATCH:

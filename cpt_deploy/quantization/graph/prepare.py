@@ -10,9 +10,9 @@ from cpt_deploy.errors import ConversionError, CptWarning
 from cpt_deploy.quantization.graph.activation_quantizers import insert_quantizers
 from cpt_deploy.quantization.graph.capture.exported import capture
 from cpt_deploy.quantization.graph.capture.functional_layers import lift_products
-from cpt_deploy.quantization.graph.capture.output_sizes import fix_output_sizes
 from cpt_deploy.quantization.graph.capture.padding import lift_paddings
 from cpt_deploy.quantization.graph.capture.parametrized import as_parametrizations, check_capturable
+from cpt_deploy.quantization.graph.capture.sizes.outputs import fix_output_sizes
 from cpt_deploy.quantization.graph.capture.tracing import (
     NoIntegerFormError,
     describe,
@@ -22,10 +22,10 @@ from cpt_deploy.quantization.graph.capture.tracing import (
     trace,
 )
 from cpt_deploy.quantization.graph.chosen_layers import excluded_modules, float_layers, mark_excluded
+from cpt_deploy.quantization.graph.comparison.equivalence import DiffersError, Reference
+from cpt_deploy.quantization.graph.comparison.handed_in import HandedIn, same_randomness, untouched
 from cpt_deploy.quantization.graph.conversion import Conversion
-from cpt_deploy.quantization.graph.equivalence import DiffersError, Reference
 from cpt_deploy.quantization.graph.example_inputs import read_example
-from cpt_deploy.quantization.graph.handed_in import HandedIn, same_randomness, untouched
 from cpt_deploy.quantization.graph.lifting import lift
 from cpt_deploy.quantization.graph.operator_kinds import Kind, classify, computes, kind_of, module_of, no_integer_form
 from cpt_deploy.quantization.graph.results import complete_signature

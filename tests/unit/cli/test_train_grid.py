@@ -11,7 +11,7 @@ import pytest
 from cpt_cli.main import main
 from cpt_deploy.metric import ACCURACY
 from cpt_deploy.training import TrialOutcome, read_finished_run
-from cpt_deploy.workflows.trial_processes import _outcome
+from cpt_deploy.workflows.experiments.trial_processes import _outcome
 
 GRID = """
 recipes: [digits-quickstart]

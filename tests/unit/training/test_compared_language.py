@@ -13,7 +13,7 @@ from cpt_deploy.errors import UsageError
 from cpt_deploy.metric import PERPLEXITY
 from cpt_deploy.recipe import load_recipe
 from cpt_deploy.training import TrialOutcome, TrialQueue, group_runs, read_finished_run, train
-from cpt_deploy.workflows.trial_processes import _outcome
+from cpt_deploy.workflows.experiments.trial_processes import _outcome
 
 SETTINGS = (
     "model.args={embedding: 8, hidden: 8, layers: 1, dropout: 0.0}",

@@ -65,7 +65,7 @@ def train_grid(
 
 def _show(trained: "TrainedGrid") -> None:
     from cpt_deploy.training import group_runs, read_finished_run
-    from cpt_deploy.workflows.grids import figure_in_words
+    from cpt_deploy.workflows.experiments.grids import figure_in_words
 
     rows = [(name, trial.state, figure_in_words(trial), trial.message or "") for name, trial in trained.trials.items()]
     runs = [read_finished_run(run) for run in trained.runs]

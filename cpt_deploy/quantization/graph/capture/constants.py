@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from cpt_deploy.quantization.graph.capture.sizes import Seen
+from cpt_deploy.quantization.graph.capture.sizes.folding import Seen
 from cpt_deploy.quantization.graph.naming import free_name
 
 #: Bound on the open side of a one-sided clamp; finite, since it is written as a number to JSON and ONNX.

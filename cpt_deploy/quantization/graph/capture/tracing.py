@@ -11,7 +11,7 @@ from torch.nn import functional
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.quantization.graph.capture.arguments import give_by_position, unpack_sequences
 from cpt_deploy.quantization.graph.capture.constants import clamp, constant_arithmetic, fold_buffers, join_constants
-from cpt_deploy.quantization.graph.capture.sizes import Seen, fold_sizes
+from cpt_deploy.quantization.graph.capture.sizes.folding import Seen, fold_sizes
 from cpt_deploy.quantization.graph.capture.tracer import Tracer
 from cpt_deploy.quantization.graph.naming import free_name
 from cpt_deploy.quantization.graph.results import Structure
@@ -87,7 +87,7 @@ def trace(
 
 def _graph(model: nn.Module, example: Example, structure: Structure) -> fx.Graph:
     """Trace a model; with known sizes if its code needs them as numbers."""
-    from cpt_deploy.quantization.graph.capture.known_sizes import SizeTracer
+    from cpt_deploy.quantization.graph.capture.sizes.known import SizeTracer
 
     try:
         return _without_tracer(Tracer(example, structure).trace(model))

@@ -14,7 +14,7 @@ from torchvision.ops import StochasticDepth
 
 from cpt_deploy.errors import ConversionError, CptWarning, UsageError
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare
-from cpt_deploy.quantization.graph.equivalence import float_bits
+from cpt_deploy.quantization.graph.comparison.equivalence import float_bits
 
 SHAPE = (3, 8, 8)
 

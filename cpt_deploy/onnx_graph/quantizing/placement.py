@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import onnx
 
-from cpt_deploy.onnx_graph.reading.choosing import Choice
-from cpt_deploy.onnx_graph.reading.found import Measured
+from cpt_deploy.onnx_graph.quantizing.choosing import Choice
+from cpt_deploy.onnx_graph.quantizing.found import Measured
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork, attributes_of, is_standard
 
 _RECURRENT = {"LSTM": 4, "GRU": 3, "RNN": 1}

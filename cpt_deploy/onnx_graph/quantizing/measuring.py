@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 
 from cpt_deploy.bundle.runtime.sessions import open_session
 from cpt_deploy.errors import ConversionError, UsageError
-from cpt_deploy.onnx_graph.reading.found import Measured
+from cpt_deploy.onnx_graph.quantizing.found import Measured
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
 
 Sample = Mapping[str, NDArray[Any]]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cpt_deploy.tasks import SILENT, Reporter
-from cpt_deploy.workflows.trial_processes import TrialProcesses
+from cpt_deploy.workflows.experiments.trial_processes import TrialProcesses
 
 if TYPE_CHECKING:
     from cpt_deploy.recipe import GridPoint

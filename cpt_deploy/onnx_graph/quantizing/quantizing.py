@@ -10,14 +10,14 @@ import numpy as np
 from cpt_deploy.errors import ConversionError, UsageError
 from cpt_deploy.integer.accumulators import check_accumulators
 from cpt_deploy.integer.graph import IntegerGraph
-from cpt_deploy.onnx_graph.reading.choosing import Choice, choose
-from cpt_deploy.onnx_graph.reading.lowering import Lowering
-from cpt_deploy.onnx_graph.reading.measuring import Runner, Sample, measure_shapes
+from cpt_deploy.onnx_graph.quantizing.choosing import Choice, choose
+from cpt_deploy.onnx_graph.quantizing.lowering import Lowering
+from cpt_deploy.onnx_graph.quantizing.measuring import Runner, Sample, measure_shapes
+from cpt_deploy.onnx_graph.quantizing.placement import Placement, placement_of
+from cpt_deploy.onnx_graph.quantizing.ranges import measure_ranges
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
 from cpt_deploy.onnx_graph.reading.parts import crossing_values, stages_of
 from cpt_deploy.onnx_graph.reading.patterns import Finder
-from cpt_deploy.onnx_graph.reading.placement import Placement, placement_of
-from cpt_deploy.onnx_graph.reading.ranges import measure_ranges
 from cpt_deploy.onnx_graph.reading.signatures import signature_of
 from cpt_deploy.onnx_graph.reading.weights import BITS
 from cpt_deploy.quantization.numerics.affine import unsigned_quant_max

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cpt_deploy.quantization.graph.handed_in import seed_all, untouched
+from cpt_deploy.quantization.graph.comparison.handed_in import seed_all, untouched
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.state.config import MAX_BITS
 from cpt_deploy.quantization.state.precision_state import Bits

@@ -30,11 +30,11 @@ from cpt_deploy.integer.operations import (
     QuantizedTensor,
 )
 from cpt_deploy.onnx_graph.onnx_parts import read_names
-from cpt_deploy.onnx_graph.reading.choosing import Choice
-from cpt_deploy.onnx_graph.reading.found import Found, Measured
+from cpt_deploy.onnx_graph.quantizing.choosing import Choice
+from cpt_deploy.onnx_graph.quantizing.found import Found, Measured
+from cpt_deploy.onnx_graph.quantizing.ranges import Ranges
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork, attributes_of
 from cpt_deploy.onnx_graph.reading.parts import Stages, float_part, serialized
-from cpt_deploy.onnx_graph.reading.ranges import Ranges
 from cpt_deploy.onnx_graph.reading.weights import BITS, quantized_layer
 from cpt_deploy.quantization.numerics.affine import affine_parameters, unsigned_quant_max
 from cpt_deploy.quantization.numerics.folding import FoldedWeights, channelwise

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cpt_deploy.onnx_graph.reading.found import Found, Measured
+from cpt_deploy.onnx_graph.quantizing.found import Found, Measured
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
 
 

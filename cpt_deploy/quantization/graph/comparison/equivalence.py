@@ -15,10 +15,18 @@ from torch import Tensor, nn
 
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.quantization.graph.capture.tracing import NoIntegerFormError
-from cpt_deploy.quantization.graph.first_difference import first_difference
-from cpt_deploy.quantization.graph.handed_in import HandedIn, seed_all, untouched
+from cpt_deploy.quantization.graph.comparison.first_difference import first_difference
+from cpt_deploy.quantization.graph.comparison.handed_in import HandedIn, seed_all, untouched
+from cpt_deploy.quantization.graph.comparison.running import (
+    Inputs,
+    Run,
+    float_bits,
+    result_of,
+    tensors_of,
+    varied,
+    with_list,
+)
 from cpt_deploy.quantization.graph.results import Structure
-from cpt_deploy.quantization.graph.running import Inputs, Run, float_bits, result_of, tensors_of, varied, with_list
 from cpt_deploy.quantization.graph.signature import Example
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.signature import Signature

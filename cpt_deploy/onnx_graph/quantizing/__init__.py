@@ -1,0 +1,1 @@
+"""Quantize what has an integer form in an ONNX network."""

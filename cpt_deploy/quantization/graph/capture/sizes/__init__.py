@@ -1,0 +1,1 @@
+"""Sizes of tensors in a captured graph: computed once, known, or of outputs."""

@@ -1,0 +1,1 @@
+"""Workflows that train or export several times: sweeps, grids, range tests, allocations of bits."""
