@@ -46,6 +46,8 @@ from cpt_deploy.quantization.state.scheduled_model import LayerInfo
 
 Trial = Callable[[QuantizedModel], None]
 
+_TOKENS = "networks of token ids keep the operations between their layers in float"
+
 
 def prepare(
     model: nn.Module,
@@ -155,7 +157,7 @@ def _first_that_is_the_same(
     except ConversionError as error:
         differs = next((reason for reason in reasons if isinstance(reason, DiffersError)), error)
         raise differs from error
-    reason = f"excluded from quantization: {', '.join(sorted(excluded))}" if excluded else "it reads token ids"
+    reason = f"excluded from quantization: {', '.join(sorted(excluded))}" if excluded else _TOKENS
     return prepared, reasons[0].reason if reasons else reason
 
 
