@@ -82,7 +82,7 @@ def test_it_is_served_and_predicts(start, ready, transformer, digits):
         request = urllib.request.Request(f"{url}/predict", digits[0].read_bytes(), {"Content-Type": "image/png"})
         with urllib.request.urlopen(request, timeout=30) as answer:
             predictions = json.load(answer)["predictions"]
-        assert {entry["label"] for entry in predictions[0]} <= set(Bundle.open(transformer).labels)
+        assert {entry["label"] for entry in predictions[0]} <= set(Bundle.open(transformer).processor.labels)
     finally:
         process.terminate()
         process.communicate(timeout=30)

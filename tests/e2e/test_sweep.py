@@ -38,7 +38,7 @@ def test_a_budget_chooses_bits_by_layer_and_tells_them(cpt, run_dir, tmp_path):
     bits = {entry["layer"]: entry["bits"] for entry in quantization["weights"]}
     assert {layer["layer"]: layer["bits"] for layer in chosen["layers"]}.items() <= bits.items()
     assert len(set(bits.values())) > 1
-    assert "class probabilities" in cpt(*words).stdout
+    assert "divergence of the outputs" in cpt(*words).stdout
 
 
 def test_bits_of_a_family_that_do_not_fit_leave_nothing(cpt, run_dir, tmp_path):
