@@ -129,7 +129,7 @@ def test_mistakes_are_one_line(cpt, bundle, run, server):
         return next(line for line in lines if line.startswith("error:"))
 
     tokenizer = run / "tokenizer.json"
-    assert "rows of ['input_ids']" in error("predict", bundle, tokenizer, code=5)
+    assert "rows of ['input_ids']" in error("predict", bundle, tokenizer, code=2)
     assert "at most 1024" in error("generate", "--url", server, "the", "--max-tokens", 5000, code=2)
     content = tokenizer.read_text()
     tokenizer.write_text(content.replace('"market"', '"Market"'))
