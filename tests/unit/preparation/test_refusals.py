@@ -133,7 +133,7 @@ IMAGE = torch.zeros(2, *SHAPE)
         ("3", "a tensor, a tuple of tensors or a dictionary"),
         ((), "a tensor, a tuple of tensors or a dictionary"),
         (torch.tensor(1.0), "batch dimension first"),
-        (torch.zeros(0, *SHAPE), "no empty one"),
+        (torch.zeros(0, *SHAPE), "none is empty"),
         (IMAGE.double(), "float64"),
         ((IMAGE, IMAGE[:1]), "one batch size"),
     ],
