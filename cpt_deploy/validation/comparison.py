@@ -194,8 +194,8 @@ class OutputAgreement:
         """Add a batch of outputs by name."""
         for name, served in second.items():
             with np.errstate(invalid="ignore"):  # equal infinities have no difference
-                difference = np.abs(first[name].astype(np.float64) - served)
-            difference[first[name] == served] = 0
+                distance = np.abs(first[name].astype(np.float64) - served)
+            difference = np.where(first[name] == served, 0.0, distance)
             axes = tuple(range(1, served.ndim)) if served.ndim and served.size > len(served) else None
             greatest = np.abs(served).max(axis=axes, keepdims=True, initial=0).astype(np.float64)
             self._values += served.size
