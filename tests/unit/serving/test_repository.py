@@ -326,7 +326,8 @@ def test_evidence_of_other_files_is_said_where_it_is_not_required(models, caplog
     directory = models(one=["1"])
     report = {"content_sha256": "0" * 64, "verdict": "passed", "passed": True, "reasons": [], "integers": None,
               "dataset": {"name": "d", "samples": 1}, "runtimes": [],
-              "metric": {"name": "accuracy", "higher_is_better": True, "percent": True}, "validated_at": "2026-01-01"}  # fmt: skip
+              "metric": {"name": "accuracy", "higher_is_better": True, "percent": True},
+              "validated_at": "2026-01-01"}  # fmt: skip
     update_validation(Bundle.open(directory / "one" / "1"), report)
 
     async def scenario():
