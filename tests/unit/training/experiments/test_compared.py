@@ -66,7 +66,7 @@ def test_the_command_writes_table_and_picture(runs, tmp_path, capsys):
     assert [len(group["paired_differences"]) for group in groups] == [0, 2]
     with (tmp_path / "compare.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [float(row["accuracy"]) for row in rows] == [value for group in groups for value in group["accuracies"]]
+    assert [float(row["accuracy"]) for row in rows] == [value for group in groups for value in group["figures"]]
     with Image.open(tmp_path / "compare.png") as picture:
         assert picture.width > 800
 
@@ -86,6 +86,6 @@ def test_the_same_recipe_and_seed_count_once(runs, tmp_path, capsys):
     assert main(["compare", *names, "--json"]) == 0
     shown = capsys.readouterr()
     (group,) = json.loads(shown.out)["groups"]
-    assert (group["seeds"], len(group["accuracies"])) == ([0, 1], 2)
+    assert (group["seeds"], len(group["figures"])) == ([0, 1], 2)
     assert group["not_counted"] == [str(copy), str(tmp_path / "link")]
     assert shown.err.count("is not counted") == 2

@@ -93,8 +93,7 @@ def test_the_command_writes_its_evidence(capsys, tmp_path):
         assert picture.width > 800
 
 
-def test_a_run_takes_the_bound_that_was_found(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("cpt_deploy.training.DEFAULT_STEPS", 30)
+def test_a_run_takes_the_bound_that_was_found(capsys, tmp_path):
     arguments = [*WIDE, "train.epochs=1", "train.eval_every=null", "--bits", "auto", "--out", str(tmp_path / "run")]
     assert main(["train", *arguments, "--json"]) == 0
 
