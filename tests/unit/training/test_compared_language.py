@@ -57,7 +57,7 @@ def test_table_lines_and_pictures_have_perplexity(runs, tmp_path, capsys):
     static, cpt = json.loads(capsys.readouterr().out)["groups"]
     tests = [json.loads((runs / name / "report.json").read_text())["test"] for name in ("static1", "cpt0", "cpt1")]
     wanted = [math.exp(test["loss"]) for test in tests]
-    assert [*static["perplexities"], *cpt["perplexities"]] == pytest.approx(wanted)
+    assert [*static["figures"], *cpt["figures"]] == pytest.approx(wanted)
     assert cpt["mean"] == pytest.approx(statistics.fmean(wanted[1:]))
     assert cpt["deviation"] == pytest.approx(statistics.stdev(wanted[1:]))
     assert cpt["paired_differences"] == pytest.approx([wanted[2] - wanted[0]])
@@ -74,11 +74,11 @@ def test_table_lines_and_pictures_have_perplexity(runs, tmp_path, capsys):
 
 
 def test_classifiers_and_language_models_are_not_mixed(runs, capsys):
-    with pytest.raises(UsageError, match="judged by the same figure"):
+    with pytest.raises(UsageError, match="judged by the same metric"):
         group_runs(read_finished_run(runs / name) for name in ("cpt0", "images"))
     assert main(["compare", str(runs / "images"), str(runs / "cpt0")]) == 2
     error = capsys.readouterr().err
-    assert f"perplexity of text ({runs / 'cpt0'})" in error
+    assert f"perplexity ({runs / 'cpt0'})" in error
     assert "Traceback" not in error
 
 
