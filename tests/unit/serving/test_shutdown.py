@@ -16,6 +16,7 @@ import httpx2
 import pytest
 
 from cpt_deploy.bundle import write_bundle
+from cpt_deploy.bundle.layout import FORMAT_VERSION
 from cpt_serving.shutdown import Shutdown, finished
 
 LIVE = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -216,7 +217,8 @@ def test_a_hangup_looks_for_models_and_ends_nothing(
         wait_until(lambda: ask(url, png)["version"] == "2")
         shutil.rmtree(models / "colours" / "1")
         process.send_signal(signal.SIGHUP)
-        wait_until(lambda: 'cpt_serve_model_info{format_version="2",model="colours"' in get(f"{url}/metrics").text)
+        version = f'cpt_serve_model_info{{format_version="{FORMAT_VERSION}",model="colours"'
+        wait_until(lambda: version in get(f"{url}/metrics").text)
         wait_until(lambda: get(f"{url}/metrics").text.count("\ncpt_serve_model_info{") == 1)
         process.terminate()
         ended(process)

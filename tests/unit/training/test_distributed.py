@@ -68,7 +68,7 @@ def test_quantized_loss_curve_is_that_of_one_process_within_the_bound(in_process
     assert [row["gbitops"] for row in two] == [row["gbitops"] for row in one]
     assert len([path for path in (tmp_path / "two").rglob("*") if path.name.startswith("events")]) == 1
     run = load_run(tmp_path / "two")
-    batches = eval_loader(load_images("digits", split="test"), run.preprocessing, 100)
+    batches = eval_loader(load_images("digits", split="test"), run.processor.preprocessing, 100)
     alone = evaluate(run.model, batches, classes=10, device=torch.device("cpu"), step=0)
     assert (alone.metrics, alone.samples) == (run.report.test.metrics, run.report.test.samples)
     assert alone.loss == pytest.approx(run.report.test.loss, rel=1e-5)
