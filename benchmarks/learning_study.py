@@ -68,9 +68,9 @@ def _fashion(*settings: str) -> tuple[str, ...]:
 
 
 SETS = {
-    "digits": DataSet("digits, 1,437 images of 8×8", (), 3_000),
-    "fashion": DataSet("Fashion-MNIST, 60,000 images of 14×14", _fashion(), 30_000),
-    "few-fashion": DataSet("Fashion-MNIST, 2,000 images of 14×14", _fashion("data.limit=2000"), 10_000),
+    "digits": DataSet("digits, 1,437 images of 8x8", (), 3_000),
+    "fashion": DataSet("Fashion-MNIST, 60,000 images of 14x14", _fashion(), 30_000),
+    "few-fashion": DataSet("Fashion-MNIST, 2,000 images of 14x14", _fashion("data.limit=2000"), 10_000),
 }
 LENGTHS = (300, 1_000, 3_000, 10_000, 30_000)
 
@@ -187,10 +187,7 @@ def difference(runs: Runs, name: str, steps: int, kind: str) -> Difference | Non
     mean, error = statistics.mean(found), statistics.stdev(found) / math.sqrt(len(found))
     freedom = len(found) - 1
     half = float(student.ppf(0.975, freedom)) * error
-    if error:
-        p = 2 * float(student.sf(abs(mean) / error, freedom))
-    else:
-        p = 1.0 if mean == 0 else 0.0
+    p = 2 * float(student.sf(abs(mean) / error, freedom)) if error else float(mean == 0)
     return Difference(len(found), mean, error, half, p)
 
 
@@ -228,8 +225,8 @@ def table(runs: Runs) -> str:
         parts.append(f"**{data.title}**\n\n{markdown_table(['', *(f'{steps:,} steps' for steps in lengths)], rows)}")
     done, planned = len(runs), sum(1 for _ in cells())
     introduction = (
-        f"{done:,} of {planned:,} runs. Points of top-1 accuracy on the test set, paired by seed: mean ± standard error "
-        "(number of seeds); `*` where Holm's correction over all comparisons of the study leaves p below 0.05."
+        f"{done:,} of {planned:,} runs. Points of top-1 accuracy on the test set, paired by seed: mean ± standard "
+        "error (number of seeds); `*` where Holm's correction over all comparisons of the study leaves p below 0.05."
     )
     return "\n\n".join([introduction, *parts])
 
