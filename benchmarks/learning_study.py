@@ -1,0 +1,268 @@
+"""Does cyclic precision pay? A study whose question, settings, analysis and end were fixed before its first run.
+
+Question: at which number of steps, if at any, is the accuracy of CPT 3-8 (cosine) at least that of static 8 bits, and
+does the answer differ between plenty of data and few?
+
+Settings: `SETS`, `LENGTHS`, `KINDS`, `SEEDS` below. Runs of one seed have the same initial weights and batches, so they
+are compared in pairs. Networks are small enough to converge on a CPU. All have SGD with momentum 0.9 at 0.1, a cosine
+down to zero over the run, weight decay 1e-4, batches of 64, 8 cycles, gradients of 8 bits, first and last layer at 8.
+
+Analysis: top-1 accuracy of the calibrated model on the whole test set; for each data set, length and kind the paired
+differences to static 8, their mean, standard error and interval of Student's t. Intervals are at 95 % each in the
+picture; a difference is called one only if Holm's correction over all comparisons of the study leaves it below 5 %.
+
+End: every cell has exactly the seeds of `SEEDS`; then the study ends, whatever came out. Cells are trained in the order
+of `cells()`, which does not depend on results. Until then tables and pictures say how many seeds there are.
+
+Not part of it yet, and to be registered the same way before their first run: a cyclic learning rate at static 8 bits,
+the authors' own quantizer, a language model, sharpness.
+
+    CPT_DATA_DIR=... OMP_NUM_THREADS=1 nice -n 19 python benchmarks/learning_study.py [--minutes 60] [--table]
+
+Each finished run is added to `results/learning_study.json`; repeating the command goes on with the missing ones.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from learning import processor_name
+from measuring import RESULTS, machine, markdown_table, write_results
+from training_grid import KINDS as PRECISIONS
+
+from cpt_deploy.recipe import load_recipe
+from cpt_deploy.training import train
+
+SEEDS = range(8)
+CYCLES = 8
+REFERENCE = "static8"
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set of the study.
+
+    Args:
+        title: Name in tables.
+        settings: Changes of the preset `digits-quickstart`.
+        longest: Number of steps of its longest runs.
+    """
+
+    title: str
+    settings: tuple[str, ...]
+    longest: int
+
+
+def _fashion(*settings: str) -> tuple[str, ...]:
+    own = ("data.name=fashion-mnist", "model.name=resnet8", "model.args={width: 8}", "data.augment=[]")
+    return (*own, "data.input.size=[14, 14]", "data.input.resize=14", *settings)
+
+
+SETS = {
+    "digits": DataSet("digits, 1,437 images of 8x8", (), 3_000),
+    "fashion": DataSet("Fashion-MNIST, 60,000 images of 14x14", _fashion(), 30_000),
+    "few-fashion": DataSet("Fashion-MNIST, 2,000 images of 14x14", _fashion("data.limit=2000"), 10_000),
+}
+LENGTHS = (300, 1_000, 3_000, 10_000, 30_000)
+
+#: Precision of each kind, and its longest run: only three kinds are trained at all lengths.
+KINDS: dict[str, tuple[list[str], int]] = {
+    "float32": (PRECISIONS["float32"], 30_000),
+    "static8": (PRECISIONS["static8"], 30_000),
+    "cpt": (PRECISIONS["cpt"], 30_000),
+    "cpt-5-8": (["precision.schedule=cosine", "precision.min_bits=5"], 10_000),
+    "exponential": (PRECISIONS["cpt-small-saving"], 10_000),
+    "rex": (PRECISIONS["cpt-large-saving"], 10_000),
+    "static6": (PRECISIONS["static6"], 10_000),
+    "static5": (PRECISIONS["static5"], 10_000),
+}
+TITLES = {
+    "float32": "float32",
+    "static8": "static 8",
+    "cpt": "CPT 3-8, cosine",
+    "cpt-5-8": "CPT 5-8, cosine",
+    "exponential": "CPT 3-8, exponential",
+    "rex": "CPT 3-8, REX",
+    "static6": "static 6",
+    "static5": "static 5",
+}
+
+Runs = dict[str, dict[str, Any]]
+"""Results by `set/steps/kind/seed`."""
+
+
+def cells() -> Iterator[tuple[str, int, str, int]]:
+    """Yield every run of the study: short ones of all sets first, and within a length seed by seed."""
+    for steps in LENGTHS:
+        for seed in SEEDS:
+            for name, data in SETS.items():
+                for kind, (_, longest) in KINDS.items():
+                    if steps <= min(data.longest, longest):
+                        yield name, steps, kind, seed
+
+
+def key(name: str, steps: int, kind: str, seed: int) -> str:
+    """Return the name of a run in the results."""
+    return f"{name}/{steps}/{kind}/{seed}"
+
+
+def settings(name: str, steps: int, kind: str, seed: int) -> list[str]:
+    """Return the settings of a run, as `cpt train digits-quickstart` takes them."""
+    return [
+        *SETS[name].settings,
+        *KINDS[kind][0],
+        f"precision.cycles={CYCLES}",
+        "train.epochs=null",
+        f"train.steps={steps}",
+        "train.eval_batch_size=500",
+        "train.eval_every=null",
+        "train.checkpoint_every=null",
+        f"train.log_every={max(10, steps // 30)}",
+        "train.device=cpu",
+        f"seed={seed}",
+        f"name={name}-{steps}-{kind}",
+    ]
+
+
+def trained(name: str, steps: int, kind: str, seed: int) -> dict[str, Any]:
+    """Train a run in a temporary folder and return its results."""
+    recipe = load_recipe("digits-quickstart", settings(name, steps, kind, seed))
+    begin = time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        report = train(recipe, Path(folder) / "run")
+    return {
+        "accuracy": report.test.top1,
+        "loss": report.test.loss,
+        "gbitops": report.cost["gbitops"],
+        "cpu_seconds": round(time.process_time() - begin, 1),
+    }
+
+
+def read_results() -> dict[str, Any]:
+    """Return what `results/learning_study.json` holds, or no runs."""
+    path = RESULTS / "learning_study.json"
+    content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"processors": {}, "runs": {}}
+    return content
+
+
+# --- analysis -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Paired differences of a cell to static 8 bits, in points of accuracy.
+
+    Attributes:
+        seeds: Number of pairs.
+        mean: Their mean.
+        error: Standard error of the mean.
+        half: Half of the 95 % interval.
+        p: Two-sided p value of Student's t.
+    """
+
+    seeds: int
+    mean: float
+    error: float
+    half: float
+    p: float
+
+
+def difference(runs: Runs, name: str, steps: int, kind: str) -> Difference | None:
+    """Return the differences of a cell; None with fewer than two pairs."""
+    from scipy.stats import t as student
+
+    pairs = [(runs.get(key(name, steps, kind, seed)), runs.get(key(name, steps, REFERENCE, seed))) for seed in SEEDS]
+    found = [100 * (mine["accuracy"] - other["accuracy"]) for mine, other in pairs if mine and other]
+    if len(found) < 2:
+        return None
+    mean, error = statistics.mean(found), statistics.stdev(found) / math.sqrt(len(found))
+    freedom = len(found) - 1
+    half = float(student.ppf(0.975, freedom)) * error
+    p = 2 * float(student.sf(abs(mean) / error, freedom)) if error else float(mean == 0)
+    return Difference(len(found), mean, error, half, p)
+
+
+def corrected(differences: Mapping[Any, Difference]) -> dict[Any, float]:
+    """Return the p value of each comparison after Holm's correction."""
+    result, least = {}, 0.0
+    ordered = sorted(differences, key=lambda cell: differences[cell].p)
+    for place, cell in enumerate(ordered):
+        least = max(least, min(1.0, (len(ordered) - place) * differences[cell].p))
+        result[cell] = least
+    return result
+
+
+def table(runs: Runs) -> str:
+    """Return one table for each data set, a row for each kind, a column for each length."""
+    found = {
+        (name, steps, kind): value
+        for name in SETS
+        for steps in LENGTHS
+        for kind in KINDS
+        if kind != REFERENCE and (value := difference(runs, name, steps, kind)) is not None
+    }
+    p = corrected(found)
+    parts = []
+    for name, data in SETS.items():
+        lengths = [steps for steps in LENGTHS if any(cell[:2] == (name, steps) for cell in found)]
+        if not lengths:
+            continue
+        rows = [[f"{TITLES[REFERENCE]}, accuracy in %", *(_accuracy(runs, name, steps) for steps in lengths)]]
+        for kind in KINDS:
+            cells_of_kind = [(name, steps, kind) for steps in lengths]
+            if any(cell in found for cell in cells_of_kind):
+                entries = [_entry(found[cell], p[cell]) if cell in found else "" for cell in cells_of_kind]
+                rows.append([f"{TITLES[kind]}, minus static 8", *entries])
+        parts.append(f"**{data.title}**\n\n{markdown_table(['', *(f'{steps:,} steps' for steps in lengths)], rows)}")
+    done, planned = len(runs), sum(1 for _ in cells())
+    introduction = (
+        f"{done:,} of {planned:,} runs. Points of top-1 accuracy on the test set, paired by seed: mean ± standard "
+        "error (number of seeds); `*` where Holm's correction over all comparisons of the study leaves p below 0.05."
+    )
+    return "\n\n".join([introduction, *parts])
+
+
+def _accuracy(runs: Runs, name: str, steps: int) -> str:
+    found = [run["accuracy"] for seed in SEEDS if (run := runs.get(key(name, steps, REFERENCE, seed)))]
+    return f"{100 * statistics.mean(found):.2f}" if found else ""
+
+
+def _entry(value: Difference, p: float) -> str:
+    return f"{value.mean:+.2f} ± {value.error:.2f} ({value.seeds}){'*' if p < 0.05 else ''}"
+
+
+def main() -> None:
+    """Train missing runs until the time is over, and write the results after each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no run after this time")
+    parser.add_argument("--table", action="store_true", help="train nothing; write the table of what there is")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    content = read_results()
+    runs: Runs = content["runs"]
+    info = machine()
+    content["processors"][processor_name(info)] = info
+    end = time.monotonic() + 60 * arguments.minutes
+    for cell in () if arguments.table else cells():
+        if key(*cell) in runs:
+            continue
+        if time.monotonic() > end:
+            break
+        runs[key(*cell)] = {**trained(*cell), "processor": processor_name(info)}
+        print(f"{time.strftime('%H:%M:%S')} {key(*cell)}", file=sys.stderr, flush=True)  # no accuracy: nobody looks
+        (RESULTS / "learning_study.json").write_text(json.dumps(content, indent=1) + "\n")
+    if runs:
+        write_results("learning_study", content, table(runs))
+
+
+if __name__ == "__main__":
+    main()
