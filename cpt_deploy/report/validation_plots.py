@@ -21,6 +21,8 @@ _RUNTIME_NAMES = {
 _MAX_NAMED_TENSORS = 70
 _MAX_NAMED_CLASSES = 30
 _MAX_COUNTED_CLASSES = 15
+_NARROWEST = 0.02
+"""Minimum width of the axis of a metric, relative to the metric, so that nearly equal runtimes look equal."""
 
 
 def reference_name(report: Report) -> str:
@@ -52,6 +54,10 @@ def metric_plot(report: Report) -> str:
         axes.set_yticks(range(len(runtimes)), [runtime_name(report, runtime["name"]) for runtime in runtimes])
         axes.invert_yaxis()
         axes.set_ylim(len(runtimes) - 0.5, -0.5)
+        low, high = axes.get_xlim()
+        if (missing := _NARROWEST * max(abs(low), abs(high)) - (high - low)) > 0:
+            axes.set_xlim(low - missing / 2, high + missing / 2)
+        axes.ticklabel_format(axis="x", useOffset=False)
         axes.set_xlabel(metric.axis + (", with 95 % interval" if intervals else ""))
         axes.grid(visible=True, axis="x", color="#e0e0e0", linewidth=0.6)
         parts = "; ".join(f"{runtime_name(report, r['name'])} {metric.text(r[metric.name])}" for r in runtimes)
