@@ -250,6 +250,7 @@ def main() -> None:
     content = read_results()
     runs: Runs = content["runs"]
     info = machine()
+    content["machine"] = info  # of the last runs; each run names its processor
     content["processors"][processor_name(info)] = info
     end = time.monotonic() + 60 * arguments.minutes
     for cell in () if arguments.table else cells():
