@@ -6,6 +6,7 @@ and receives input in the most compact form of its HTTP API.
 
 import base64
 import json
+import os
 import subprocess
 import sys
 import venv
@@ -26,10 +27,29 @@ Rows = npt.NDArray[np.float32]
 HERE = Path(__file__).parent / "serving_peers"
 PEERS = ("litserve", "bentoml", "mlserver")
 HTTP_ALONE = "HTTP alone"
+EARLIER = "earlier"
+"""Our server of another checkout."""
 ROWS_PER_BATCH = 32
 _MEMORY = str(2**30)
 """Bytes for waiting requests, so that none is refused: the other servers have no such limit."""
 _FIRST_PORT = 18200
+_EARLIER = """
+import base64, json, sys
+from pathlib import Path
+import numpy as np
+import serving, serving_systems
+network, folder, rows = sys.argv[1:]
+[case] = [case for case in serving.CASES if case.network == network]
+rows = np.zeros((int(rows), *case.shape), np.float32)
+system = serving_systems.cpt_deploy_system(serving.make_bundle(case, Path(folder)), rows)
+server, request = system.server, system.request
+header = base64.b64encode(request.body[: -rows.nbytes]).decode()
+print(json.dumps({
+    "command": server.command, "port": server.port, "environment": dict(server.environment),
+    "ready_path": server.ready_path, "path": request.path, "headers": dict(request.headers), "header": header,
+}))
+"""
+"""Exports a bundle in another checkout and prints how its server is started and asked."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +130,29 @@ def cpt_deploy_system(bundle: Bundle, rows: Rows) -> System:
         _read_binary_tensor,
         "binary tensors of the Open Inference Protocol",
     )
+
+
+def earlier_system(checkout: Path, network: str, rows: Rows, folder: Path) -> System:
+    """Our server of another checkout, on a bundle that it exports itself, since formats differ between versions.
+
+    Args:
+        checkout: Folder with `benchmarks/` and an environment `.venv` in which that version is installed.
+        network: Name of a network of `serving.CASES` there.
+        rows: Rows of a request.
+        folder: An existing folder for the bundle.
+    """
+    output = subprocess.check_output(
+        [str(checkout.absolute() / ".venv" / "bin" / "python"), "-c", _EARLIER, network, str(folder), str(len(rows))],
+        cwd=checkout / "benchmarks",
+        env={**os.environ, "PYTHONPATH": ""},
+        text=True,
+    )
+    found = json.loads(output.splitlines()[-1])
+    port = _FIRST_PORT + 20
+    command = [str(port) if part == str(found["port"]) else part for part in found["command"]]
+    request = PreparedRequest(found["path"], base64.b64decode(found["header"]) + rows.tobytes(), found["headers"])
+    server = ServerCommand(EARLIER, command, port, found["ready_path"], found["environment"])
+    return System(server, request, _read_binary_tensor, "binary tensors of the Open Inference Protocol")
 
 
 def http_alone_system(rows: Rows) -> System:
