@@ -6,11 +6,11 @@ this interface is what every bundle needs of it.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol, Self
 
 from cpt_deploy.errors import BundleError
-from cpt_deploy.registry import Registry, import_object
+from cpt_deploy.registry import Registry
 from cpt_deploy.signature import Signature
 
 TASKS_GROUP = "cpt_deploy.tasks"
@@ -95,7 +95,7 @@ def processor_class(task: str) -> type[Processor]:
     The attribute is the class, or its import path "module:Class". Unknown tasks have a `TensorProcessor`.
 
     Raises:
-        UsageError: If an import path does not exist.
+        ImportError: If an import path does not exist.
     """
     from cpt_deploy.bundle.processors.tensor_processor import TensorProcessor
 
@@ -103,7 +103,8 @@ def processor_class(task: str) -> type[Processor]:
         return processors.get(task)
     for entry in entry_points(group=TASKS_GROUP, name=task):
         found: Any = getattr(entry.load(), "processor", TensorProcessor)
-        return import_object(found) if isinstance(found, str) else found  # type: ignore[return-value]
+        # Not from the working directory: a server runs where others may write.
+        return EntryPoint(task, found, TASKS_GROUP).load() if isinstance(found, str) else found
     return TensorProcessor
 
 

@@ -77,6 +77,7 @@ class Adapter(Model):
         smallest = {name: max(1, free.least) for name, free in signature.free.items()}
         self.row_bytes = max(1, row_bytes((*signature.inputs, *signature.outputs), smallest))
         states = {after for _, after in signature.states}
+        self._outputs = tuple(spec.name for spec in signature.outputs)
         self._made = [spec for spec in signature.outputs if spec.name not in states]
         self._output_bytes = None if signature.free else row_bytes(signature.outputs, {})
 
@@ -145,10 +146,11 @@ class Adapter(Model):
         Args:
             request: A request whose JSON is short.
         """
-        return all(
-            tensor.datatype in _LIGHT and (tensor.raw is None or tensor.raw.nbytes <= _LIGHT_BYTES)
-            for tensor in request.inputs
-        )
+        for tensor in request.inputs:
+            raw = tensor.raw
+            if tensor.datatype not in _LIGHT or (raw is not None and raw.nbytes > _LIGHT_BYTES):
+                return False
+        return True
 
     def decode(self, request: InferRequest, work: Work) -> Tensors:
         """Return the inputs in a request of the Open Inference Protocol; call it in a thread unless it `is_light`.
@@ -157,7 +159,7 @@ class Adapter(Model):
             RequestError: 400 or 413, with the expectation; 503 if there is no memory for the outputs at present.
             AbandonedError: If nobody waits for the inputs any more.
         """
-        copies = 1 if all(wish.binary for wish in wanted_outputs(request, self.signature.outputs)) else _COPIES_IN_JSON
+        copies = 1 if all(wish.binary for wish in wanted_outputs(request, self._outputs)) else _COPIES_IN_JSON
         given = {tensor.name: tensor for tensor in request.inputs}
         self._require_inputs([tensor.name for tensor in request.inputs])
         for tensor in request.inputs:
@@ -206,7 +208,7 @@ class Adapter(Model):
             classes_of(wish.name, outputs[wish.name], self.labels, wish.classes, binary=wish.binary)
             if wish.classes
             else output_tensor(wish, outputs[wish.name])
-            for wish in wanted_outputs(request, self.signature.outputs)
+            for wish in wanted_outputs(request, self._outputs)
         ]
 
     def receive(self, content: list[EncodedImage] | bytes) -> Received:

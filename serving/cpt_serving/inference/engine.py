@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 import anyio.to_thread
 
@@ -22,6 +22,7 @@ from cpt_serving.inference.errors import (
     DeadlineExceededError,
     InvalidRequestError,
     QueueFullError,
+    ServingError,
     deadline_passed,
     not_ready,
 )
@@ -147,35 +148,13 @@ class Engine(Generic[M_co]):
         if self.state is not EngineState.READY:
             raise not_ready(self.status)
 
-    @contextmanager
-    def admit(self, deadline: float | None = None) -> Iterator["Admission"]:
-        """Reserve a place in the queue for a request, which counts as one row until its number of rows is known.
+    def admit(self, deadline: float | None = None) -> "Admission":
+        """Return a place in the queue for a request, which counts as one row until its number of rows is known.
 
         Args:
             deadline: Time after which its answer is useless, in seconds of `time.monotonic`.
-
-        Raises:
-            NotReadyError: If the model is not loaded.
-            DeadlineExceededError: If the deadline has passed already.
-            QueueFullError: If the queue is full.
         """
-        arrived, admission = time.monotonic(), Admission(self, deadline)
-        try:
-            self.require_loaded()
-            if deadline is not None and arrived >= deadline:
-                raise deadline_passed()
-            self.fixed(admission, 1)
-            yield admission
-        except BaseException as error:
-            # An invalid request is not a failure of inference, even if only the model noticed.
-            failed = admission.computing and not isinstance(error, InvalidRequestError)
-            reason = failure_of(error) or (ERROR if failed else None)
-            if reason is not None and not admission.finished:
-                self.observer.request_failed(reason, time.monotonic() - arrived)
-            raise
-        finally:
-            if admission.rows:
-                self.fixed(admission, 0)
+        return Admission(self, deadline)
 
     @contextmanager
     def admit_text(self) -> Iterator[None]:
@@ -234,21 +213,55 @@ class Engine(Generic[M_co]):
 
 
 class Admission:
-    """A request in the queue of an engine, from its arrival to its outputs.
+    """A request in the queue of an engine, from its arrival to its outputs; entered, it reserves its place.
 
     Args:
         engine: Engine that answers it.
         deadline: Time after which its answer is useless, in seconds of `time.monotonic`.
     """
 
-    __slots__ = ("_engine", "computing", "deadline", "finished", "rows")
+    __slots__ = ("_arrived", "_engine", "computing", "deadline", "finished", "rows")
 
     def __init__(self, engine: Engine[Model], deadline: float | None) -> None:
         self._engine = engine
+        self._arrived = time.monotonic()
         self.deadline = deadline
         self.rows = 0
         """Rows by which it counts in the queue, without those already submitted to the batcher."""
         self.computing = self.finished = False
+
+    def __enter__(self) -> Self:
+        """Reserve the place.
+
+        Raises:
+            NotReadyError: If the model is not loaded.
+            DeadlineExceededError: If the deadline has passed already.
+            QueueFullError: If the queue is full.
+        """
+        engine = self._engine
+        engine.require_loaded()
+        try:
+            if self.deadline is not None and self._arrived >= self.deadline:
+                raise deadline_passed()
+            engine.fixed(self, 1)
+        except ServingError as error:
+            self._failed(error)
+            raise
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Free the place, and tell the observer of a failure."""
+        if error is not None:
+            self._failed(error)
+        if self.rows:
+            self._engine.fixed(self, 0)
+
+    def _failed(self, error: BaseException) -> None:
+        # An invalid request is not a failure of inference, even if only the model noticed.
+        failed = self.computing and not isinstance(error, InvalidRequestError)
+        reason = failure_of(error) or (ERROR if failed else None)
+        if reason is not None and not self.finished:
+            self._engine.observer.request_failed(reason, time.monotonic() - self._arrived)
 
     def claim(self, rows: int) -> None:
         """Declare the number of rows, once it is known.

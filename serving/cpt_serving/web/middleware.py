@@ -150,8 +150,11 @@ class AnswerCompression(GZipMiddleware):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
         body = current_body.get()
-        wanted = body is not None and _WANTED.search(body.headers.get(b"accept-encoding", b""))
-        await (super().__call__ if wanted else self.app)(scope, receive, send)
+        accepted = None if body is None else body.headers.get(b"accept-encoding")
+        if accepted and _WANTED.search(accepted):
+            await super().__call__(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
 
 
 def _headers(message: Message, record: RequestRecord) -> list[tuple[bytes, bytes]]:
