@@ -16,6 +16,9 @@ PYTEST_ARGS ?=
 # Workers take files in the order of their names, so that what few of them share is made once.
 IN_PARALLEL := --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 
+# With nothing kept of the last start, every process of the tests would compile the project anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # On a GPU: warnings of other versions of torch do not fail the tests.
 GPU_TESTS := -m gpu -W default tests/unit/quantization tests/unit/training
 
