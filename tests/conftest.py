@@ -45,7 +45,8 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the slow tests and draw fewer examples, unless everything is asked for or a test by its name."""
-    if config.option.all or config.option.markexpr or any("::" in argument for argument in config.args):
+    named = any("::" in argument for argument in config.args) or config.option.keyword or config.option.markexpr
+    if config.option.all or named:
         return
     unused, chosen, slow = set(), [], []
     for item in items:

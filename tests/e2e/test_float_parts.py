@@ -47,6 +47,7 @@ def test_validation_follows_the_integers_and_says_what_is_in_float(cpt, transfor
     assert "outputs (±" in cpt("validate", transformer).stdout
 
 
+@pytest.mark.slow
 def test_a_sweep_measures_each_width_and_times_the_float_network(cpt, transformer):
     run = transformer.parent
     document = json.loads(cpt("sweep", run, "--bits", "8,4", "--rounds", 2, "--limit", 60, "--json").stdout)
@@ -61,6 +62,7 @@ def test_a_sweep_measures_each_width_and_times_the_float_network(cpt, transforme
 FORMS = {"native": ["--native"], "symmetric": ["--activations", "symmetric"]}
 
 
+@pytest.mark.by_default("symmetric")
 @pytest.mark.parametrize("name", FORMS)
 def test_native_and_symmetric_bundles_are_exact_and_only_native_ones_can_saturate(cpt, transformer, digits, name):
     bundle = json.loads(cpt("export", transformer.parent, *FORMS[name], "--json").stdout)["bundle"]

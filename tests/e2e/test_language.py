@@ -77,6 +77,7 @@ def test_an_export_cannot_saturate(cpt, run, workspace):
     assert cpt("generate", "portable", "the", "--max-tokens", 3, "--seed", 1).stdout.startswith("the")
 
 
+@pytest.mark.slow
 def test_a_sweep_measures_each_width_and_a_second_one_keeps_what_it_has(cpt, run):
     words = ("sweep", run, "--bits", "8,5", "--act-bits", "8,same", "--rounds", 3, "--json")
     document = json.loads(cpt(*words).stdout)
