@@ -45,27 +45,38 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the slow tests and draw fewer examples, unless everything is asked for or a test by its name."""
+    slow = [item for item in items if item.get_closest_marker("slow") or _is_further_case(item)]
+    if config.option.all:
+        # The workers of pytest-xdist take files one by one: one that takes long at the end would leave the others idle.
+        long = {item.path for item in slow}
+        items.sort(key=lambda item: item.path not in long)
     named = any("::" in argument for argument in config.args) or config.option.keyword or config.option.markexpr
     if config.option.all or named:
         return
-    unused, chosen, slow = set(), [], []
-    for item in items:
-        unused.update((item.function, pattern) for pattern in _cases(item))
-    for item in items:
-        matching = [pattern for pattern in _cases(item) if fnmatch(item.callspec.id, pattern)]
-        unused.difference_update((item.function, pattern) for pattern in matching)
-        left_out = item.get_closest_marker("slow") or (_cases(item) and not matching)
-        (slow if left_out else chosen).append(item)
-    if unused:
-        raise pytest.UsageError(f"Expected cases for each pattern of by_default, but got none for {unused}")
     config.hook.pytest_deselected(items=slow)
-    items[:] = chosen
+    left_out = set(slow)
+    items[:] = [item for item in items if item not in left_out]
     for function in {item.function for item in items if isinstance(item, pytest.Function)}:
         draws = getattr(function, "_hypothesis_internal_use_settings", None)
         if draws is not None:
             fewer = max(1, draws.max_examples // FEWER)
             function._hypothesis_internal_use_settings = settings(draws, max_examples=fewer)
+    for marked in {(item.function, pattern) for item in slow for pattern in _usual_cases(item)}:
+        if not any(getattr(item, "function", None) is marked[0] and _is_case(item, marked[1]) for item in items):
+            raise pytest.UsageError(
+                f"Expected by_default to name cases of {marked[0].__qualname__}, but got {marked[1]!r}"
+            )
 
 
-def _cases(item: pytest.Item) -> list[str]:
+def _usual_cases(item: pytest.Item) -> list[str]:
+    """The patterns of the cases that are in the default set; none if all are."""
     return [pattern for marker in item.iter_markers("by_default") for pattern in marker.args]
+
+
+def _is_case(item: pytest.Item, pattern: str) -> bool:
+    return isinstance(item, pytest.Function) and fnmatch(item.callspec.id, pattern)
+
+
+def _is_further_case(item: pytest.Item) -> bool:
+    patterns = _usual_cases(item)
+    return bool(patterns) and not any(_is_case(item, pattern) for pattern in patterns)

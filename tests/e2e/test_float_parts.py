@@ -62,7 +62,7 @@ def test_a_sweep_measures_each_width_and_times_the_float_network(cpt, transforme
 FORMS = {"native": ["--native"], "symmetric": ["--activations", "symmetric"]}
 
 
-@pytest.mark.by_default("symmetric")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMS)
 def test_native_and_symmetric_bundles_are_exact_and_only_native_ones_can_saturate(cpt, transformer, digits, name):
     bundle = json.loads(cpt("export", transformer.parent, *FORMS[name], "--json").stdout)["bundle"]

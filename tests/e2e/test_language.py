@@ -42,6 +42,7 @@ def bundle(cpt, run):
     return exported["bundle"]
 
 
+@pytest.mark.slow
 def test_a_budget_gives_each_layer_bits_of_its_own(cpt, run, workspace):
     words = ("export", run, "--budget", 0.75, "--out", "mixed")
     assert "training samples" in " ".join(cpt(*words).stdout.split())
