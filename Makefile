@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Two stages: what training, exporting and serving need, and the tools of development beside it.
 TRAINS := $(VENV)/.installed-train
-INSTALLED := $(VENV)/.installed-dev
+INSTALLED := $(VENV)/.installed
 SOURCES := pyproject.toml hatch_build.py $(wildcard cpt_deploy/quantization/kernels/*.[ch])
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
