@@ -1,21 +1,34 @@
-# Every target creates the environment first if it is missing or older than pyproject.toml or the kernels' sources.
+# Every target installs what it needs first, if that is missing or older than pyproject.toml or the kernels' sources.
 #   make quickstart   train, export, validate, serve and predict on a small data set
-#   make test         the tests; those on real data sets need CPT_DATA_DIR (see docs/quickstart.md)
+#   make test         the default tests; those on real data sets need CPT_DATA_DIR (see docs/quickstart.md)
 
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3))
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Two stages: what training, exporting and serving need, and the tools of development beside it.
+TRAINS := $(VENV)/.installed-train
 INSTALLED := $(VENV)/.installed
+SOURCES := pyproject.toml hatch_build.py $(wildcard cpt_deploy/quantization/kernels/*.[ch])
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest
 PYTEST_ARGS ?=
+
+# Workers take files in the order of their names, so that what few of them share is made once.
+IN_PARALLEL := --numprocesses=auto --dist=loadfile --no-loadscope-reorder
+
+# With nothing kept of the last start, every process of the tests would compile the project anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # On a GPU: warnings of other versions of torch do not fail the tests.
 GPU_TESTS := -m gpu -W default tests/unit/quantization tests/unit/training
 
-.PHONY: help install quickstart test test-gpu race-check sanitize lint format docs clean
+.PHONY: help install quickstart test test-all test-gpu race-check sanitize lint format docs clean
+.NOTPARALLEL:
 
 help:
 	@echo "make quickstart  train, export, validate, serve and predict on a small data set (two minutes)"
-	@echo "make test        run the tests; PYTEST_ARGS='-k name' chooses among them"
+	@echo "make test        run the default tests; PYTEST_ARGS='-k name' chooses among them"
+	@echo "make test-all    run all tests: the slow ones too, and all draws of property tests"
 	@echo "make test-gpu    run the tests that need a CUDA device; make race-check runs kernels under compute-sanitizer"
 	@echo "make sanitize    run the compiled kernels under the address and undefined-behaviour sanitizers"
 	@echo "make lint        ruff, mypy and the import rules"
@@ -31,18 +44,25 @@ $(BIN)/pip:
 	  { echo "error: Expected Python 3.11 or newer, but got $$($(PYTHON) --version)" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-$(INSTALLED): pyproject.toml hatch_build.py $(wildcard cpt_deploy/quantization/kernels/*.[ch]) | $(BIN)/pip
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+$(TRAINS): $(SOURCES) | $(BIN)/pip
+	$(PIP) --editable '.[train]'
 	@touch $@
 
-quickstart: $(INSTALLED)
+$(INSTALLED): $(SOURCES) | $(BIN)/pip
+	$(PIP) --editable '.[dev]'
+	@touch $(TRAINS) $@
+
+quickstart: $(TRAINS)
 	$(BIN)/cpt quickstart --out quickstart-output
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PYTEST) $(IN_PARALLEL) $(PYTEST_ARGS)
+
+test-all: $(INSTALLED)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PYTEST) --all $(IN_PARALLEL) $(PYTEST_ARGS)
 
 test-gpu: $(INSTALLED)
-	$(BIN)/python -m pytest $(GPU_TESTS) $(PYTEST_ARGS)
+	$(PYTEST) $(GPU_TESTS) $(PYTEST_ARGS)
 
 race-check: $(INSTALLED)
 	PYTHON=$(BIN)/python .ci/race-check

@@ -1,5 +1,6 @@
 """One small run, trained, exported and served once, for all tests that follow the path of a user."""
 
+import io
 import json
 import os
 import shutil
@@ -8,11 +9,13 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from _pytest.capture import CaptureResult
+from filelock import FileLock
 from PIL import Image
 
 from cpt_cli.main import main
@@ -27,7 +30,6 @@ ENVIRONMENT = {
 }
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-Typed = Callable[..., CaptureResult[str]]
 Start = Callable[..., subprocess.Popen[str]]
 
 
@@ -37,34 +39,41 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("workspace")
 
 
+def run_process(*words: object, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Type a command line, as a user would, and return what came of it."""
+    line = [str(CPT), *(str(word) for word in words)]
+    done = subprocess.run(line, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=240)
+    return ended_with(code, done)
+
+
+def ended_with(code: int, done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+    """The result of a command, whose exit code was expected."""
+    assert done.returncode == code, f"{done.args} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
 @pytest.fixture(scope="session")
 def cpt(workspace: Path) -> Run:
-    """Types a command line, as a user would, and returns what came of it."""
+    """Types a command line in this process, which saves a start of several seconds, and returns what came of it."""
 
     def run(*words: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-        line = [str(CPT), *(str(word) for word in words)]
-        done = subprocess.run(
-            line, cwd=workspace, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=240
-        )
-        assert done.returncode == code, f"{line} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done
+        line = [str(word) for word in words]
+        stdout, stderr = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
+            patch.chdir(workspace)
+            patch.syspath_prepend(workspace)
+            for name in os.environ.keys() - ENVIRONMENT.keys():
+                patch.delenv(name)
+            ended = main(line)
+        return ended_with(code, subprocess.CompletedProcess(line, ended, stdout.getvalue(), stderr.getvalue()))
 
     return run
 
 
-@pytest.fixture
-def typed(workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Typed:
-    """Does the same in this process, which saves a start of several seconds, and returns what was printed."""
-    monkeypatch.chdir(workspace)
-    monkeypatch.syspath_prepend(workspace)
-
-    def run(*words: object, code: int = 0) -> CaptureResult[str]:
-        ended = main([str(word) for word in words])
-        printed = capsys.readouterr()
-        assert ended == code, f"{words} ended with {ended}\n{printed.out}\n{printed.err}"
-        return printed
-
-    return run
+@pytest.fixture(scope="session")
+def cpt_process(workspace: Path) -> Run:
+    """Types a command line in a process of its own."""
+    return partial(run_process, cwd=workspace)
 
 
 @pytest.fixture(scope="session")
@@ -81,13 +90,25 @@ def start(workspace: Path) -> Start:
 
 
 @pytest.fixture(scope="session")
-def trained(cpt: Run, workspace: Path) -> dict[str, object]:
-    """The JSON result of a short training; the run is in `runs/digits-quickstart`."""
-    settings = ("precision.cycles=2", "train.eval_every=1 epoch")
-    done = cpt("train", "digits-quickstart", *settings, "--epochs", 4, "--json")
-    assert "epoch 4/4" in done.stderr
-    document: dict[str, object] = json.loads(done.stdout)
-    assert (workspace / str(document["run"])).is_dir()
+def trained(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """The JSON result of a short training; the run is in `runs/digits-quickstart`, with its bundle.
+
+    The first worker that needs it makes it, and each copies it into its workspace.
+    """
+    here = tmp_path_factory.getbasetemp()
+    shared = (here.parent if "PYTEST_XDIST_WORKER" in os.environ else here) / "trained"
+    result = shared / "result.json"
+    with FileLock(f"{shared}.lock"):
+        if not result.exists():
+            shared.mkdir(exist_ok=True)
+            settings = ("precision.cycles=2", "train.eval_every=1 epoch")
+            done = run_process("train", "digits-quickstart", *settings, "--epochs", 4, "--json", cwd=shared)
+            assert "epoch 4/4" in done.stderr
+            run = json.loads(done.stdout)["run"]
+            assert run_process("export", run, "--bits", 8, "--quiet", cwd=shared).stdout.strip() == f"{run}/bundle-8bit"
+            result.write_text(done.stdout)
+    document: dict[str, object] = json.loads(result.read_text())
+    shutil.copytree(shared / str(document["run"]), workspace / str(document["run"]))
     return document
 
 
@@ -98,12 +119,9 @@ def run_dir(trained: dict[str, object], workspace: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def bundle(cpt: Run, run_dir: Path) -> Path:
+def bundle(run_dir: Path) -> Path:
     """Its 8-bit bundle, to be left as it is but for validation.json."""
-    done = cpt("export", run_dir, "--bits", 8, "--quiet")
-    path = Path(run_dir.parent.parent, done.stdout.strip())
-    assert path == run_dir / "bundle-8bit"
-    return path
+    return run_dir / "bundle-8bit"
 
 
 @pytest.fixture

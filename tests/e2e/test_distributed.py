@@ -26,6 +26,7 @@ def worker(launcher: int) -> int:
 
 
 @linux
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_run_which_goes_on_alone(cpt, tmp_path):
     run = tmp_path / "run"
     line = [*TORCHRUN, str(CPT), "train", "digits-quickstart", *SETTINGS, "--device", "cpu", "--out", str(run)]

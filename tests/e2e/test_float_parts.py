@@ -47,9 +47,10 @@ def test_validation_follows_the_integers_and_says_what_is_in_float(cpt, transfor
     assert "outputs (±" in cpt("validate", transformer).stdout
 
 
-def test_a_sweep_measures_each_width_and_times_the_float_network(typed, transformer):
+@pytest.mark.slow
+def test_a_sweep_measures_each_width_and_times_the_float_network(cpt, transformer):
     run = transformer.parent
-    document = json.loads(typed("sweep", run, "--bits", "8,4", "--rounds", 2, "--limit", 60, "--json").out)
+    document = json.loads(cpt("sweep", run, "--bits", "8,4", "--rounds", 2, "--limit", 60, "--json").stdout)
     wide, narrow = document["exports"]
     assert (wide["weight_bits"], narrow["weight_bits"]) == (8, 4)
     assert wide["mismatching_integers"] == narrow["mismatching_integers"] == 0 < narrow["compared_integers"]
@@ -61,17 +62,18 @@ def test_a_sweep_measures_each_width_and_times_the_float_network(typed, transfor
 FORMS = {"native": ["--native"], "symmetric": ["--activations", "symmetric"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMS)
-def test_native_and_symmetric_bundles_are_exact_and_only_native_ones_can_saturate(typed, transformer, digits, name):
-    bundle = json.loads(typed("export", transformer.parent, *FORMS[name], "--json").out)["bundle"]
+def test_native_and_symmetric_bundles_are_exact_and_only_native_ones_can_saturate(cpt, transformer, digits, name):
+    bundle = json.loads(cpt("export", transformer.parent, *FORMS[name], "--json").stdout)["bundle"]
     assert bundle.endswith(f"bundle-8bit-{name}")
     words = ("validate", bundle, "--data", "digits", "--require-exact", "--max-drop", 8, "--json")
-    report = json.loads(typed(*words).out)
+    report = json.loads(cpt(*words).stdout)
     assert report["integers"]["mismatching"] == 0 < report["integers"]["compared"]
     assert report["saturation"]["possible_without_vnni"] == (name == "native")
     assert (report["portability"] is None) == (name == "native")
     assert "Gemm" not in report["graph"]["float_operators"]
-    assert json.loads(typed("predict", bundle, digits[0], "--json").out)["results"][0]["predictions"]
+    assert json.loads(cpt("predict", bundle, digits[0], "--json").stdout)["results"][0]["predictions"]
 
 
 def test_it_is_served_and_predicts(start, ready, transformer, digits):

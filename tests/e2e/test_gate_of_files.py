@@ -76,6 +76,7 @@ EDITS = {
 }
 
 
+@pytest.mark.by_default("mean and std in each file", "two labels", "an output")
 @pytest.mark.parametrize("edit", EDITS, ids=str)
 def test_an_edited_file_stops_the_gate_and_the_evidence(
     workspace, monkeypatch, capsys, bundle_copy, run_dir, tmp_path, edit

@@ -42,10 +42,11 @@ def bundle(cpt, run):
     return exported["bundle"]
 
 
-def test_a_budget_gives_each_layer_bits_of_its_own(typed, run, workspace):
+@pytest.mark.slow
+def test_a_budget_gives_each_layer_bits_of_its_own(cpt, run, workspace):
     words = ("export", run, "--budget", 0.75, "--out", "mixed")
-    assert "training samples" in " ".join(typed(*words).out.split())
-    exported = json.loads(typed(*words, "--json").out)
+    assert "training samples" in " ".join(cpt(*words).stdout.split())
+    exported = json.loads(cpt(*words, "--json").stdout)
     chosen = exported["facts"]["mixed_precision"]
     assert chosen["size_of_8_bits"] <= 0.75
     bits = {layer["layer"]: layer["bits"] for layer in chosen["layers"]}
@@ -54,7 +55,7 @@ def test_a_budget_gives_each_layer_bits_of_its_own(typed, run, workspace):
     assert all(set(layer["cost"]) == {"5", "6", "7", "8"} for layer in chosen["layers"])
     quantization = json.loads((workspace / "mixed" / "quantization.json").read_text())
     assert {entry["layer"]: entry["bits"] for entry in quantization["weights"]} == bits
-    validated = json.loads(typed("validate", "mixed", "--data", "corpus.txt", "--run", run, "--json").out)
+    validated = json.loads(cpt("validate", "mixed", "--data", "corpus.txt", "--run", run, "--json").stdout)
     assert validated["integers"]["mismatching"] == 0 < validated["integers"]["compared"]
     assert [entry["name"] for entry in validated["runtimes"]] == [
         "trained",
@@ -62,24 +63,25 @@ def test_a_budget_gives_each_layer_bits_of_its_own(typed, run, workspace):
         "onnxruntime",
         "onnxruntime-unoptimized",
     ]
-    assert "budget from 0.6" in typed("export", run, "--budget", 0.1, code=2).err
+    assert "budget from 0.6" in cpt("export", run, "--budget", 0.1, code=2).stderr
 
 
-def test_an_export_cannot_saturate(typed, run, workspace):
-    typed("export", run, "--opset", 21, "--out", "portable")
+def test_an_export_cannot_saturate(cpt, run, workspace):
+    cpt("export", run, "--opset", 21, "--out", "portable")
     facts = json.loads((workspace / "portable" / "config.json").read_text())["cpt"]
     assert (facts["portable"], facts["opset"]) == (True, 21)
     assert facts["reduced_layers"]
-    assert "nothing can saturate (portable: smaller range in" in typed("validate", "portable").out
-    validated = json.loads(typed("validate", "portable", "--data", "corpus.txt", "--run", run, "--json").out)
+    assert "nothing can saturate (portable: smaller range in" in cpt("validate", "portable").stdout
+    validated = json.loads(cpt("validate", "portable", "--data", "corpus.txt", "--run", run, "--json").stdout)
     assert validated["integers"]["mismatching"] == 0
     assert not validated["saturation"]["possible_without_vnni"]
-    assert typed("generate", "portable", "the", "--max-tokens", 3, "--seed", 1).out.startswith("the")
+    assert cpt("generate", "portable", "the", "--max-tokens", 3, "--seed", 1).stdout.startswith("the")
 
 
-def test_a_sweep_measures_each_width_and_a_second_one_keeps_what_it_has(typed, run):
+@pytest.mark.slow
+def test_a_sweep_measures_each_width_and_a_second_one_keeps_what_it_has(cpt, run):
     words = ("sweep", run, "--bits", "8,5", "--act-bits", "8,same", "--rounds", 3, "--json")
-    document = json.loads(typed(*words).out)
+    document = json.loads(cpt(*words).stdout)
     allocation = [(entry["weight_bits"], entry["activation_bits"]) for entry in document["exports"]]
     assert allocation == [(8, 8), (5, 8), (5, 5)]
     for entry in document["exports"]:
@@ -90,10 +92,10 @@ def test_a_sweep_measures_each_width_and_a_second_one_keeps_what_it_has(typed, r
     assert sizes[0] > sizes[1] == sizes[2]
     names = {path.name for path in (run / "sweep").iterdir()}
     assert names == {"bundle-8bit", "bundle-5bit", "bundle-5bit-act5", "sweep.json", "sweep.md", "sweep.png"}
-    again = json.loads(typed(*words).out)["exports"]
+    again = json.loads(cpt(*words).stdout)["exports"]
     assert all(entry["reused"] for entry in again)
     assert [entry["perplexity"] for entry in again] == [entry["perplexity"] for entry in document["exports"]]
-    assert "5, 6, 7, 8" in typed("sweep", run, "--bits", "8,2", code=2).err
+    assert "5, 6, 7, 8" in cpt("sweep", run, "--bits", "8,2", code=2).stderr
 
 
 @pytest.fixture(scope="module")

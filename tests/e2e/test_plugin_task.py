@@ -125,6 +125,7 @@ def test_the_request_that_is_shown_is_answered(bundle, tmp_path):
             assert numbers_of(json.load(response))
 
 
+@pytest.mark.slow
 def test_bits_by_layer_and_a_sweep_work_as_for_any_task(run, tmp_path):
     chosen = export_run(run, ExportOptions(budget=0.8), destination=tmp_path / "bundle")
     assert chosen.facts["mixed_precision"]["size_of_8_bits"] <= 0.8

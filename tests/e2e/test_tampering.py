@@ -62,6 +62,7 @@ EDITS = {
 }
 
 
+@pytest.mark.by_default("one weight code", "the zero point of activations")
 @pytest.mark.parametrize("edit", EDITS, ids=str)
 def test_an_edited_value_fails_and_the_first_differing_tensor_is_named(validate, run_dir, edit):
     change, part = EDITS[edit]

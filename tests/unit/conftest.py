@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
-from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
 
 from cpt_deploy.bundle import (
@@ -22,14 +21,6 @@ from cpt_deploy.bundle import (
     write_bundle,
 )
 from cpt_deploy.signature import Signature, TensorSpec, to_json
-
-# The workers of pytest-xdist have a terminal's width in their environment, and commands would keep to it.
-os.environ.pop("COLUMNS", None)
-
-# How long an example takes says nothing on a machine that others use too. The same examples are drawn each time, so
-# that the check of a commit has one answer; CPT_EXPLORE=1 draws new ones.
-settings.register_profile("repeatable", deadline=None, max_examples=60, derandomize="CPT_EXPLORE" not in os.environ)
-settings.load_profile("repeatable")
 
 COLOURS = ("red", "green", "blue")
 INPUT_SCALE, INPUT_ZERO = 1 / 127, 128

@@ -42,6 +42,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
     return importlib.import_module
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_training_on_gpus_runs_at_tiny_shapes(benchmark, capsys, tmp_path: Path) -> None:
     line = ["--device", "cpu", "--smoke", "--no-compile", "--seconds", "300", "--results", str(tmp_path)]
     benchmark("training_gpu").main(line)
@@ -100,6 +101,7 @@ class Inline:
         pass
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_learning_goes_on_and_keeps_what_shows_the_result(
     benchmark, capsys, monkeypatch, tmp_path: Path
 ) -> None:

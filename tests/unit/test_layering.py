@@ -5,20 +5,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "torchvision", "onnx", "matplotlib")
 SERVING = ("fastapi", "starlette", "uvicorn", "onnxruntime")
 
 
-def loaded_modules(code: str) -> set[str]:
-    """Return the top-level modules that are loaded after running code in a fresh interpreter."""
-    report = (
-        "\nimport json, sys; sys.stderr.write(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
-    )
-    done = subprocess.run([sys.executable, "-c", code + report], capture_output=True, text=True, check=True, cwd=ROOT)
-    return set(json.loads(done.stderr.splitlines()[-1]))
+def loaded_after(*steps: str) -> list[set[str]]:
+    """Return the top-level modules that a fresh interpreter has loaded after each of some steps."""
+    report = "import json, sys; sys.stderr.write(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    code = "\n".join(f"{step}\n{report}; sys.stderr.write('\\n')" for step in steps)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return [set(json.loads(line)) for line in done.stderr.splitlines() if line.startswith('["')]
 
 
 def test_the_import_rules_of_the_project_are_kept():
@@ -27,39 +24,40 @@ def test_the_import_rules_of_the_project_are_kept():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "cpt_deploy",
-        "cpt_deploy.errors",
-        "cpt_deploy.registry",
-        "cpt_deploy.precision",
-        "cpt_deploy.recipe",
-        "cpt_deploy.bundle",
-        "cpt_deploy.report",
-        "cpt_deploy.readable",
-        "cpt_deploy.tasks",
-        "cpt_deploy.tasks.image_classification",
-        "cpt_deploy.tasks.text_generation",
-        "cpt_deploy.workflows",
-        "cpt_serving.app",
-        "cpt_cli.main",
-    ],
+LIGHT = (
+    "cpt_deploy",
+    "cpt_deploy.errors",
+    "cpt_deploy.registry",
+    "cpt_deploy.precision",
+    "cpt_deploy.recipe",
+    "cpt_deploy.bundle",
+    "cpt_deploy.report",
+    "cpt_deploy.readable",
+    "cpt_deploy.tasks",
+    "cpt_deploy.tasks.image_classification",
+    "cpt_deploy.tasks.text_generation",
+    "cpt_deploy.workflows",
+    "cpt_cli.main",
+    "cpt_serving.app",
 )
-def test_torch_free_packages_load_no_torch(module):
-    assert loaded_modules(f"import {module}").isdisjoint(HEAVY)
 
 
-@pytest.mark.parametrize(
-    "words", [["--help"], ["--version"], ["train", "--help"], ["serve", "--help"], ["nonsense"]], ids=" ".join
-)
-def test_help_and_usage_errors_load_neither_torch_nor_a_runtime_nor_a_server(words):
-    assert loaded_modules(f"from cpt_cli.main import main; main({words!r})").isdisjoint({*HEAVY, *SERVING})
+def test_torch_free_packages_load_no_torch():
+    after = loaded_after(*(f"import {module}" for module in LIGHT))
+    heavy = {module: loaded & set(HEAVY) for module, loaded in zip(LIGHT, after, strict=True)}
+    assert not {module: loaded for module, loaded in heavy.items() if loaded}
 
 
-@pytest.mark.parametrize("words", [["train"], ["export", "run"], ["models"]], ids=" ".join)
-def test_without_torch_a_command_that_needs_it_says_what_to_install(words):
-    code = f"import sys; sys.modules['torch'] = None; from cpt_cli.main import main; sys.exit(main({words!r}))"
+def test_help_and_usage_errors_load_neither_torch_nor_a_runtime_nor_a_server():
+    lines = (["--help"], ["--version"], ["train", "--help"], ["serve", "--help"], ["nonsense"])
+    after = loaded_after(*(f"from cpt_cli.main import main; main({words!r})" for words in lines))
+    heavy = {" ".join(words): loaded & {*HEAVY, *SERVING} for words, loaded in zip(lines, after, strict=True)}
+    assert not {line: loaded for line, loaded in heavy.items() if loaded}
+
+
+def test_without_torch_a_command_that_needs_it_says_what_to_install():
+    lines = (["train"], ["export", "run"], ["models"])
+    code = f"import sys; sys.modules['torch'] = None; from cpt_cli.main import main; sys.exit([*map(main, {lines})])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 3
-    assert done.stderr.splitlines() == ["error: torch is not installed", "hint: pip install 'cpt-deploy[train]'"]
+    said = ["error: torch is not installed", "hint: pip install 'cpt-deploy[train]'"]
+    assert done.stderr.splitlines() == [*said * len(lines), "[3, 3, 3]"]

@@ -17,7 +17,7 @@ GRID = """
 recipes: [digits-quickstart]
 common:
   model.args.width: 4
-  train.epochs: 20
+  train.epochs: 8
   train.eval_every: null
   train.log_every: 1
   train.calibration_batches: 2
@@ -65,7 +65,7 @@ def test_a_dry_run_lists_the_runs_and_writes_nothing(grid, tmp_path, capsys, mon
     assert main(["train-grid", str(grid), "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert "seed3" in shown
-    assert "train.epochs=20" in shown
+    assert "train.epochs=8" in shown
     assert [path.name for path in tmp_path.iterdir()] == ["grid.yaml"]
 
 

@@ -104,6 +104,12 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def resnet20() -> IntegerGraph:
+    return frozen(MODELS["resnet20"][0](), (3, 32, 32))
+
+
+@pytest.mark.by_default("cifar mobilenetv2", "squeezenet1_1", "shufflenet*")
 @pytest.mark.parametrize("name", MODELS)
 def test_networks_agree_in_every_integer_and_leave_no_float_operator(name: str) -> None:
     build, size = MODELS[name]
@@ -114,11 +120,11 @@ def test_networks_agree_in_every_integer_and_leave_no_float_operator(name: str) 
 
 @pytest.mark.parametrize("batch", [1, 7, 32])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_batch_size_and_threads_do_not_matter(batch: int, threads: int) -> None:
-    graph = frozen(MODELS["resnet20"][0](), (3, 32, 32))
-    assert_exact(graph, torch.randn(batch, 3, 32, 32), threads)
+def test_batch_size_and_threads_do_not_matter(resnet20: IntegerGraph, batch: int, threads: int) -> None:
+    assert_exact(resnet20, torch.randn(batch, 3, 32, 32), threads)
 
 
+@pytest.mark.by_default("8-2", "6-None", "4-3")
 @pytest.mark.parametrize(("max_bits", "weight_bits"), [(8, 2), (8, 4), (6, None), (4, 3), (3, None), (2, None)])
 def test_fewer_bits_agree_too_and_still_fuse(max_bits: int, weight_bits: int | None) -> None:
     graph = frozen(MODELS["resnet20"][0](), (3, 32, 32), max_bits=max_bits, weight_bits=weight_bits)
@@ -127,6 +133,7 @@ def test_fewer_bits_agree_too_and_still_fuse(max_bits: int, weight_bits: int | N
     assert (operators["QLinearConv"], operators["QLinearAdd"], operators["QGemm"]) == (21, 9, 1)
 
 
+@pytest.mark.by_default("2-resnet20", "5-shufflenet*")
 @pytest.mark.parametrize("name", ["resnet20", "mobilenet_v2", "efficientnet_b0", "shufflenet_v2_x0_5"])
 @pytest.mark.parametrize("activation_bits", [2, 5])
 def test_networks_with_fewer_bits_of_activations_agree_and_leave_no_float_operator(
@@ -149,17 +156,16 @@ def test_layers_with_bits_of_their_own_agree() -> None:
 
 
 @pytest.mark.parametrize("opset", [13, 17, 20, 21, 25])
-def test_every_opset_gives_the_same_logits_and_the_same_kernels(opset: int) -> None:
-    graph = frozen(MODELS["resnet20"][0](), (3, 32, 32))
+def test_every_opset_gives_the_same_logits_and_the_same_kernels(resnet20: IntegerGraph, opset: int) -> None:
     x = torch.randn(4, 3, 32, 32)
-    model = write_onnx(graph, opset=opset)
-    assert np.array_equal(run_onnxruntime(model, x, ["logits"])["logits"], IntegerExecutor(graph)(x).numpy())
-    assert optimized_operators(model) == optimized_operators(write_onnx(graph))
+    model = write_onnx(resnet20, opset=opset)
+    assert np.array_equal(run_onnxruntime(model, x, ["logits"])["logits"], IntegerExecutor(resnet20)(x).numpy())
+    assert optimized_operators(model) == optimized_operators(write_onnx(resnet20))
 
 
-def test_the_reference_evaluator_of_onnx_differs_by_rounding_only() -> None:
+def test_the_reference_evaluator_of_onnx_differs_by_rounding_only(resnet20: IntegerGraph) -> None:
     """It executes the file's float operators between quantizers: the same function, rounded elsewhere."""
-    graph = frozen(MODELS["resnet20"][0](), (3, 32, 32))
+    graph = resnet20
     x = torch.randn(2, 3, 32, 32)
     reference = ReferenceEvaluator(onnx.load_model_from_string(write_onnx(graph, opset=20))).run(
         ["logits"], {"image": x.numpy()}

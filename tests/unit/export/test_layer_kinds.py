@@ -221,6 +221,7 @@ def gradients(network: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]
     return result.detach(), {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.by_default("*-integers")
 @pytest.mark.parametrize("with_float", [False, True], ids=["integers", "float parts"])
 @every_network
 def test_with_float_bits_it_computes_and_learns_what_the_network_does(name: str, with_float: bool) -> None:
@@ -303,6 +304,7 @@ def assert_exact(graph: IntegerGraph, x: Tensor) -> None:
     assert np.array_equal(open_session(file, threads=1).run(["logits"], {"image": x.numpy()})[0], served[-1])
 
 
+@pytest.mark.by_default("*'activation_bits'*")
 @pytest.mark.parametrize("bits", [{}, {"weight_bits": 4, "activation_bits": 5}, {"weight_bits": 2}], ids=str)
 @every_network
 def test_every_integer_is_onnxruntimes_and_none_is_computed_in_float(name: str, bits: dict[str, int]) -> None:

@@ -57,6 +57,7 @@ def test_in_float_two_processes_are_one(in_processes, recipe, tmp_path):
         assert torch.allclose(two[name], tensor, rtol=1e-3, atol=1e-4), name
 
 
+@pytest.mark.slow
 def test_quantized_loss_curve_is_that_of_one_process_within_the_bound(in_processes, recipe, tmp_path):
     mine = recipe(*EVERY_STEP)
 
@@ -87,6 +88,7 @@ def _train_and_tell(rank, recipe, directory):
             train(recipe, directory)
 
 
+@pytest.mark.slow
 def test_processes_agree_on_bits_that_follow_the_loss(in_processes, recipe, tmp_path):
     progressive = recipe(
         "train.epochs=1",
@@ -102,6 +104,7 @@ def test_processes_agree_on_bits_that_follow_the_loss(in_processes, recipe, tmp_
     assert first == second == [*["3 8"] * 4, *["4 8"] * 4, *["8 8"] * 3, ""]
 
 
+@pytest.mark.by_default("2-1")
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_run_goes_on_with_another_number_of_processes(in_processes, recipe, tmp_path, before, after):
     mine = recipe(*EVERY_STEP, *FLOAT)
@@ -207,6 +210,7 @@ def _compare_paths(rank, folder, compute):
     Path(folder, f"passed-{rank}").touch()
 
 
+@pytest.mark.by_default("float32")
 @pytest.mark.parametrize("compute", ["float32", "bf16"])
 def test_on_codes_a_step_of_two_processes_is_that_of_their_modules_and_that_of_one(in_processes, tmp_path, compute):
     if compute == "bf16" and not has_bf16_units():

@@ -43,6 +43,7 @@ def losses(directory):
     return np.array([float(row["loss"]) for row in read_metrics(directory / "metrics.csv") if row["loss"]])
 
 
+@pytest.mark.by_default("lstm")
 @pytest.mark.parametrize("settings", [PLAIN, BANDS], ids=["lstm", "bands"])
 def test_in_float_three_processes_are_one(in_processes, language, tmp_path, settings):
     mine = language(*settings, *FLOAT)  # 8 rows, of which the processes have 2, 3 and 3
@@ -59,6 +60,7 @@ def test_in_float_three_processes_are_one(in_processes, language, tmp_path, sett
     assert (report.test.samples, report.valid.samples) == (alone.test.samples, alone.valid.samples)
 
 
+@pytest.mark.slow
 def test_quantized_they_are_one_within_rounding(in_processes, language, tmp_path):
     mine = language(*PLAIN)
 
@@ -70,6 +72,7 @@ def test_quantized_they_are_one_within_rounding(in_processes, language, tmp_path
     assert [row["gbitops"] for row in two] == [row["gbitops"] for row in one]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(in_processes, language, tmp_path):
     mine = language(*PLAIN, *FLOAT)
     train(mine, tmp_path / "whole")

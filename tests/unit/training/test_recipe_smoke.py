@@ -109,6 +109,7 @@ def prepared():
     return get
 
 
+@pytest.mark.by_default("resnet38-cifar10-cpt3-8", "mobilenetv2-cifar100-static6", "resnet18-imagenet-cpt8-32")
 @pytest.mark.parametrize("name", IMAGES)
 def test_every_experiment_takes_a_step(name, data, prepared):
     experiment = experiments()[name]
@@ -132,6 +133,7 @@ def test_every_experiment_takes_a_step(name, data, prepared):
         assert float(gradient.abs().max()) > 0
 
 
+@pytest.mark.by_default("resnet38-*")
 @pytest.mark.parametrize("name", WHOLE_RUNS)
 def test_whole_runs_of_two_steps_leave_what_a_run_leaves(name, data, tmp_path, capsys):
     setting = data[experiments()[name].data]
@@ -182,6 +184,7 @@ def test_the_operations_in_the_table_are_those_of_the_language_model(network):
 SMALLER = ["model.args.layers=1", "model.args.cutoffs=[2000, 6000]", "data.text.sequence=8", "data.text.context=8"]
 
 
+@pytest.mark.by_default("lstm-ptb-cpt5-8")
 @pytest.mark.parametrize("name", TEXT)
 def test_every_experiment_on_text_takes_a_step(name, corpus):
     smaller = ["data.text.sequence=5"] if "lstm" in name else [f"data.name={corpus}", *SMALLER]

@@ -28,6 +28,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.by_default("sgd-11", "swa-15", "between-5")
 @pytest.mark.parametrize(
     ("variant", "step"),
     [("sgd", 1), ("sgd", 11), ("sgd", 13), ("adamw", 13), ("swa", 15), ("dropout", 4), ("between", 5), ("between", 18)],
@@ -106,6 +107,7 @@ class Images:
 """
 
 
+@pytest.mark.by_default("calibrated")
 @pytest.mark.parametrize("calibrate", [0, 2], ids=["not calibrated", "calibrated"])
 def test_signal_in_an_evaluation_does_not_lose_the_evaluation(recipe, tmp_path, outcome, own_module, calibrate):
     own_module("own_interrupting", INTERRUPTING_DATA)

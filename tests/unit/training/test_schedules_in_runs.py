@@ -55,6 +55,7 @@ def test_bits_rise_where_the_loss_is_flat_and_cost_what_they_are(recipe, tmp_pat
     assert report.cost["gbitops"] == pytest.approx(spent / 1e9)
 
 
+@pytest.mark.by_default("3")
 @pytest.mark.parametrize("step", [3, 8])
 def test_a_run_that_follows_the_loss_goes_on_as_if_nothing_had_been(
     step, recipe, train_until, interrupt, finished, outcome, tmp_path

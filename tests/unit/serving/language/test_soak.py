@@ -152,6 +152,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc, where Linux tells what a process holds")
 def test_a_soaked_server_answers_and_keeps_nothing(
     tmp_path, shared_bundle, language_bundle, png, running_server, wait_until, get

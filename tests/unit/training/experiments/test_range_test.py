@@ -46,6 +46,7 @@ def test_chance_alone_seldom_counts_as_progress():
     assert sum(found) < 200 * 0.05
 
 
+@pytest.mark.slow
 def test_digits_train_from_few_bits_on(recipe):
     outcome = range_test(recipe("model.args.width=16"), steps=30, to_max_bits=True)
 

@@ -54,6 +54,7 @@ def test_random_numbers_of_the_caller_are_not_touched(recipe, tmp_path):
     assert torch.equal(torch.rand(3), expected)
 
 
+@pytest.mark.by_default("modules", "float32")
 @pytest.mark.parametrize("compute", ["modules", "float32", "bf16"])
 def test_diverged_run_names_step_bits_and_checkpoint(recipe, tmp_path, compute):
     if compute == "bf16" and not has_bf16_units():
