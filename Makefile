@@ -1,6 +1,6 @@
 # Every target creates the environment first if it is missing or older than pyproject.toml or the kernels' sources.
 #   make quickstart   train, export, validate, serve and predict on a small data set
-#   make test         the tests; those on real data sets need CPT_DATA_DIR (see docs/quickstart.md)
+#   make test         the tests; those on real data sets need CPT_DATA_DIR (see docs/tutorials/quickstart.md)
 
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3))
 VENV ?= .venv

@@ -1,4 +1,4 @@
-"""Writes docs/cli.md from the commands themselves; `python docs/generate_cli.py --check` only compares."""
+"""Writes docs/reference/commands.md from the commands themselves; `python docs/generate_cli.py --check` only compares."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from cpt_cli.command import examples
 from cpt_cli.commands import COMMANDS
 from cpt_cli.main import EXIT_CODES, ROOT_EXAMPLES, root_epilog
 
-PAGE = Path(__file__).with_name("cli.md")
+PAGE = Path(__file__).parent / "reference" / "commands.md"
 NOTICE = (
     f"<!-- Written by docs/generate_cli.py with typer {version('typer')}: "
     "change the commands in cli/cpt_cli, then run `make docs`. -->\n\n"

@@ -1,6 +1,6 @@
 """Write an integer graph as ONNX with QuantizeLinear and DequantizeLinear, in the form that onnxruntime fuses.
 
-Which patterns fuse was measured; comments name each pitfall where the code avoids it. `docs/quantization.md` has the
+Which patterns fuse was measured; comments name each pitfall where the code avoids it. `docs/explanation/quantization.md` has the
 whole list.
 """
 
