@@ -20,7 +20,7 @@ help:
 	@echo "make sanitize    run the compiled kernels under the address and undefined-behaviour sanitizers"
 	@echo "make lint        ruff, mypy and the import rules"
 	@echo "make format      fix what ruff can fix and format"
-	@echo "make docs        write the pages that are generated from the code"
+	@echo "make docs        write the pages that come from the code, and build all pages as a site in site/"
 	@echo "make install     only create $(VENV) and install the project with its development tools"
 	@echo "make clean       remove caches, build outputs and the quickstart's files; $(VENV) and runs/ stay"
 
@@ -63,7 +63,9 @@ format: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/python docs/generate_cli.py
 	$(BIN)/python docs/generate_recipes.py
+	$(BIN)/python docs/generate_reference.py
+	PYTHONPATH=cli:serving NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 clean:
-	rm -rf build dist quickstart-output .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf build dist site quickstart-output .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find cpt_deploy cli serving tests benchmarks examples docs -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""Writes the table of docs/reference/recipes.md from the recipes; `python docs/generate_recipes.py --check` only compares."""
+"""Writes the table of docs/reference/recipes.md; `python docs/generate_recipes.py --check` only compares."""
 
 import sys
 from pathlib import Path
