@@ -1,4 +1,4 @@
-"""Write a folder of images to try the recipe with: scikit-learn's digits as PNG files, in the layout of your own.
+"""Write a folder of images to try the recipe with: 600 of scikit-learn's digits as PNG files.
 
 python examples/own_images/make_photos.py photos        # photos/train/<class>/*.png, photos/val/<class>/*.png
 """
@@ -14,11 +14,11 @@ from sklearn.datasets import load_digits
 def main(folder: str) -> None:
     """Write four of five images to train/, every fifth to val/."""
     digits = load_digits()
-    for index, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+    for index, (pixels, label) in enumerate(zip(digits.images[:600], digits.target[:600], strict=True)):
         target = Path(folder) / ("val" if index % 5 == 4 else "train") / str(label)
         target.mkdir(parents=True, exist_ok=True)
         Image.fromarray((pixels * 255 / 16).astype(np.uint8)).resize((32, 32)).save(target / f"{index}.png")
-    print(f"{len(digits.images)} images in {folder}")
+    print(f"600 images in {folder}")
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def typed(capsys):
 
 def test_a_folder_of_images_becomes_a_bundle_that_passes(typed, photos, monkeypatch):
     monkeypatch.chdir(photos)
-    short = ("model.name=tiny", "train.epochs=2", "precision.cycles=2", "data.limit=300", "data.input.size=[8, 8]")
+    short = ("model.name=tiny", "train.epochs=1", "precision.cycles=1", "data.limit=128", "data.input.size=[8, 8]")
     run = typed("train", EXAMPLES / "own_images" / "recipe.yaml", *short)["run"]
     assert run == "runs/photos"
     bundle = typed("export", run)["bundle"]
@@ -64,8 +64,9 @@ def test_a_folder_of_images_becomes_a_bundle_that_passes(typed, photos, monkeypa
 def test_a_torchvision_network_is_fine_tuned(typed, photos, monkeypatch):
     monkeypatch.chdir(photos)
     load("fine_tuning/save_weights").main("resnet18.pth", pretrained=False)
-    small = ("data.input.size=[32, 32]", "data.input.resize=32", "data.limit=64", "train.epochs=null", "train.steps=2")
-    done = typed("train", EXAMPLES / "fine_tuning" / "recipe.yaml", *small, "precision.cycles=1")
+    small = ("data.input.size=[32, 32]", "data.input.resize=32", "data.limit=16", "train.batch_size=8")
+    short = ("train.epochs=1", "train.calibration_batches=1", "precision.cycles=1")
+    done = typed("train", EXAMPLES / "fine_tuning" / "recipe.yaml", *small, *short)
     assert done["report"]["model"]["weights"]["file"].endswith("resnet18.pth")
     assert done["report"]["classes"] == [str(digit) for digit in range(10)]
     assert typed("export", done["run"])["golden"]["mismatches"] == 0
