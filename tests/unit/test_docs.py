@@ -1,5 +1,6 @@
 """The pages in docs/ agree with the code, link to what exists, and become a site that loads nothing from elsewhere."""
 
+import doctest
 import importlib.util
 import os
 import re
@@ -12,6 +13,7 @@ from types import ModuleType
 
 import pytest
 
+import cpt_deploy
 from cpt_deploy.bundle import Bundle
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +71,25 @@ def test_links_between_pages_lead_somewhere(page: Path):
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         assert (ROOT / page.parent / target).exists(), f"{page} links to {target}"
+
+
+def test_the_example_of_the_library_computes_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    done = doctest.testfile(str(DOCS / "reference" / "python" / "library.md"), module_relative=False)
+    assert done.failed == 0 < done.attempted
+
+
+@pytest.mark.parametrize("name", [name for name in cpt_deploy.__all__ if not name.startswith("_")])
+def test_public_names_are_documented_and_their_examples_hold(name: str):
+    thing = getattr(cpt_deploy, name)
+    page = (DOCS / "reference" / "python" / "library.md").read_text(encoding="utf-8")
+    assert re.search(rf"^::: [\w.]+\.{name}$", page, flags=re.MULTILINE)
+    finder, runner = doctest.DocTestFinder(), doctest.DocTestRunner()
+    tests = finder.find(thing, name)
+    assert tests
+    assert tests[0].docstring
+    for test in tests:
+        assert runner.run(test).failed == 0
 
 
 class _Assets(HTMLParser):
