@@ -12,8 +12,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from typer.main import get_command
 
 import cpt_deploy
+from cpt_cli.main import app
 from cpt_deploy.bundle import Bundle
 
 ROOT = Path(__file__).parents[2]
@@ -90,6 +92,36 @@ def test_public_names_are_documented_and_their_examples_hold(name: str):
     assert tests[0].docstring
     for test in tests:
         assert runner.run(test).failed == 0
+
+
+def _typed_commands() -> list[tuple[str, str]]:
+    """Return page and line of each command of this project in the pages' blocks of code."""
+    found = []
+    for page in PAGES:
+        blocks = re.findall(
+            r"^(?:```(?:sh|console)\n.*?^```|(?: {4}.*\n)+)", (ROOT / page).read_text("utf-8"), re.M | re.S
+        )
+        lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.splitlines()]
+        found += [(str(page), line.partition("  #")[0]) for line in lines if re.match(r"cpt [a-z]", line)]
+    return found
+
+
+def test_commands_in_the_pages_exist_with_their_options():
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    typed = _typed_commands()
+    assert len({line.split()[1] for _, line in typed}) == len(commands)  # each is shown somewhere
+    for page, line in typed:
+        for part in re.split(r"&&|\|", line):
+            program, *words = part.split()
+            if program != "cpt":
+                continue
+            name = words[0]
+            assert name in commands, f"{page}: {line}"
+            known = {
+                option for parameter in commands[name].params for option in parameter.opts + parameter.secondary_opts
+            }
+            options = {word.partition("=")[0] for word in words if word.startswith("--")}
+            assert options <= known | {"--help"}, f"{page}: {line}"
 
 
 class _Assets(HTMLParser):
