@@ -64,7 +64,7 @@ docs: $(INSTALLED)
 	$(BIN)/python docs/generate_cli.py
 	$(BIN)/python docs/generate_recipes.py
 	$(BIN)/python docs/generate_reference.py
-	PYTHONPATH=cli:serving NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 clean:
 	rm -rf build dist site quickstart-output .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
