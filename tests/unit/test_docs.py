@@ -94,6 +94,13 @@ def test_public_names_are_documented_and_their_examples_hold(name: str):
         assert runner.run(test).failed == 0
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parts[0] == "docs"], ids=str)
+def test_files_of_the_code_that_a_page_names_exist(page: Path):
+    places = [ROOT, ROOT / "cpt_deploy", ROOT / "serving", ROOT / "serving" / "cpt_serving"]
+    for name in re.findall(r"`((?:[\w.-]+/)+[\w.-]+\.py)`", (ROOT / page).read_text(encoding="utf-8")):
+        assert any((place / name).is_file() for place in places), f"{page} names {name}"
+
+
 def _typed_commands() -> list[tuple[str, str]]:
     """Return page and line of each command of this project in the pages' blocks of code."""
     found = []
