@@ -1,6 +1,6 @@
 # Every target installs what it needs first, if that is missing or older than pyproject.toml or the kernels' sources.
 #   make quickstart   train, export, validate, serve and predict on a small data set
-#   make test         the default tests; those on real data sets need CPT_DATA_DIR (see docs/quickstart.md)
+#   make test         the default tests; those on real data sets need CPT_DATA_DIR (see docs/tutorials/quickstart.md)
 
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3))
 VENV ?= .venv
@@ -33,7 +33,7 @@ help:
 	@echo "make sanitize    run the compiled kernels under the address and undefined-behaviour sanitizers"
 	@echo "make lint        ruff, mypy and the import rules"
 	@echo "make format      fix what ruff can fix and format"
-	@echo "make docs        write the pages that are generated from the code"
+	@echo "make docs        write the pages that come from the code, and build all pages as a site in site/"
 	@echo "make install     only create $(VENV) and install the project with its development tools"
 	@echo "make clean       remove caches, build outputs and the quickstart's files; $(VENV) and runs/ stay"
 
@@ -83,7 +83,9 @@ format: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/python docs/generate_cli.py
 	$(BIN)/python docs/generate_recipes.py
+	$(BIN)/python docs/generate_reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 clean:
-	rm -rf build dist quickstart-output .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf build dist site quickstart-output .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find cpt_deploy cli serving tests benchmarks examples docs -name __pycache__ -type d -prune -exec rm -rf {} +

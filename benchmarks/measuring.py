@@ -54,7 +54,7 @@ def write_results(name: str, content: Mapping[str, Any], table: str, folder: Pat
     if folder != RESULTS:
         print(table)
         return
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         before, marker, rest = page.read_text().partition(f"<!-- results/{name}.md -->\n")
         if marker:
             _, end, after = rest.partition("<!-- end -->")

@@ -38,9 +38,10 @@ def prepare(
 ) -> QuantizedModel:
     """Convert a float model to one that trains with cyclic precision and can be deployed.
 
-    This is `quantization.graph.prepare`, which documents the conversion, followed by a trial: the untrained network is
-    frozen, written to ONNX and run by onnxruntime, so that a model that cannot be deployed is found before training. If
-    the trial fails for an all-integer network, it is repeated with operations in float.
+    The network is captured as a graph, its layers and activations get quantizers, and the result is compared with the
+    given network. A trial follows: the untrained network is frozen, written to ONNX and run by onnxruntime, so that a
+    model that cannot be deployed is refused before training. If the trial fails for an all-integer network, it is
+    repeated with operations in float.
 
     Args:
         model: A float model that takes tensors (N, ...) and returns tensors (N, ...), alone or in tuples, lists,

@@ -1,11 +1,11 @@
-"""Writes the table of docs/recipes.md from the recipes; `python docs/generate_recipes.py --check` only compares."""
+"""Writes the table of docs/reference/recipes.md; `python docs/generate_recipes.py --check` only compares."""
 
 import sys
 from pathlib import Path
 
 from cpt_deploy.recipe import Experiment, experiments
 
-PAGE = Path(__file__).with_name("recipes.md")
+PAGE = Path(__file__).parent / "reference" / "recipes.md"
 BEGIN, END = "<!-- recipes -->\n", "<!-- end -->"
 HEAD = (
     "| recipe | static run | steps | recipe | saved | paper's count | saved | paper prints | accuracy | static |\n"

@@ -4,7 +4,7 @@
     cpt validate my-bundle --data digits
     cpt serve my-bundle
 
-Needs `pip install 'cpt-deploy[train]'`; takes about ten seconds on a CPU.
+Needs `pip install '.[train]'`; takes about ten seconds on a CPU.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Write an integer graph as ONNX with QuantizeLinear and DequantizeLinear, in the form that onnxruntime fuses.
 
-Which patterns fuse was measured; comments name each pitfall where the code avoids it. `docs/quantization.md` has the
-whole list.
+Which patterns fuse was measured; comments name each pitfall where the code avoids it.
+`docs/explanation/onnxruntime.md` has the whole list.
 """
 
 from collections.abc import Sequence

@@ -44,7 +44,7 @@ class ServeSettings(BaseSettings):
     """Threads of one inference."""
 
     concurrency: int | None = Field(default=None, ge=1, le=1024)
-    """Concurrent inferences; by default the cores divided by `threads`."""
+    """Concurrent inferences; by default the cores, or the container's limit, divided by `threads`."""
 
     max_batch: int = Field(default=16, ge=1, le=65536)
     """Maximum rows of a batch; 1 computes each request on its own."""
@@ -59,7 +59,7 @@ class ServeSettings(BaseSettings):
     """Deadline of requests that state none; no deadline by default."""
 
     provider: str = "cpu"
-    """Execution provider of onnxruntime."""
+    """Execution provider of onnxruntime: cpu, cuda, tensorrt, another by its full name, or NAME=PATH from a library."""
 
     golden: Literal["exact", "labels", "off"] = "exact"
     """Required match of the golden sample before the server is ready: every integer, the top classes, or none."""
@@ -92,7 +92,7 @@ class ServeSettings(BaseSettings):
     """Maximum size of JSON in a request; binary tensors and files are limited by `max_body_bytes`."""
 
     max_memory_bytes: int = Field(default=128 * 1024 * 1024, ge=1)
-    """Memory for the bodies of all requests in progress; a request beyond is answered 503."""
+    """Memory for the bodies of all requests in progress (503 beyond); the default fits the manifests' 512 MiB."""
 
     head_timeout_s: float = Field(default=10.0, gt=0, le=3600)
     """Seconds for the head of a request to arrive, from the opening of its connection or its first byte."""

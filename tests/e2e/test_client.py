@@ -1,4 +1,4 @@
-"""The clients and the load test of docs/client.md, against a server of real digits."""
+"""The clients and the load test of docs/how-to/client.md, against a server of real digits."""
 
 import asyncio
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-PAGE = (Path(__file__).parents[2] / "docs" / "client.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "client.md").read_text(encoding="utf-8")
 
 
 def test_the_examples_of_the_page_run(server, digits, monkeypatch, tmp_path):

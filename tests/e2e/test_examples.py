@@ -5,24 +5,85 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import numpy_helper
 
 from cpt_cli.main import main
+from cpt_deploy.bundle import Bundle, OnnxRuntimeModel
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def load(name: str):
-    specification = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    specification = importlib.util.spec_from_file_location(Path(name).name, EXAMPLES / f"{name}.py")
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder with the images that the first example writes."""
+    folder = tmp_path_factory.mktemp("examples")
+    load("own_images/make_photos").main(str(folder / "photos"))
+    return folder
+
+
+@pytest.fixture
+def typed(capsys):
+    """Types a command with --json and returns its result."""
+
+    def run(*words: object) -> dict[str, Any]:
+        code = main([*map(str, words), "--json"])
+        printed = capsys.readouterr()
+        assert code == 0, printed.err
+        result: dict[str, Any] = json.loads(printed.out.splitlines()[-1])
+        return result
+
+    return run
+
+
+def test_a_folder_of_images_becomes_a_bundle_that_passes(typed, photos, monkeypatch):
+    monkeypatch.chdir(photos)
+    short = ("model.name=tiny", "train.epochs=1", "precision.cycles=1", "data.limit=128", "data.input.size=[8, 8]")
+    run = typed("train", EXAMPLES / "own_images" / "recipe.yaml", *short)["run"]
+    assert run == "runs/photos"
+    bundle = typed("export", run)["bundle"]
+    report = typed("validate", bundle, "--data", "photos", "--limit", 100, "--max-drop", 10)
+    assert report["integers"]["mismatching"] == 0 < report["integers"]["compared"]
+    assert Path(bundle, "labels.txt").read_text().split() == [str(digit) for digit in range(10)]
+
+
+def test_a_torchvision_network_is_fine_tuned(typed, photos, monkeypatch):
+    monkeypatch.chdir(photos)
+    load("fine_tuning/save_weights").main("resnet18.pth", pretrained=False)
+    small = ("data.input.size=[32, 32]", "data.input.resize=32", "data.limit=16", "train.batch_size=8")
+    short = ("train.epochs=1", "train.calibration_batches=1", "precision.cycles=1")
+    done = typed("train", EXAMPLES / "fine_tuning" / "recipe.yaml", *small, *short)
+    assert done["report"]["model"]["weights"]["file"].endswith("resnet18.pth")
+    assert done["report"]["classes"] == [str(digit) for digit in range(10)]
+    assert typed("export", done["run"])["golden"]["mismatches"] == 0
+
+
+def test_an_onnx_file_from_elsewhere_is_exported_on_a_file_of_inputs(typed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    load("onnx_file/make_files").main(".")
+    bundle = Bundle.open(typed("export", "--from", "model.onnx", "--data", "inputs.npz")["bundle"])
+    rows = dict(np.load("inputs.npz"))
+    wanted = onnxruntime.InferenceSession("model.onnx").run(None, rows)
+    given = OnnxRuntimeModel(bundle.onnx_path, bundle.signature).run(rows)
+    for values, name in zip(wanted, ("kind", "mask"), strict=True):
+        error = np.square(values - given[name]).mean()
+        assert 10 * np.log10(np.square(values).mean() / error) > 25  # dB
+    predicted = typed("predict", bundle.path, "--inputs", "inputs.npz")
+    assert len(predicted["predictions"]) == 64
 
 
 def test_a_model_and_loop_of_ones_own_end_in_a_bundle_that_passes(tmp_path, capsys, monkeypatch):

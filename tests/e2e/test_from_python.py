@@ -1,9 +1,9 @@
-"""The programs of docs/from-python.md, as they stand there."""
+"""The programs of docs/how-to/from-python.md, as they stand there."""
 
 import re
 from pathlib import Path
 
-PAGE = Path(__file__).parents[2] / "docs" / "from-python.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "from-python.md"
 
 
 def test_the_programs_of_the_page_run_and_print_only_what_they_print(run_dir, workspace, monkeypatch, capsys, caplog):

@@ -1,57 +1,172 @@
-"""The pages in docs/ agree with the code."""
+"""The pages in docs/ agree with the code, link to what exists, and become a site that loads nothing from elsewhere."""
 
+import doctest
+import importlib.util
+import os
 import re
 import subprocess
 import sys
+from html.parser import HTMLParser
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from typer.main import get_command
 
-from cpt_serving.settings import ServeSettings
+import cpt_deploy
+from cpt_cli.main import app
+from cpt_deploy.bundle import Bundle
 
 ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+COMMANDS = DOCS / "reference" / "commands.md"
 PAGES = sorted(
-    path.relative_to(ROOT) for path in [*ROOT.glob("*.md"), *ROOT.glob("*/*.md")] if ".venv" not in path.parts
+    path.relative_to(ROOT)
+    for pattern in ("*.md", "benchmarks/*.md", "docs/**/*.md", "examples/**/*.md")
+    for path in ROOT.glob(pattern)
 )
 
 
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    """The script that writes the pages of fields, settings and routes."""
+    found = importlib.util.spec_from_file_location("generate_reference", DOCS / "generate_reference.py")
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
 def test_the_page_of_the_commands_is_up_to_date():
-    written_with = re.search(r"with typer ([\d.]+):", (ROOT / "docs" / "cli.md").read_text(encoding="utf-8"))
+    written_with = re.search(r"with typer ([\d.]+):", COMMANDS.read_text(encoding="utf-8"))
     assert written_with is not None
     if written_with[1] != version("typer"):
         pytest.skip(
-            f"docs/cli.md was written with typer {written_with[1]}, and each version writes a little differently"
+            f"commands.md was written with typer {written_with[1]}, and each version writes a little differently"
         )
-    line = [sys.executable, ROOT / "docs" / "generate_cli.py", "--check"]
+    line = [sys.executable, DOCS / "generate_cli.py", "--check"]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"run `make docs`\n{done.stderr}"
 
 
 def test_the_table_of_the_recipes_is_up_to_date():
-    line = [sys.executable, ROOT / "docs" / "generate_recipes.py", "--check"]
+    line = [sys.executable, DOCS / "generate_recipes.py", "--check"]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"run `make docs`\n{done.stderr}"
 
 
-def test_the_page_of_the_server_lists_every_setting_with_its_default():
-    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
-    listed = dict(re.findall(r"^\| `([A-Z_]+)` \| (.*?) \|", page, flags=re.MULTILINE))
-    assert list(listed) == [name.upper() for name in ServeSettings.model_fields]
-    for name, field in ServeSettings.model_fields.items():
-        if field.default is not None and not field.is_required():
-            shown = (
-                str(field.default).lower()
-                if isinstance(field.default, bool)
-                else f"{field.default:g}"
-                if isinstance(field.default, float)
-                else str(field.default)
-            )
-            assert listed[name.upper()] == shown
+@pytest.mark.parametrize("name", ["recipe_fields", "server_settings"])
+def test_fields_and_settings_are_those_of_the_code(generate: ModuleType, name: str):
+    page = DOCS / "reference" / f"{name.replace('_', '-')}.md"
+    assert page.read_text(encoding="utf-8") == getattr(generate, name)(), "run `make docs`"
+
+
+def test_the_routes_are_those_of_the_server(generate: ModuleType, shared_bundle: Bundle):
+    page = (DOCS / "reference" / "http-routes.md").read_text(encoding="utf-8")
+    assert page == generate.http_routes(generate.openapi(shared_bundle.path)), "run `make docs`"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
-def test_links_between_pages_lead_somewhere(page):
+def test_links_between_pages_lead_somewhere(page: Path):
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         assert (ROOT / page.parent / target).exists(), f"{page} links to {target}"
+
+
+def test_the_example_of_the_library_computes_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    done = doctest.testfile(str(DOCS / "reference" / "python" / "library.md"), module_relative=False)
+    assert done.failed == 0 < done.attempted
+
+
+@pytest.mark.parametrize("name", [name for name in cpt_deploy.__all__ if not name.startswith("_")])
+def test_public_names_are_documented_and_their_examples_hold(name: str):
+    thing = getattr(cpt_deploy, name)
+    page = (DOCS / "reference" / "python" / "library.md").read_text(encoding="utf-8")
+    assert re.search(rf"^::: [\w.]+\.{name}$", page, flags=re.MULTILINE)
+    finder, runner = doctest.DocTestFinder(), doctest.DocTestRunner()
+    tests = finder.find(thing, name)
+    assert tests
+    assert tests[0].docstring
+    for test in tests:
+        assert runner.run(test).failed == 0
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parts[0] == "docs"], ids=str)
+def test_files_of_the_code_that_a_page_names_exist(page: Path):
+    places = [ROOT, ROOT / "cpt_deploy", ROOT / "serving", ROOT / "serving" / "cpt_serving"]
+    for name in re.findall(r"`((?:[\w.-]+/)+[\w.-]+\.py)`", (ROOT / page).read_text(encoding="utf-8")):
+        assert any((place / name).is_file() for place in places), f"{page} names {name}"
+
+
+def _typed_commands() -> list[tuple[str, str]]:
+    """Return page and line of each command of this project in the pages' blocks of code."""
+    found = []
+    for page in PAGES:
+        blocks = re.findall(
+            r"^(?:```(?:sh|console)\n.*?^```|(?: {4}.*\n)+)", (ROOT / page).read_text("utf-8"), re.M | re.S
+        )
+        lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.splitlines()]
+        found += [(str(page), line.partition("  #")[0]) for line in lines if re.match(r"cpt [a-z]", line)]
+    return found
+
+
+def test_commands_in_the_pages_exist_with_their_options():
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    typed = _typed_commands()
+    assert len({line.split()[1] for _, line in typed}) == len(commands)  # each is shown somewhere
+    for page, line in typed:
+        for part in re.split(r"&&|\|", line):
+            program, *words = part.split()
+            if program != "cpt":
+                continue
+            name = words[0]
+            assert name in commands, f"{page}: {line}"
+            known = {
+                option for parameter in commands[name].params for option in parameter.opts + parameter.secondary_opts
+            }
+            options = {word.partition("=")[0] for word in words if word.startswith("--")}
+            assert options <= known | {"--help"}, f"{page}: {line}"
+
+
+class _Assets(HTMLParser):
+    """Collects the addresses that a browser loads by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        if tag == "link" and values.get("rel") not in {"canonical", "prev", "next"}:
+            self.addresses.append(values.get("href") or "")
+        elif tag in {"script", "img", "iframe", "source", "video", "audio", "embed"}:
+            self.addresses.append(values.get("src") or values.get("srcset") or "")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="needs the extra docs")
+def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path: Path):
+    paths = os.pathsep.join(sys.path)
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path / "site"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": paths, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    pages = sorted((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > 40
+    for page in pages:
+        parser = _Assets()
+        parser.feed(page.read_text(encoding="utf-8"))
+        assert len(parser.addresses) > 2
+        assert not [address for address in parser.addresses if re.match(r"(https?:)?//", address)], page
+    for sheet in (tmp_path / "site").rglob("*.css"):
+        assert not re.search(r"(url\(|@import )['\"]?(https?:)?//", sheet.read_text(encoding="utf-8")), sheet
+    index = (tmp_path / "site" / "search" / "search_index.json").read_text(encoding="utf-8")
+    assert "CyclicPrecision" in index

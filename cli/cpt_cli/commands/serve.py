@@ -150,8 +150,8 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
     """Serve models over HTTP until SIGTERM or Ctrl-C: /predict, health, metrics, and the Open Inference Protocol v2.
 
     Checksums and golden samples are checked before the server listens. Every setting can also be given by an
-    environment variable, CPT_SERVE_PORT=9000, CPT_SERVE_MAX_BODY_BYTES, ..., or in a YAML file; docs/serving.md lists
-    them.
+    environment variable, CPT_SERVE_PORT=9000, CPT_SERVE_MAX_BODY_BYTES, ..., or in a YAML file;
+    docs/reference/server-settings.md lists them.
     """
     from cpt_serving.repository.model_directory import find_models
     from cpt_serving.server import run

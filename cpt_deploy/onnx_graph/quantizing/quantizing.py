@@ -48,8 +48,8 @@ class QuantizedOnnx:
 def quantize_onnx(network: OnnxNetwork, samples: Iterable[Sample], *, portable: bool = True) -> QuantizedOnnx:
     """Quantize a float network, with ranges of samples.
 
-    Operations that have an integer form become one, where the rules of `docs/quantization.md` let onnxruntime execute
-    them in integers; every other operator stays as it is. Samples are used one at a time.
+    Operations that have an integer form become one, where the rules of `docs/explanation/onnxruntime.md` let
+    onnxruntime execute them in integers; every other operator stays as it is. Samples are used one at a time.
 
     Args:
         network: The network, as `read_onnx` reads it.

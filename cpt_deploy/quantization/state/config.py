@@ -62,7 +62,7 @@ class QuantizationConfig:
         groups: Groups of layers with their own bits; a layer belongs to the first group that matches its name.
         include: Shell patterns of module names, or types of modules, whose layers are quantized; empty means all.
         exclude: Likewise those that stay in float, with all modules inside of them. Operations next to them may then
-            stay in float too, see docs/float-parts.md.
+            stay in float too, see docs/explanation/float-parts.md.
 
     Raises:
         UsageError: If the bounds are out of order or out of range.

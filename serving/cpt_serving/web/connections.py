@@ -4,7 +4,7 @@ httptools parses HTTP inside of uvicorn's protocol. It is strict about where a r
 middleware can close, since they come before the app is called: heads and trailers of unlimited size, trailers that
 become headers, bodies that are lost after an offer to upgrade, and no answer to a client that has closed its side.
 uvicorn has no settings for them, its protocol for h11 costs a sixth of the requests per second, and other servers have
-gaps of their own (docs/serving.md, "Choice of the HTTP server"). Therefore uvicorn's protocol is extended here.
+gaps of their own (docs/benchmarks/serving.md). Therefore uvicorn's protocol is extended here.
 """
 
 import asyncio

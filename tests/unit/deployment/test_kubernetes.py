@@ -119,7 +119,7 @@ def test_a_pod_has_a_place_for_temporary_files_that_does_not_count_as_memory(pod
 def test_a_pods_memory_holds_what_the_server_may_take(pod):
     _, container, settings = pod
     bounds = sum(getattr(settings, name, 0) for name in ("max_memory_bytes", "queue_bytes", "decode_bytes"))
-    # With a small model, and the largest body of a request beside it: docs/deployment.md has what was measured.
+    # With a small model, and the largest body of a request beside it: docs/how-to/deployment.md has what was measured.
     resident = 128 * 2**20
     limit = container["resources"]["limits"]["memory"]
     assert limit.endswith("Mi")

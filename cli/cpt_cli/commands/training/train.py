@@ -78,7 +78,7 @@ def train(  # noqa: PLR0913, PLR0917  the options are its parameters
     A recipe has all settings: defaults, then a preset or a YAML file, then key=value. Ctrl-C finishes the step, saves,
     and shows how to resume; a second Ctrl-C stops at once.
 
-    On several processors: torchrun --no-python --nproc-per-node 4 cpt train … (docs/distributed.md).
+    On several processors: torchrun --no-python --nproc-per-node 4 cpt train … (docs/how-to/distributed.md).
     """
     from cpt_deploy.recipe import load_recipe, smoke_recipe
 
