@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cpt_deploy.bundle.processors.pixel_format import PixelFormat
 from cpt_deploy.recipe import Recipe, recipe_text
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class ExportOptions:
         opset: ONNX opset; None is the lowest with the smallest types for the weights.
         formats: Further formats of the model, keys of `cpt_deploy.bundle.FORMATS`.
         force: Whether to export at bits that the run never trained at.
+        pixels: The bytes of images that the bundle's files take themselves; None if they take normalised images.
     """
 
     bits: int | None = None
@@ -40,11 +42,16 @@ class ExportOptions:
     opset: int | None = None
     formats: Sequence[str] = ()
     force: bool = False
+    pixels: PixelFormat | None = None
 
     @property
     def suffix(self) -> str:
         """Suffix of the name of a bundle's folder, after the bits."""
-        return ("-native" if self.native else "") + ("-symmetric" if self.symmetric else "")
+        return "".join(
+            f"-{name}"
+            for name, is_set in (("native", self.native), ("symmetric", self.symmetric), ("uint8", self.pixels))
+            if is_set
+        )
 
 
 @dataclass(frozen=True)
