@@ -129,7 +129,14 @@ def dataset_name(name: str) -> str:
     return name if ":" in name else Path(name).name
 
 
+def architecture_name(name: str) -> str:
+    """Return the name of a model for a bundle: of an ONNX file without its folder."""
+    kind, _, path = name.partition(":")
+    return f"{kind}:{Path(path).name}" if kind == "onnx" else name
+
+
 def shippable(recipe: Recipe) -> str:
     """Return a recipe as YAML without the folders of the machine it ran on."""
     data = recipe.data.model_copy(update={"root": None, "name": dataset_name(recipe.data.name)})
-    return recipe_text(recipe.model_copy(update={"data": data}))
+    model = recipe.model.model_copy(update={"name": architecture_name(recipe.model.name)})
+    return recipe_text(recipe.model_copy(update={"data": data, "model": model}))

@@ -16,6 +16,7 @@ from cpt_deploy.tasks.exporting import (
     BitAllocation,
     ExportOptions,
     Sensitivity,
+    architecture_name,
     dataset_name,
     shippable,
 )
@@ -98,7 +99,7 @@ class RunExport:
         )
         identity = ModelIdentity(
             name=recipe.name,
-            architecture=recipe.model.name,
+            architecture=architecture_name(recipe.model.name),
             task=self.task.name,
             processor=processor,
             facts={
