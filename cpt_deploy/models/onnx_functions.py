@@ -32,11 +32,13 @@ class Call:
             omitted.
         attributes: The operator's attributes.
         outputs: Number of its outputs.
+        shape: Shape of the first input, None where it is free.
     """
 
     inputs: Sequence[Any]
     attributes: Mapping[str, Any]
     outputs: int
+    shape: Shape | None = None
 
     @property
     def x(self) -> Tensor:
@@ -244,6 +246,11 @@ def _slice(call: Call) -> Any:
         return call.x[starts[0] : ends[0] : steps[0]]
     if any(step < 1 for step in steps):
         raise ConversionError("Expected slices that go forward")
+    size = call.shape[axes[0]] if call.shape is not None and (len(axes), steps[0]) == (1, 1) else None
+    if size is not None:  # parts of a split have an integer form
+        start, end = (min(max(place + size if place < 0 else place, 0), size) for place in (starts[0], ends[0]))
+        parts = [length for length in (start, end - start, size - end) if length]
+        return torch.split(call.x, parts, axes[0])[int(start > 0)]
     places: list[Any] = [slice(None)] * call.x.dim()
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         places[axis] = slice(start, min(end, 2**31), step)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cpt_deploy.errors import ConversionError, DataError
 from cpt_deploy.models.onnx_functions import FUNCTIONS, LAYERS, Call
 from cpt_deploy.onnx_graph.reading.classifier import ImageClassifier
-from cpt_deploy.onnx_graph.reading.network import OnnxNetwork, attributes_of
+from cpt_deploy.onnx_graph.reading.network import OnnxNetwork, Shape, attributes_of
 from cpt_deploy.signature import INPUT_NAME, OUTPUT_NAME
 
 _UNFIT = re.compile(r"[^0-9A-Za-z_]+")
@@ -103,6 +103,7 @@ class _Step:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any]
+    shape: Shape | None
 
 
 class OnnxModule(nn.Module):
@@ -134,7 +135,7 @@ class OnnxModule(nn.Module):
             if step.layer is not None:
                 results: Any = self.get_submodule(step.layer)(inputs[0])
             else:
-                results = FUNCTIONS[step.kind](Call(inputs, step.attributes, len(step.outputs)))
+                results = FUNCTIONS[step.kind](Call(inputs, step.attributes, len(step.outputs), step.shape))
             made = results if isinstance(results, tuple) else (results,)
             values.update(zip(step.outputs, made, strict=False))
         logits: Tensor = values[OUTPUT_NAME]
@@ -157,7 +158,8 @@ class OnnxModule(nn.Module):
         attributes = attributes_of(node)
         arrays = [network.array(name) if name else None for name in node.input]
         make = LAYERS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-        layer = None if make is None else make(arrays, attributes, network.shape(node.input[0]))
+        shape = network.shape(node.input[0]) if node.input else None
+        layer = None if make is None else make(arrays, attributes, shape)
         if layer is None and (node.domain not in ("", "ai.onnx") or node.op_type not in FUNCTIONS):
             hint = f"it can be exported without training: cpt export --from {network.name}"
             raise ConversionError(
@@ -179,7 +181,7 @@ class OnnxModule(nn.Module):
                 self.register_buffer(self._buffers_of[used], torch.from_numpy(array.copy()), persistent=True)
             else:  # sizes, axes and numbers are Python's, so that shapes do not depend on tensors
                 self._constants[used] = array.item() if array.dtype.kind == "f" else array.tolist()
-        self._steps.append(_Step(node.op_type, name, inputs, tuple(node.output), attributes))
+        self._steps.append(_Step(node.op_type, name, inputs, tuple(node.output), attributes, shape))
 
     def _free_name(self, node: onnx.NodeProto) -> str:
         given = next((name.removesuffix(".weight") for name in node.input[1:2] if name.endswith(".weight")), "")
