@@ -1,6 +1,7 @@
 """Values of a model's inputs in NumPy's files, read a few rows at a time."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,10 @@ def has_input_files(path: Path) -> bool:
         return any(next(path.glob(pattern), None) for pattern in ("*.npy", "*.npz", "*/*.npy"))
     if path.suffix != ".npz":
         return False
-    names = set(_opened(path)) if path.is_file() else set()
+    names: set[str] = set()
+    if path.is_file():
+        with _readable(path), path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            names = {*archive.files}
     return not any(known <= names for known in _OF_DATA_SETS)
 
 
@@ -101,36 +105,34 @@ class InputFiles:
         return {name: np.stack([first[name][0], last[name][-1]]) for name in first}
 
 
-def _opened(path: Path) -> Any:
-    """Return the arrays of a file .npz, read when they are used, or the one of a file .npy, mapped to memory."""
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        return np.load(path, allow_pickle=False, mmap_mode="r")
+        yield
+    except UsageError:
+        raise
     except Exception as error:  # of zipfile, of zlib, of NumPy, of the file system
         raise DataError(f"Expected arrays in {path}, but got: {str(error).partition(chr(10))[0]}") from error
 
 
 def _load(part: dict[str, Path]) -> Arrays:
-    """Return the arrays of a part by input.
+    """Return the arrays of a part by input: of a file .npz in memory, of files .npy mapped to memory.
 
     Raises:
         DataError: If a file is damaged.
         UsageError: If a file .npz has other arrays than the inputs.
     """
     arrays: Arrays = {}
-    opened = {path: _opened(path) for path in dict.fromkeys(part.values())}
     for name, path in part.items():
-        found = opened[path]
-        if path.suffix != ".npy":
-            names = found.files if hasattr(found, "files") else []
-            if {*names} != {*part}:
-                raise UsageError(
-                    f"Expected arrays {', '.join(part)} in {path.name}, but got {', '.join(names) or 'none'}"
-                )
-            try:
-                found = found[name]
-            except Exception as error:  # as above
-                raise DataError(f"Expected arrays in {path}, but got: {str(error).partition(chr(10))[0]}") from error
-        arrays[name] = found
+        with _readable(path):
+            if path.suffix == ".npy":
+                arrays[name] = np.load(path, allow_pickle=False, mmap_mode="r")
+                continue
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                if {*archive.files} != {*part}:
+                    found = ", ".join(archive.files) or "none"
+                    raise UsageError(f"Expected arrays {', '.join(part)} in {path.name}, but got {found}")
+                arrays[name] = archive[name]
     return arrays
 
 
