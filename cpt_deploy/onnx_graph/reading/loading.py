@@ -62,6 +62,9 @@ def parsed(source: Path | bytes) -> onnx.ModelProto:
         DataError: If it is missing, damaged or no ONNX file.
     """
     where = "the given bytes" if isinstance(source, bytes) else str(source)
+    if isinstance(source, Path) and not source.is_file():
+        found = "a directory" if source.is_dir() else "nothing"
+        raise DataError(f"Expected an ONNX model in {where}, but there is {found}")
     try:
         model = onnx.load_model_from_string(source) if isinstance(source, bytes) else onnx.load(source)
         ok = bool(model.ir_version and model.opset_import)
