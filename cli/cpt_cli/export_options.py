@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
 
+from cpt_deploy.bundle.processors.pixel_format import PixelFormat
 from cpt_deploy.errors import UsageError
 
 
@@ -34,18 +35,18 @@ def check_origin(
         raise UsageError("Expected --data with --from, to calibrate on, but got none", hint="cpt datasets lists names")
 
 
-def is_onnx_with_inputs(source: Path, data: Path, given: Mapping[str, object]) -> bool:
-    """Return whether an ONNX file is exported with a file of its inputs, without options for images.
+def parsed_pixels(kind: str | None, layout: str | None, order: str | None) -> PixelFormat | None:
+    """Return the bytes of `--input uint8`, `--layout` and `--channels`; None without the first.
 
     Raises:
-        UsageError: If there are such options.
+        UsageError: If the others are given without it.
     """
-    if source.suffix != ".onnx" or data.suffix != ".npz":
-        return False
-    for option, value in given.items():
-        if value is not None and option not in ("--data", "--name"):
-            raise UsageError(f"Expected {option} with a data set of images only, but got it with {data.name}")
-    return True
+    if kind is not None:
+        return PixelFormat(layout=layout or "NHWC", order=order or "RGB")  # type: ignore[arg-type]
+    for option, value in (("--layout", layout), ("--channels RGB or BGR", order)):
+        if value is not None:
+            raise UsageError(f"Expected {option} with --input uint8 only, but got it without")
+    return None
 
 
 def parsed_size(text: str | None) -> tuple[int, int] | None:

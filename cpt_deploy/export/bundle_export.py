@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cpt_deploy.bundle import Bundle, BundleContents, CardFields, Processor, write_bundle
+from cpt_deploy.bundle import Bundle, BundleContents, CardFields, ImageProcessor, Processor, write_bundle
 from cpt_deploy.bundle.layout import ANNOUNCED, FLOAT_PARTS
 from cpt_deploy.bundle.runtime.operators import announced_operators
 from cpt_deploy.errors import BundleError
 from cpt_deploy.export.float_facts import describe_floats, float_facts
 from cpt_deploy.export.further_formats import write_formats
 from cpt_deploy.export.golden import golden_sample, named_inputs
+from cpt_deploy.export.pixels import reading_pixels
 from cpt_deploy.integer.accumulators import can_saturate
 from cpt_deploy.integer.executor import Inputs
 from cpt_deploy.integer.float_costs import FloatCosts, float_costs
@@ -133,6 +134,8 @@ def export_graph(
         UsageError: If the opset is out of range.
         BundleError: If the processor does not fit the network, or the bundle cannot be written.
     """
+    if isinstance(identity.processor, ImageProcessor) and identity.processor.pixels is not None:
+        graph = reading_pixels(graph, identity.processor)
     try:
         identity.processor.check(graph.signature)
         golden = named_inputs(graph.signature, golden_inputs)

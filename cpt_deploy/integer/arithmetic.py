@@ -11,12 +11,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cpt_deploy.integer.operations import Convolution, MaxPool, Pad, QuantizedTensor
+from cpt_deploy.integer.operations import Convolution, MaxPool, Pad, QuantizedTensor, ReadPixels
 
 
 def quantize(x: Tensor, tensor: QuantizedTensor) -> Tensor:
     """`rint(x / s) + z` with true division, as QuantizeLinear; x · (1 / s) would differ in one value of a million."""
     return _saturate(torch.round(x / tensor.scale) + tensor.zero_point, tensor)
+
+
+def read_pixels(x: Tensor, table: Tensor, operation: ReadPixels) -> Tensor:
+    """The table's entry of each byte, (N, C, H, W)."""
+    moved = x.permute(0, 3, 1, 2) if operation.channels_last else x
+    ordered = moved.flip(1) if operation.reversed else moved
+    channels = torch.arange(len(table), device=x.device).reshape(-1, 1, 1)
+    return table.to(x.device)[channels, ordered.to(torch.int64)].to(torch.float32)
 
 
 def dequantize(codes: Tensor, tensor: QuantizedTensor) -> Tensor:

@@ -35,6 +35,7 @@ from cpt_deploy.integer.operations import (
     Pad,
     Quantize,
     QuantizedTensor,
+    ReadPixels,
     Recurrent,
     Reshape,
     Slice,
@@ -80,6 +81,9 @@ class IntegerExecutor(nn.Module):
             self._index[key] = i
         for i, operation in enumerate(o for o in graph.operations if isinstance(o, Lookup)):
             self.register_buffer(f"_table_{i}", torch.from_numpy(operation.table.copy()))
+            self._index[operation.output] = i
+        for i, operation in enumerate(o for o in graph.operations if isinstance(o, ReadPixels)):
+            self.register_buffer(f"_pixels_{i}", torch.from_numpy(operation.table.copy()))
             self._index[operation.output] = i
         self._onnx = OnnxSessions(graph)
 
@@ -204,6 +208,10 @@ class IntegerExecutor(nn.Module):
         if isinstance(operation, Movement):
             stored = [self._stored(name, x) for name, x in zip(operation.inputs, inputs, strict=True)]
             return self._onnx.run(operation.output, stored)[0].to(torch.float32)
+        if isinstance(operation, ReadPixels):
+            return arithmetic.read_pixels(
+                inputs[0], self.get_buffer(f"_pixels_{self._index[operation.output]}"), operation
+            )
         x, sources = inputs[0], [self.graph.tensors[name] for name in operation.inputs]
         if operation.output not in self.graph.tensors:
             product: Tensor = self._layers[self._index[operation.output]](x)

@@ -150,6 +150,36 @@ class Quantize(Operation):
 
 
 @dataclass(frozen=True, slots=True)
+class ReadPixels(Operation):
+    """Quantized values (N, C, H, W) of the bytes of images: normalisation and quantization in one table.
+
+    Attributes:
+        table: uint8 or int8 (C, 256), the quantized value of each byte in each channel.
+        factor: float32 (C,); the real value of a byte v is about `v · factor + offset`.
+        offset: float32 (C,).
+        channels_last: Whether the bytes are (N, H, W, C).
+        reversed: Whether their channels are in the reverse order of the table's.
+    """
+
+    table: NDArray[np.uint8 | np.int8]
+    factor: NDArray[np.float32]
+    offset: NDArray[np.float32]
+    channels_last: bool
+    reversed: bool
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the bytes are the quantized values."""
+        return bool((self.table == np.arange(256)).all())
+
+    def is_affine(self, output: QuantizedTensor) -> bool:
+        """Return whether float32 arithmetic gives the table: `rint((v · factor + offset) / scale) + zero point`."""
+        real = np.arange(256, dtype=np.float32) * self.factor[:, None] + self.offset[:, None]
+        codes = np.rint(real / np.float32(output.scale)) + output.zero_point
+        return bool((np.clip(codes, output.least, output.quant_max) == self.table).all())
+
+
+@dataclass(frozen=True, slots=True)
 class Constant(Operation):
     """A tensor of real values, integers or booleans that float operations read."""
 
@@ -292,6 +322,6 @@ OPERATIONS: dict[str, type[Operation]] = {
     kind.__name__: kind
     for kind in (
         Convolution, FullyConnected, Add, Multiply, Concatenate, GlobalAverage, Lookup, MaxPool, Pad, Reshape,
-        Transpose, Slice, Embed, Recurrent, Quantize, Constant, Float, OnnxPart, Movement,
+        Transpose, Slice, Embed, Recurrent, Quantize, ReadPixels, Constant, Float, OnnxPart, Movement,
     )
 }  # fmt: skip

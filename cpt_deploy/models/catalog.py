@@ -4,6 +4,7 @@ import fnmatch
 import inspect
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -21,6 +22,9 @@ ModelFactory = Callable[..., nn.Module]
 
 DEPTHS = (8, 20, 38, 74, 110, 152, 164)
 """Depths of the registered CIFAR ResNets; the paper uses those from 38 on."""
+
+ONNX_PREFIX = "onnx:"
+"""Beginning of the name of a model that an ONNX file holds, before its path."""
 
 models: Registry[ModelFactory] = Registry("model")
 """The project's own models, by name."""
@@ -53,8 +57,9 @@ def build_model(
     """Build a model with random weights, and check that it maps images of this size to `num_classes` logits.
 
     Args:
-        name: One of `model_names`, or an import path "module:factory" of a class or function that returns a module;
-            it gets those of `num_classes`, `in_channels` and `input_size` that it accepts.
+        name: One of `model_names`; "onnx:FILE", an image classifier with its weights; or an import path
+            "module:factory" of a class or function that returns a module; it gets those of `num_classes`, `in_channels`
+            and `input_size` that it accepts.
         num_classes: Number of logits.
         in_channels: Channels of the images.
         input_size: Height and width of the images, in pixels.
@@ -84,6 +89,11 @@ def build_model(
             input_size=input_size,
             **args,
         )
+    elif name.startswith(ONNX_PREFIX):
+        from cpt_deploy.models.onnx_module import build_onnx  # onnx takes long to import
+
+        path = Path(name.removeprefix(ONNX_PREFIX))
+        model = build_onnx(path, num_classes=num_classes, in_channels=in_channels, input_size=input_size, **args)
     elif ":" in name:
         model = _build_imported(name, shape, args)
     elif name in models:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cpt_deploy.errors import DataError, UsageError
-from cpt_deploy.models.imported.source import WEIGHTS_SUFFIXES, open_source
+from cpt_deploy.models.weights_source import WEIGHTS_SUFFIXES, WeightsSource
 from cpt_deploy.quantization.state.scheduled_model import BITS_KEY
 
 _RUN_PREFIX = "network."
@@ -48,8 +48,7 @@ def read_pretrained(path: Path, model: str) -> PretrainedWeights:
     """
     if path.is_file() and path.suffix not in WEIGHTS_SUFFIXES:
         raise UsageError(f"Expected weights as {', '.join(WEIGHTS_SUFFIXES)}, but got {path.name}")
-    source = open_source(path, model)
-    tensors = dict(source.weights)  # type: ignore[union-attr]  # ONNX is refused above
+    tensors = dict(WeightsSource.read(path, model).weights)
     broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not _is_finite(tensor)]
     if broken:
         raise DataError(f"Expected finite weights in {path}, but got NaN or infinity in {_some(broken)}")

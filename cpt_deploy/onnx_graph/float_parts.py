@@ -146,7 +146,10 @@ def _stand_in_operator(name: str, outputs: int) -> Any:
             1,
             inputs=[kind.FormalParameter("inputs", "T", param_option=variadic)],
             outputs=[kind.FormalParameter(f"output_{i}", "R") for i in range(outputs)],
-            type_constraints=[("T", ["tensor(float)", "tensor(int64)"], ""), ("R", ["tensor(float)"], "")],
+            type_constraints=[
+                ("T", ["tensor(float)", "tensor(int64)", "tensor(uint8)"], ""),
+                ("R", ["tensor(float)"], ""),
+            ],
             attributes=[kind.Attribute("key", kind.AttrType.STRING, "")],
         )
     )

@@ -11,7 +11,7 @@ from cpt_deploy import __version__
 from cpt_deploy.bundle.runtime.sessions import PORTABLE_KEY
 from cpt_deploy.integer.accumulators import can_saturate
 from cpt_deploy.integer.graph import IntegerGraph
-from cpt_deploy.integer.operations import Movement, OnnxPart, QuantizedTensor, WeightedOperation
+from cpt_deploy.integer.operations import Movement, OnnxPart, QuantizedTensor, ReadPixels, WeightedOperation
 from cpt_deploy.onnx_graph.onnx_parts import NO_PARTS, OnnxParts, read_names, renamed
 from cpt_deploy.onnx_graph.packing import packed_tensor
 from cpt_deploy.quantization.numerics.folding import Codes
@@ -78,6 +78,35 @@ class GraphNodes:
             self.node("Clip", [unclipped, low, high], tensor.name)
         else:
             self.node("QuantizeLinear", [real, *parameters], tensor.name)
+
+    def read_pixels(self, operation: ReadPixels, source: str, tensor: QuantizedTensor) -> None:
+        """Quantize the bytes of images by the shortest operators that give the table, which has all possible values."""
+        name, per_channel = tensor.name, (-1, 1, 1)
+        moved = name if operation.is_identity else f"{name}.moved"
+        if operation.reversed:
+            order = self.constant(f"{name}.order", np.arange(len(operation.table))[::-1].astype(np.int64))
+            made = f"{name}.ordered" if operation.channels_last else moved
+            self.node("Gather", [source, order], made, axis=3 if operation.channels_last else 1)
+            source = made
+        if operation.channels_last:
+            self.node("Transpose", [source], moved, perm=[0, 3, 1, 2])
+            source = moved
+        if operation.is_identity:
+            if source != name:
+                self.node("Identity", [source], name)
+        elif operation.is_affine(tensor):
+            self.node("Cast", [source], f"{name}.bytes", to=TensorProto.FLOAT)
+            factor = self.constant(f"{name}.factor", operation.factor.reshape(per_channel))
+            self.node("Mul", [f"{name}.bytes", factor], f"{name}.scaled")
+            offset = self.constant(f"{name}.offset", operation.offset.reshape(per_channel))
+            self.node("Add", [f"{name}.scaled", offset], f"{name}.normalised")
+            self.quantize(f"{name}.normalised", tensor)
+        else:
+            self.node("Cast", [source], f"{name}.bytes", to=TensorProto.INT32)
+            rows = 256 * np.arange(len(operation.table), dtype=np.int32).reshape(per_channel)
+            self.node("Add", [f"{name}.bytes", self.constant(f"{name}.rows", rows)], f"{name}.places")
+            table = self.constant(f"{name}.table", operation.table.reshape(-1))
+            self.node("Gather", [table, f"{name}.places"], name)
 
     def real(self, name: str) -> str:
         """Return the name of a tensor's real values, dequantized on first use: readers of integers need none."""

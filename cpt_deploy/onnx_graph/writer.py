@@ -28,6 +28,7 @@ from cpt_deploy.integer.operations import (
     Pad,
     Quantize,
     QuantizedTensor,
+    ReadPixels,
     Recurrent,
     Reshape,
     Slice,
@@ -145,6 +146,8 @@ class _Writer(GraphNodes):
         match operation:
             case Quantize():
                 self.quantize(source, self.graph.tensors[operation.output])
+            case ReadPixels():
+                self.read_pixels(operation, source, self.graph.tensors[operation.output])
             case FullyConnected() if operation.output not in self.graph.tensors:
                 self._emit_product(operation)
             case Embed():

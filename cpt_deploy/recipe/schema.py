@@ -14,7 +14,9 @@ from cpt_deploy.registry import nearest_names
 
 
 class ModelSettings(Settings):
-    """The network: `tiny`, `resnet20`, `torchvision/resnet18`, `timm/resnet18`, or your own as `module:factory`.
+    """The network: `tiny`, `torchvision/resnet18`, `timm/resnet18`, `onnx:FILE`, or your own as `module:factory`.
+
+    An ONNX file holds an image classifier with its weights.
 
     `weights` are the initial weights: a local file of float weights (.pth, .pt, .safetensors), or a finished run; a
     last layer with a different number of classes keeps its random initialisation. `weights_sha256` is the required

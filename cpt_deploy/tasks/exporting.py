@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cpt_deploy.bundle.processors.pixel_format import PixelFormat
 from cpt_deploy.recipe import Recipe, recipe_text
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class ExportOptions:
         opset: ONNX opset; None is the lowest with the smallest types for the weights.
         formats: Further formats of the model, keys of `cpt_deploy.bundle.FORMATS`.
         force: Whether to export at bits that the run never trained at.
+        pixels: The bytes of images that the bundle's files take themselves; None if they take normalised images.
     """
 
     bits: int | None = None
@@ -40,11 +42,16 @@ class ExportOptions:
     opset: int | None = None
     formats: Sequence[str] = ()
     force: bool = False
+    pixels: PixelFormat | None = None
 
     @property
     def suffix(self) -> str:
         """Suffix of the name of a bundle's folder, after the bits."""
-        return ("-native" if self.native else "") + ("-symmetric" if self.symmetric else "")
+        return "".join(
+            f"-{name}"
+            for name, is_set in (("native", self.native), ("symmetric", self.symmetric), ("uint8", self.pixels))
+            if is_set
+        )
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,14 @@ def dataset_name(name: str) -> str:
     return name if ":" in name else Path(name).name
 
 
+def architecture_name(name: str) -> str:
+    """Return the name of a model for a bundle: of an ONNX file without its folder."""
+    kind, _, path = name.partition(":")
+    return f"{kind}:{Path(path).name}" if kind == "onnx" else name
+
+
 def shippable(recipe: Recipe) -> str:
     """Return a recipe as YAML without the folders of the machine it ran on."""
     data = recipe.data.model_copy(update={"root": None, "name": dataset_name(recipe.data.name)})
-    return recipe_text(recipe.model_copy(update={"data": data}))
+    model = recipe.model.model_copy(update={"name": architecture_name(recipe.model.name)})
+    return recipe_text(recipe.model_copy(update={"data": data, "model": model}))

@@ -125,10 +125,10 @@ class Task(ABC):
         return None
 
     def source_network(self, path: Path, model: str | None, processor: Processor) -> "nn.Module":
-        """Return a float model that was trained elsewhere, to be calibrated, in evaluation mode.
+        """Return a float model whose weights were trained elsewhere, in evaluation mode.
 
         Args:
-            path: Its file.
+            path: The file of its weights.
             model: Name or import path of the model that its weights belong to.
             processor: The processor of its bundle.
 

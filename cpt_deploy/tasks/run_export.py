@@ -1,13 +1,14 @@
 """The export of a run in steps: change ranges, calibrate, measure sensitivity, and write the bundle."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cpt_deploy.bundle import Bundle
+from cpt_deploy.bundle import Bundle, ImageProcessor
+from cpt_deploy.errors import UsageError
 from cpt_deploy.export import ModelIdentity, export_bundle
 from cpt_deploy.quantization import calibrate, make_native, make_symmetric, measure_sensitivity
 from cpt_deploy.tasks.exporting import (
@@ -15,6 +16,7 @@ from cpt_deploy.tasks.exporting import (
     BitAllocation,
     ExportOptions,
     Sensitivity,
+    architecture_name,
     dataset_name,
     shippable,
 )
@@ -86,15 +88,20 @@ class RunExport:
         run = self.run
         report, recipe = run.report, run.recipe
         root = None if recipe.data.root is None else Path(recipe.data.root)
-        golden = self.task.golden_inputs(recipe.data.name, root, run.processor, run.model.signature)
+        processor = run.processor
+        if self.options.pixels is not None:
+            if not isinstance(processor, ImageProcessor):
+                raise UsageError(f"Expected --input uint8 with images only, but got it with the task {self.task.name}")
+            processor = replace(processor, pixels=self.options.pixels)
+        golden = self.task.golden_inputs(recipe.data.name, root, processor, run.model.signature)
         recorded = Recorded(
             report.figure, report.test.samples, dataset_name(recipe.data.name), report.data.get("test_sha256")
         )
         identity = ModelIdentity(
             name=recipe.name,
-            architecture=recipe.model.name,
+            architecture=architecture_name(recipe.model.name),
             task=self.task.name,
-            processor=run.processor,
+            processor=processor,
             facts={
                 "dataset": dataset_name(recipe.data.name),
                 TRAINED_DIGEST: run.weights_sha256,

@@ -9,6 +9,7 @@ import torch
 from cpt_deploy.bundle import Preprocessing
 from cpt_deploy.errors import DataError, UsageError
 from cpt_deploy.models.auxiliary_heads import split_auxiliary_heads
+from cpt_deploy.models.catalog import ONNX_PREFIX
 from cpt_deploy.models.pretrained import last_layer, load_pretrained, read_pretrained
 from cpt_deploy.models.torchvision_models import PREFIX, Normalization, published_normalization
 from cpt_deploy.quantization import QuantizedModel
@@ -44,12 +45,19 @@ class Pretrained:
 
 
 def resolve_weights(recipe: Recipe) -> Recipe:
-    """Return the recipe with the absolute path of its weights file and the digest of its content.
+    """Return the recipe with the absolute paths of its ONNX and weights files, and the digests of their contents.
 
     Raises:
         DataError: If there is no such file, or it does not have the digest of the recipe.
     """
     settings = recipe.model
+    if settings.name.startswith(ONNX_PREFIX):
+        from cpt_deploy.models.onnx_module import digest_of  # onnx takes long to import
+
+        path = Path(settings.name.removeprefix(ONNX_PREFIX)).expanduser().resolve()
+        args = {"sha256": digest_of(path)} | settings.args
+        settings = settings.model_copy(update={"name": f"{ONNX_PREFIX}{path}", "args": args})
+        recipe = recipe.model_copy(update={"model": settings})
     if settings.weights is None:
         return recipe
     path = Path(settings.weights).expanduser().resolve()

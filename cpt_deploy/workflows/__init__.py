@@ -20,8 +20,8 @@ from cpt_deploy.workflows.experiments.grids import TrainedGrid, train_grid
 from cpt_deploy.workflows.experiments.range_test import find_lower_bound, with_lower_bound
 from cpt_deploy.workflows.experiments.sweep import Sweep, sweep_run
 from cpt_deploy.workflows.export import describe_export, export_run
-from cpt_deploy.workflows.foreign_models import FloatModel, export_float_model
-from cpt_deploy.workflows.onnx_files import export_onnx_file
+from cpt_deploy.workflows.float_models import FloatModel
+from cpt_deploy.workflows.onnx_files import export_float_model
 from cpt_deploy.workflows.origins import find_origin
 from cpt_deploy.workflows.prediction import Classifier, image_classifier
 from cpt_deploy.workflows.server_process import running_server
@@ -45,7 +45,6 @@ __all__ = [
     "check_dataset",
     "describe_export",
     "export_float_model",
-    "export_onnx_file",
     "export_run",
     "fetch_data",
     "find_lower_bound",

@@ -5,10 +5,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cpt_deploy.bundle import Bundle
+from cpt_deploy.bundle import Bundle, ImageProcessor
 from cpt_deploy.tasks import SILENT, Origin, Reporter, task_named
+from cpt_deploy.workflows.float_models import ONNX_SUFFIX
 from cpt_deploy.workflows.origins import find_origin
-from cpt_deploy.workflows.references import source_network
+from cpt_deploy.workflows.references import float_classifier, source_network
 
 if TYPE_CHECKING:
     from cpt_deploy.quantization import QuantizedModel
@@ -80,9 +81,14 @@ def _others(bundle: Bundle, run: Path | None, reporter: Reporter) -> dict[str, b
     from cpt_deploy.signature import INPUT_NAME
     from cpt_deploy.validation import static_quantization
 
-    floats = write_float_onnx(_quantized(bundle, origin))
+    if origin.source is not None and origin.source.suffix == ONNX_SUFFIX:
+        floats = float_classifier(bundle, origin.source)
+    else:
+        floats = write_float_onnx(_quantized(bundle, origin))
+    processor = bundle.expect_processor(ImageProcessor)
+    images = processor.preprocessing.normalize(processor.pixels_of(bundle.golden.inputs[INPUT_NAME]))
     # The times do not depend on the accuracy of the ranges, so a few images are enough to calibrate.
-    return {FLOAT: floats, STATIC: static_quantization(floats, [bundle.golden.inputs[INPUT_NAME]])}
+    return {FLOAT: floats, STATIC: static_quantization(floats, [images])}
 
 
 def _quantized(bundle: Bundle, origin: Origin) -> "QuantizedModel":
@@ -95,6 +101,6 @@ def _quantized(bundle: Bundle, origin: Origin) -> "QuantizedModel":
     if origin.run is not None:
         return load_run(origin.run).model
     assert origin.source is not None
-    (shape,) = bundle.signature.input_shapes()
+    shape = bundle.expect_processor(ImageProcessor).preprocessing.input_shape
     network = source_network(task_named(bundle.task), bundle, origin.source)
     return prepare(network, torch.zeros(2, *shape), QuantizationConfig()).eval()

@@ -1,8 +1,8 @@
-"""Quantize an ONNX file of any inputs and outputs on a file of inputs, and write its bundle."""
+"""Quantize an ONNX file on images or on values of its inputs, and write its bundle."""
 
-import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,120 +10,182 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpt_deploy.bundle import FORMATS
-from cpt_deploy.errors import ConversionError, DataError, UsageError
-from cpt_deploy.signature import BATCH, Signature
+from cpt_deploy.errors import ConversionError, UsageError
+from cpt_deploy.signature import BATCH, INPUT_NAME, OUTPUT_NAME
 from cpt_deploy.tasks import SILENT, ExportOptions, Reporter
-from cpt_deploy.tasks.exporting import MAX_BITS, SOURCE_DIGEST, SOURCE_FILE
-from cpt_deploy.workflows.origins import file_digest
+from cpt_deploy.tasks.exporting import MAX_BITS, dataset_name
+from cpt_deploy.workflows.float_models import (
+    ONNX_SUFFIX,
+    FloatModel,
+    calibration_batches,
+    labels_of,
+    note_accuracy,
+    preprocessing_of,
+)
+from cpt_deploy.workflows.input_files import InputFiles, has_input_files
 
 if TYPE_CHECKING:
-    from cpt_deploy.bundle import Bundle
+    from cpt_deploy.bundle import Bundle, Processor
     from cpt_deploy.onnx_graph.reading import OnnxNetwork, QuantizedOnnx
 
-Arrays = dict[str, NDArray[Any]]
+Arrays = Mapping[str, NDArray[Any]]
 
 TASK = "tensors"
 """Task of models that are known by their inputs and outputs alone."""
-CALIBRATION_ROWS = 8
-"""Rows of a calibration batch."""
 _GOLDEN_ROWS = 2
 _INDEPENDENT = 1e-3
 """Allowed difference of a row's outputs if it is in a batch with others, as a share of the greatest output."""
 
 
-def export_onnx_file(
-    path: Path,
-    inputs: Path,
+def export_float_model(
+    source: FloatModel,
     options: ExportOptions = ExportOptions(),  # noqa: B008  it is frozen
     *,
     destination: Path | None = None,
-    name: str | None = None,
     reporter: Reporter = SILENT,
 ) -> "Bundle":
-    """Quantize a float ONNX model on inputs, and write its bundle, which takes and returns tensors.
+    """Calibrate a float model that was trained elsewhere, freeze it and write its bundle.
+
+    The graph of an ONNX file stays: what has an integer form in it becomes integers. With a data set of images, the
+    file is an image classifier, and so is the bundle; with values of its inputs it may be any model, and the bundle
+    takes and returns tensors.
 
     Args:
-        path: The ONNX file.
-        inputs: A file .npz with an array (rows, ...) of each input.
-        options: Options of the bundle; bits and further formats cannot be chosen.
-        destination: Directory of the bundle; None is `<file>-bundle-8bit` beside the file.
-        name: Name of the model in the bundle; None is the file's.
-        reporter: Receives messages.
+        source: The model and the data.
+        options: Bits and formats of the bundle; an ONNX file has 8 bits and no symmetric activations.
+        destination: Directory of the bundle; None is `<file>-bundle-<bits>bit` beside the file.
+        reporter: Receives messages and progress.
 
     Raises:
-        DataError: If a file is missing or damaged.
-        UsageError: If an option is not supported, or the inputs are not those of the model.
+        UsageError: If file, model, data and options do not fit each other.
         ConversionError: If the model has no layer with an integer form, or its rows depend on each other.
+        DataError: If the file or the data is missing or damaged.
         BundleError: If the bundle cannot be written.
     """
-    from cpt_deploy.bundle import TensorProcessor
+    if source.path.suffix != ONNX_SUFFIX:
+        from cpt_deploy.workflows.weights_files import export_weights
+
+        return export_weights(source, options, destination, reporter)
     from cpt_deploy.export.bundle_export import ModelIdentity, export_graph
     from cpt_deploy.integer.float_costs import FloatCosts
     from cpt_deploy.onnx_graph.onnx_parts import read_parts
     from cpt_deploy.onnx_graph.packing import smallest_opset
-    from cpt_deploy.onnx_graph.reading import quantize_onnx, read_onnx
+    from cpt_deploy.onnx_graph.reading import quantize_onnx
 
-    _check_options(options)
-    network = read_onnx(path)
-    rows = read_inputs(inputs, [value.name for value in network.inputs])
-    quantized = quantize_onnx(network, batches(rows), portable=not options.native)
+    _check_options(source, options)
+    given = _tensors(source) if has_input_files(Path(source.data)) else _images(source, options, reporter)
+    with reporter.bar("calibrating", given.batches) as bar:
+        quantized = quantize_onnx(given.network, _advancing(given.samples, bar.advance), portable=not options.native)
     graph, placement = quantized.graph, quantized.placement
-    _check_rows(network, graph.signature, rows)
     if not graph.weighted():
         raise ConversionError(
-            f"Expected a layer with an integer form in {path.name}, but found none: {_in_words(quantized)}"
+            f"Expected a layer with an integer form in {source.path.name}, but found none: {_in_words(quantized)}"
         )
     note_placement(quantized, reporter)
     kinds = Counter(layer.operator for layer in placement.float_layers) + Counter(placement.float_operators)
     float_macs = sum(layer.macs for layer in placement.float_layers)
     floats = FloatCosts(dict(kinds.most_common()), placement.integer_macs, float_macs)
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "model"
-    opset = read_parts(graph).opset or options.opset or smallest_opset(graph)
     identity = ModelIdentity(
-        name=name or stem,
-        architecture=path.stem,
-        task=TASK,
-        processor=TensorProcessor(),
-        facts={SOURCE_FILE: path.name, SOURCE_DIGEST: file_digest(path), "calibration_rows": _length(rows)},
+        name=source.bundle_name,
+        architecture=source.path.stem,
+        task=given.task,
+        processor=given.processor,
+        facts=source.facts() | given.facts(),
         calibrated=True,
     )
     import torch
 
     return export_graph(
         graph,
-        destination or path.with_name(f"{path.stem}-bundle-{MAX_BITS}bit{options.suffix}"),
+        destination or source.path.with_name(f"{source.path.stem}-bundle-{MAX_BITS}bit{options.suffix}"),
         identity,
-        {key: torch.from_numpy(array[:_GOLDEN_ROWS].copy()) for key, array in rows.items()},
-        facts={"weight_bits": MAX_BITS, "activation_bits": MAX_BITS, "opset": opset, "reduced_layers": []},
+        {key: torch.from_numpy(array) for key, array in given.golden.items()},
+        facts={
+            "weight_bits": MAX_BITS,
+            "activation_bits": MAX_BITS,
+            "opset": read_parts(graph).opset or options.opset or smallest_opset(graph),
+            "reduced_layers": [],
+        },
         floats=(floats, "they have no integer form") if graph.has_float_operations else None,
     )
 
 
-def read_inputs(path: Path, names: list[str]) -> Arrays:
-    """Return the inputs in a file .npz by name, (rows, ...) each.
+@dataclass(frozen=True)
+class _Given:
+    """A network, and what it is calibrated on.
 
-    Raises:
-        DataError: If it is missing or damaged.
-        UsageError: If it has not these inputs, or not equally many rows of each.
+    Attributes:
+        network: The network.
+        samples: Values of its inputs, some rows at a time.
+        batches: Number of these.
+        golden: Inputs of the bundle for its golden sample.
+        task: Task of the bundle.
+        processor: Processor of the bundle.
+        facts: Returns further facts for the bundle, after calibration.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except Exception as error:  # of zipfile, of zlib, of NumPy, of the file system
-        raise DataError(f"Expected arrays in {path}, but got: {str(error).partition(chr(10))[0]}") from error
-    if arrays.keys() != {*names}:
-        raise UsageError(f"Expected arrays {', '.join(names)} in {path.name}, but got {', '.join(arrays) or 'none'}")
-    lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
-    if len({*lengths.values()}) != 1 or 0 in lengths.values():
-        found = ", ".join(f"{length} of {name}" for name, length in lengths.items())
-        raise UsageError(f"Expected equally many rows of each input in {path.name}, but got {found}")
-    return arrays
+
+    network: "OnnxNetwork"
+    samples: Iterator[Arrays]
+    batches: int
+    golden: Arrays
+    task: str
+    processor: "Processor"
+    facts: Callable[[], dict[str, Any]]
 
 
-def batches(rows: Arrays) -> Iterator[Arrays]:
-    """Yield a few rows at a time."""
-    for start in range(0, _length(rows), CALIBRATION_ROWS):
-        yield {name: array[start : start + CALIBRATION_ROWS] for name, array in rows.items()}
+def _advancing(samples: Iterator[Arrays], advance: Callable[[int], None]) -> Iterator[Arrays]:
+    for done, sample in enumerate(samples, 1):
+        yield sample
+        advance(done)
+
+
+def _tensors(source: FloatModel) -> _Given:
+    """Return a network of any inputs and outputs, with values of its inputs."""
+    from cpt_deploy.bundle import TensorProcessor
+    from cpt_deploy.onnx_graph.reading import read_onnx
+    from cpt_deploy.onnx_graph.reading.batches import with_free_batch
+
+    read = read_onnx(source.path)
+    rows = InputFiles.find(Path(source.data), [value.name for value in read.inputs])
+    network = with_free_batch(read)
+    _check_rows(network, read, rows.ends())
+    first = next(rows.batches(_GOLDEN_ROWS))
+    facts = {"calibration_rows": rows.count}
+    return _Given(network, rows.batches(), rows.number_of_batches, first, TASK, TensorProcessor(), lambda: facts)
+
+
+def _images(source: FloatModel, options: ExportOptions, reporter: Reporter) -> _Given:
+    """Return an image classifier, with training images."""
+    from cpt_deploy.bundle import ImageProcessor
+    from cpt_deploy.data import load_images
+    from cpt_deploy.onnx_graph.quantizing.measuring import Runner
+    from cpt_deploy.onnx_graph.reading.classifier import ImageClassifier
+    from cpt_deploy.recipe.tasks import IMAGE_CLASSIFICATION
+    from cpt_deploy.tasks.interface import GOLDEN_SAMPLES
+    from cpt_deploy.validation import spread
+
+    opened = ImageClassifier.read(source.path)
+    images = load_images(source.data, split="train", root=source.data_dir)
+    labels = labels_of(source, images)
+    preprocessing = preprocessing_of(source, images, opened.input_shape, reporter)
+    network = opened.network(preprocessing.input_shape, len(labels))
+    runner = Runner(network.original, network)
+    seen = correct = 0
+
+    def samples() -> Iterator[Arrays]:
+        nonlocal seen, correct
+        for inputs, wanted in calibration_batches(images, preprocessing, source.batches):
+            sample = {INPUT_NAME: inputs.numpy()}
+            correct += int((runner.run(sample)[OUTPUT_NAME].argmax(axis=1) == wanted.numpy()).sum())
+            seen += len(wanted)
+            yield sample
+
+    def facts() -> dict[str, Any]:
+        return {"dataset": dataset_name(source.data)} | note_accuracy(correct, seen, len(labels), reporter)
+
+    processor = ImageProcessor(preprocessing, labels, options.pixels)
+    golden = processor.inputs([images.image(int(place)) for place in spread(len(images), GOLDEN_SAMPLES)])
+    return _Given(network, samples(), source.batches, golden, IMAGE_CLASSIFICATION, processor, facts)
 
 
 def note_placement(quantized: "QuantizedOnnx", reporter: Reporter) -> None:
@@ -142,48 +204,61 @@ def _in_words(quantized: "QuantizedOnnx") -> str:
     return f"in float stay {'; '.join(parts)}" if parts else "nothing is computed in float"
 
 
-def _length(rows: Arrays) -> int:
-    return len(next(iter(rows.values())))
-
-
-def _check_options(options: ExportOptions) -> None:
-    """Check that only options are given that ONNX files of tensors have.
+def _check_options(source: FloatModel, options: ExportOptions) -> None:
+    """Check that only options are given that ONNX files have.
 
     Raises:
         UsageError: Otherwise.
     """
+    if source.model is not None:
+        raise UsageError("Expected --model with weights only, but an ONNX file holds its network itself")
+    few = options.bits not in (None, MAX_BITS) or options.activation_bits not in (None, MAX_BITS)
     given = {
-        "--bits": options.bits not in (None, MAX_BITS),
-        "--act-bits": options.activation_bits not in (None, MAX_BITS),
+        "--bits or --act-bits below 8": few,
         "--activations symmetric": options.symmetric,
         "--format": any(not FORMATS[name].always for name in options.formats),
     }
     for option, found in given.items():
         if found:
-            raise UsageError(f"Expected no {option} for an ONNX file with a file of inputs, but got it")
+            raise UsageError(
+                f"Expected no {option} for an ONNX file, but got it",
+                hint=f"a run of cpt train RECIPE model.name=onnx:{source.path.name} has it",
+            )
+    if has_input_files(Path(source.data)):
+        images = {"--labels": source.labels, "--data-dir": source.data_dir, "--input uint8": options.pixels}
+        images |= {f"--{key}": value for key, value in source.input.items()}
+        for option, value in images.items():
+            if value is not None:
+                raise UsageError(f"Expected {option} with a data set of images only, but got it with {source.data}")
 
 
-def _check_rows(network: "OnnxNetwork", signature: Signature, rows: Arrays) -> None:
+def _check_rows(network: "OnnxNetwork", file: "OnnxNetwork", pair: Arrays) -> None:
     """Check that a row's outputs do not depend on the batch: the server joins rows of several requests.
+
+    Args:
+        network: The network with a free batch.
+        file: The network as it is in its file.
+        pair: Two rows of each input.
 
     Raises:
         ConversionError: If they do, or the size of the batch is fixed.
     """
     from cpt_deploy.onnx_graph.quantizing.measuring import Runner
+    from cpt_deploy.onnx_graph.reading.batches import fixed_batch
+    from cpt_deploy.onnx_graph.reading.signatures import signature_of
 
-    for tensor in (*signature.inputs, *signature.outputs):
+    for tensor in (signature := signature_of(network, pair)).inputs + signature.outputs:
         if tensor.batch != BATCH:
             raise ConversionError(
                 f"Expected tensors with a free batch dimension, but that of {tensor.name!r} is {tensor.batch}",
                 hint="export the model with a free batch; cpt_deploy.onnx_graph.reading quantizes it as it is",
             )
-    runner = Runner(network.original, network)
-    pair = {name: array[[0, -1]] for name, array in rows.items()}
-    together = runner.run(pair)
+    together = Runner(network.original, network).run(pair)
+    runner, batch = Runner(file.original, file), fixed_batch(file) or 1
     for row in (0, 1):
-        alone = runner.run({name: array[row : row + 1] for name, array in pair.items()})
-        for name, wanted in alone.items():
-            got = together[name][row : row + 1]
+        alone = runner.run({name: np.repeat(array[row : row + 1], batch, axis=0) for name, array in pair.items()})
+        for name, several in alone.items():
+            got, wanted = together[name][row : row + 1], several[:1]
             scale = float(np.abs(wanted).max(initial=0)) or 1.0
             if got.shape != wanted.shape or not np.allclose(
                 got, wanted, rtol=_INDEPENDENT, atol=_INDEPENDENT * scale, equal_nan=True

@@ -1,16 +1,18 @@
 """The model that a bundle is compared with: that of its run, or the float model that it was made from."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
 from cpt_deploy import readable
-from cpt_deploy.bundle import Bundle
+from cpt_deploy.bundle import Bundle, ImageProcessor, OnnxRuntimeModel, Processor
 from cpt_deploy.bundle.runtime.tensors import checked_inputs
 from cpt_deploy.signature import Signature
 from cpt_deploy.tasks import Origin, Task
 from cpt_deploy.tasks.exporting import SOURCE_MODEL, dataset_name
+from cpt_deploy.workflows.float_models import ONNX_SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +39,10 @@ def reference_of(
         CptError: If the origin or the data cannot be read.
     """
     if origin.source is not None:
-        samples = task.samples(data, data_dir, bundle.processor, bundle.signature, limit)
+        floats = bundle.processor
+        if isinstance(floats, ImageProcessor):
+            floats = replace(floats, pixels=None)
+        samples = task.samples(data, data_dir, floats, bundle.signature, limit)
         return source_reference(task, bundle, origin.source, samples)
     if origin.run is None:
         return None
@@ -57,9 +62,10 @@ def reference_of(
         with run.model.at_max_bits():
             return run.model(*inputs)
 
-    forward = runtime_of(call, bundle.signature)
+    forward = runtime_of(call, run.model.signature)
     again = task.measure_again(run, samples)
-    return Reference(forward, run.processor, samples, readable.path(origin.run), recorded, again)
+    processor = _in_format_of(bundle.processor, run.processor)
+    return Reference(forward, processor, samples, readable.path(origin.run), recorded, again)
 
 
 def source_reference(task: Task, bundle: Bundle, path: Path, samples: "Samples") -> "Reference":
@@ -69,13 +75,38 @@ def source_reference(task: Task, bundle: Bundle, path: Path, samples: "Samples")
     """
     from cpt_deploy.validation import Reference
 
-    network = source_network(task, bundle, path)
-    forward = runtime_of(network, bundle.signature)
+    if path.suffix == ONNX_SUFFIX:
+        forward: Runtime = OnnxRuntimeModel(float_classifier(bundle, path), threads=None).run
+    else:
+        inputs = bundle.signature.inputs
+        if isinstance(bundle.processor, ImageProcessor):
+            inputs = (replace(bundle.processor, pixels=None).input,)
+        forward = runtime_of(source_network(task, bundle, path), replace(bundle.signature, inputs=inputs))
     return Reference(forward, bundle.processor, samples, "config.json, as it was exported")
 
 
+def _in_format_of(served: Processor, trained: Processor) -> Processor:
+    """Return the processor of a run with the bytes that a bundle takes, which are chosen at export."""
+    if isinstance(served, ImageProcessor) and isinstance(trained, ImageProcessor):
+        return replace(trained, pixels=served.pixels)
+    return trained
+
+
+def float_classifier(bundle: Bundle, path: Path) -> bytes:
+    """Return the ONNX file of a calibrated classifier's float model, from normalised images to logits.
+
+    Raises:
+        CptError: If the file is no such classifier.
+    """
+    from cpt_deploy.onnx_graph.reading.classifier import ImageClassifier
+
+    processor = bundle.expect_processor(ImageProcessor)
+    shape = processor.preprocessing.input_shape
+    return ImageClassifier.read(path).network(shape, len(processor.labels)).original
+
+
 def source_network(task: Task, bundle: Bundle, path: Path) -> "nn.Module":
-    """Return the float model of a calibrated bundle, in evaluation mode."""
+    """Return the float model that a file has the weights of, in evaluation mode."""
     return task.source_network(path, bundle.facts.get(SOURCE_MODEL), bundle.processor)
 
 

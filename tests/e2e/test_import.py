@@ -3,16 +3,20 @@
 import json
 import shutil
 import sys
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from cpt_cli.main import main
+from cpt_deploy.bundle import Bundle
 from cpt_deploy.export import write_float_onnx
 from cpt_deploy.onnx_graph.float_network import float_model
 from cpt_deploy.training import load_run
+from tests.unit.serving.conftest import connect
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +96,40 @@ def test_weights_come_with_their_model_and_other_options_are_kept(typed, capsys,
     assert "is another file" in capsys.readouterr().err
 
 
+def test_the_bytes_of_images_give_the_same_answers_from_a_file_and_from_a_run(
+    typed, foreign, run_dir, digits, tmp_path
+):
+    words = ["export", "--from", foreign / "digits.onnx", "--data", "digits", "--calibration-batches", 2]
+    plain, taking = (
+        typed(*words, "--out", tmp_path / name, *more)["bundle"]
+        for name, more in (("plain", []), ("bytes", ["--input", "uint8", "--layout", "NCHW"]))
+    )
+    answers = [typed("predict", bundle, *digits)["results"] for bundle in (plain, taking)]
+    assert answers[0] == answers[1]
+    report = typed("validate", taking, "--data", "digits", "--from", foreign / "digits.onnx", "--max-drop", 5)
+    assert report["passed"]
+    assert report["integers"]["mismatching"] == 0
+    of_run = Bundle.open(Path(typed("export", run_dir, "--input", "uint8", "--out", tmp_path / "run")["bundle"]))
+    assert typed("validate", of_run.path, "--data", "digits", "--run", run_dir, "--max-drop", 5)["drop"] is not None
+    image = of_run.golden.inputs["image"][:1]
+    assert (image.dtype.name, image.shape) == ("uint8", (1, 8, 8, 1))
+    file = BytesIO()
+    Image.fromarray(image[0, :, :, 0]).save(file, "PNG")
+    with connect(of_run) as client:
+        uploaded = client.post("/predict", files={"file": file.getvalue()}).json()
+        name = client.get("/v2/models/" + of_run.name).json()["inputs"][0]
+        tensor = {"name": "image", "datatype": "UINT8", "shape": list(image.shape), "data": image.ravel().tolist()}
+        tensors = client.post(f"/v2/models/{of_run.name}/infer", json={"inputs": [tensor]}).json()
+        floats = client.post("/predict", json={"instances": [[[0.5] * 8] * 8]})
+    assert name == {"name": "image", "datatype": "UINT8", "shape": [-1, 8, 8, 1]}
+    wanted = of_run.golden.outputs["logits"][0]
+    np.testing.assert_allclose(tensors["outputs"][0]["data"], wanted, rtol=1e-6)
+    best = uploaded["predictions"][0]
+    assert (best[0] if isinstance(best, list) else best)["label"] == str(int(wanted.argmax()))
+    assert floats.status_code == 400
+    assert "normalises itself" in floats.text
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -99,6 +137,9 @@ def test_weights_come_with_their_model_and_other_options_are_kept(typed, capsys,
         (["--from", "digits.onnx"], 2, "Expected --data with --from"),
         (["--from", "digits.onnx", "--data", "digits", "--budget", "0.5"], 2, "--budget with a run only"),
         (["--from", "digits.onnx", "--data", "nosuch"], 2, "known data set"),
+        (["--from", "digits.onnx", "--data", "digits", "--bits", "4"], 2, "no --bits or --act-bits below 8"),
+        (["--from", "digits.onnx", "--data", "digits", "--model", "tiny"], 2, "holds its network itself"),
+        (["--from", "digits.onnx", "--data", "digits", "--channels", "BGR"], 2, "with --input uint8 only"),
         (["--from", "digits.onnx", "--data", "digits", "--input-size", "9"], 2, "is made for, (8, 8)"),
         (["--from", "digits.onnx", "--data", "digits", "--mean", "a"], 2, "--mean to be numbers"),
         (["--from", "digits.onnx", "--data", "digits", "--std", "1,2"], 2, "one per channel"),

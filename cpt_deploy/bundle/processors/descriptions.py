@@ -3,7 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from cpt_deploy.bundle.processors.pixel_format import PixelFormat
 from cpt_deploy.bundle.processors.preprocessing import Preprocessing
+
+PIXELS = "cpt_pixels"
+"""The key of preprocessor_config.json on the bytes that a model takes."""
 
 
 def described_ends(labels: Sequence[str], preprocessing: Preprocessing) -> dict[str, Any]:
@@ -17,6 +21,15 @@ def described_ends(labels: Sequence[str], preprocessing: Preprocessing) -> dict[
     }
 
 
-def described_preprocessing(preprocessing: Preprocessing) -> dict[str, Any]:
-    """Return the content of preprocessor_config.json: Hugging Face's keys, and this project's own under "cpt"."""
-    return preprocessing.to_huggingface() | {"cpt": preprocessing.to_dict()}
+def described_preprocessing(preprocessing: Preprocessing, pixels: PixelFormat | None) -> dict[str, Any]:
+    """Return the content of preprocessor_config.json: Hugging Face's keys, and this project's own.
+
+    Args:
+        preprocessing: How an image becomes the model's input; its normalisation is inside of a model that takes bytes.
+        pixels: The bytes that the model takes, or None.
+    """
+    described = preprocessing.to_huggingface() | {"cpt": preprocessing.to_dict()}
+    if pixels is None:
+        return described
+    last = "channels_last" if pixels.layout == "NHWC" else "channels_first"
+    return described | {"do_rescale": False, "do_normalize": False, "data_format": last, PIXELS: pixels.to_dict()}

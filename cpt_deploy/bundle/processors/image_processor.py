@@ -11,13 +11,16 @@ from PIL import Image
 
 from cpt_deploy.bundle.formatting import json_bytes
 from cpt_deploy.bundle.layout import CONFIG_FILE, LABELS_FILE, PREPROCESSOR_FILE
-from cpt_deploy.bundle.processors.descriptions import described_ends, described_preprocessing
+from cpt_deploy.bundle.processors.descriptions import PIXELS, described_ends, described_preprocessing
+from cpt_deploy.bundle.processors.pixel_format import PixelFormat
 from cpt_deploy.bundle.processors.postprocessing import Prediction, top_k
 from cpt_deploy.bundle.processors.preprocessing import Preprocessing
 from cpt_deploy.bundle.processors.processor import CardText, ReadFile
 from cpt_deploy.errors import BundleError
 from cpt_deploy.signature import INPUT_NAME, OUTPUT_NAME, Signature, TensorSpec
 
+_TAKES = "takes"
+"""The key of the bytes that the model takes itself."""
 _INPUTS = "inputs"
 """The key under "cpt" in config.json of the preprocessing at the time of export."""
 
@@ -31,6 +34,7 @@ class ImageProcessor:
     Args:
         preprocessing: How an image becomes the model's input.
         labels: Names of the classes, in the order of the logits.
+        pixels: The bytes of images that the model takes; None if it takes normalised real values.
 
     Raises:
         BundleError: If labels are not different, non-empty single lines.
@@ -38,15 +42,37 @@ class ImageProcessor:
 
     preprocessing: Preprocessing
     labels: tuple[str, ...]
+    pixels: PixelFormat | None = None
 
     def __post_init__(self) -> None:
         labels = self.labels
         if not labels or any(label.splitlines() != [label] for label in labels) or len(set(labels)) != len(labels):
             raise BundleError(f"Expected labels to be different, non-empty single lines, but got {list(labels[:10])}")
 
-    def inputs(self, images: Sequence[Image.Image | npt.NDArray[np.uint8]]) -> dict[str, npt.NDArray[np.float32]]:
-        """Return the model's input for images, float32 (N, C, H, W); see `Preprocessing.apply`."""
-        return {INPUT_NAME: np.stack([self.preprocessing.apply(image) for image in images])}
+    @property
+    def input(self) -> TensorSpec:
+        """The model's input."""
+        if self.pixels is None:
+            return TensorSpec(INPUT_NAME, "float32", self.preprocessing.input_shape)
+        return TensorSpec(INPUT_NAME, "uint8", self.pixels.shape(*self.preprocessing.input_shape))
+
+    def row(self, image: Image.Image | npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+        """Return one row of the model's input; see `Preprocessing.apply`."""
+        if self.pixels is None:
+            return self.preprocessing.apply(image)
+        return self.pixels.arranged(self.preprocessing.fit(image))
+
+    def inputs(self, images: Sequence[Image.Image | npt.NDArray[np.uint8]]) -> dict[str, npt.NDArray[Any]]:
+        """Return the model's input for images, (N, ...)."""
+        return {INPUT_NAME: np.stack([self.row(image) for image in images])}
+
+    def pixels_of(self, rows: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+        """Return the pixels of rows of the model's input, uint8 (..., H, W, C), red first."""
+        if self.pixels is not None:
+            return self.pixels.pixels(rows)
+        mean, std = (np.asarray(values)[:, None, None] for values in (self.preprocessing.mean, self.preprocessing.std))
+        pixels = np.clip(np.rint((rows * std + mean) * 255), 0, 255).astype(np.uint8)
+        return np.ascontiguousarray(np.moveaxis(pixels, -3, -1))
 
     def answers(self, outputs: Mapping[str, npt.NDArray[Any]], k: int) -> list[list[Prediction]]:
         """Return the `k` most probable classes of each image, best first."""
@@ -60,14 +86,16 @@ class ImageProcessor:
         except UnicodeDecodeError as error:
             raise BundleError(f"Expected UTF-8 text in {LABELS_FILE}, but got: {error}") from error
         try:
-            return cls(Preprocessing.from_dict(_described(read_file)["cpt"]), labels)
+            described = _described(read_file)
+            pixels = PixelFormat.from_dict(described[PIXELS]) if PIXELS in described else None
+            return cls(Preprocessing.from_dict(described["cpt"]), labels, pixels)
         except (ValueError, KeyError, TypeError) as error:
             raise BundleError(f"Expected a preprocessing in {PREPROCESSOR_FILE}, but got: {error}") from error
 
     def files(self) -> dict[str, bytes]:
         """See `Processor`."""
         return {
-            PREPROCESSOR_FILE: json_bytes(described_preprocessing(self.preprocessing)),
+            PREPROCESSOR_FILE: json_bytes(described_preprocessing(self.preprocessing, self.pixels)),
             LABELS_FILE: "".join(f"{label}\n" for label in self.labels).encode(),
         }
 
@@ -77,12 +105,13 @@ class ImageProcessor:
 
     def facts(self) -> dict[str, Any]:
         """See `Processor`."""
-        return {_INPUTS: self.preprocessing.to_dict()}
+        takes = {} if self.pixels is None else {_TAKES: str(self.pixels)}
+        return {_INPUTS: self.preprocessing.to_dict(), **takes}
 
     def check(self, signature: Signature) -> None:
         """See `Processor`."""
         expected = Signature(
-            (TensorSpec(INPUT_NAME, "float32", self.preprocessing.input_shape),),
+            (self.input,),
             (TensorSpec(OUTPUT_NAME, "float32", (len(self.labels),)),),
         )
         if signature != expected:
@@ -98,8 +127,10 @@ class ImageProcessor:
         found = [] if exported is None else preprocessing_differences(self.preprocessing, exported, CONFIG_FILE)
         if exported is None:
             found.append(f"{CONFIG_FILE} does not have the preprocessing with which the bundle was exported")
-        written = _described(read_file)
-        found += differing(PREPROCESSOR_FILE, written, described_preprocessing(self.preprocessing), "its entry cpt")
+        if self.facts().get(_TAKES) != config["cpt"].get(_TAKES):
+            found.append(f"{PREPROCESSOR_FILE} and {CONFIG_FILE} differ in the bytes that the model takes")
+        written, expected = _described(read_file), described_preprocessing(self.preprocessing, self.pixels)
+        found += differing(PREPROCESSOR_FILE, written, expected, "its entry cpt")
         # compare with the exported preprocessing, so that one edit gives one sentence
         ends = described_ends(self.labels, exported or self.preprocessing)
         return found + differing(CONFIG_FILE, config, ends, f"{LABELS_FILE} and {PREPROCESSOR_FILE}")
@@ -107,7 +138,11 @@ class ImageProcessor:
     def onnx_metadata(self) -> dict[str, str]:
         """See `Processor`."""
         names = str(dict(enumerate(self.labels)))
-        return {"task": "classify", "names": names, "Image.NominalPixelRange": "Normalized_0_1"}
+        if self.pixels is None:
+            return {"task": "classify", "names": names, "Image.NominalPixelRange": "Normalized_0_1"}
+        kind = "Gray8" if self.preprocessing.channels == 1 else f"{self.pixels.order.capitalize()}8"
+        range_and_kind = {"Image.NominalPixelRange": "NominalRange_0_255", "Image.BitmapPixelFormat": kind}
+        return {"task": "classify", "names": names, **range_and_kind}
 
     def card(self, signature: Signature) -> CardText:
         """See `Processor`."""

@@ -27,7 +27,7 @@ CONVERTED_IR = 7
 MOST_BYTES = 2**31 - 1
 
 
-def read_onnx(source: Path | bytes) -> OnnxNetwork:
+def read_onnx(source: Path | bytes, name: str = "") -> OnnxNetwork:
     """Read an ONNX file, or its content, with external data beside it.
 
     Functions are inlined, older opsets are converted to opset 13, constant operators are computed, and activation
@@ -35,12 +35,14 @@ def read_onnx(source: Path | bytes) -> OnnxNetwork:
 
     Args:
         source: The file, or its content.
+        name: Its name in messages; that of the file by default.
 
     Raises:
         DataError: If it is damaged or no ONNX file.
         ConversionError: If onnxruntime cannot run it.
     """
-    model, name = _parsed(source), "the given bytes" if isinstance(source, bytes) else source.name
+    model = parsed(source)
+    name = name or ("the given bytes" if isinstance(source, bytes) else source.name)
     if not model.graph.output:
         raise DataError(f"Expected an ONNX model in {name}, but it has no outputs")
     plain = model.SerializeToString() if model.ByteSize() <= MOST_BYTES else b""
@@ -53,8 +55,16 @@ def read_onnx(source: Path | bytes) -> OnnxNetwork:
     return OnnxNetwork.from_model(simplified, name=name, original=plain)
 
 
-def _parsed(source: Path | bytes) -> onnx.ModelProto:
+def parsed(source: Path | bytes) -> onnx.ModelProto:
+    """Return the content of an ONNX file, with external data.
+
+    Raises:
+        DataError: If it is missing, damaged or no ONNX file.
+    """
     where = "the given bytes" if isinstance(source, bytes) else str(source)
+    if isinstance(source, Path) and not source.is_file():
+        found = "a directory" if source.is_dir() else "nothing"
+        raise DataError(f"Expected an ONNX model in {where}, but there is {found}")
     try:
         model = onnx.load_model_from_string(source) if isinstance(source, bytes) else onnx.load(source)
         ok = bool(model.ir_version and model.opset_import)

@@ -64,10 +64,10 @@ class ImageClassification(Task):
 
     def source_network(self, path: Path, model: str | None, processor: Processor) -> "nn.Module":
         """See `Task`."""
-        from cpt_deploy.models.imported import open_source
+        from cpt_deploy.models.weights_source import WeightsSource
 
         own = _expected(processor)
-        return open_source(path, model).build(own.preprocessing.input_shape, len(own.labels))
+        return WeightsSource.read(path, model).build(own.preprocessing.input_shape, len(own.labels))
 
     def model_names(self, pattern: str | None) -> list[str]:
         """See `Task`; without a pattern, the project's own networks."""

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cpt_deploy.bundle import Bundle
+from cpt_deploy.bundle.runtime.operators import require_onnx
 from cpt_deploy.errors import BundleError
 from cpt_deploy.validation.onnx.constant_graph import ConstantGraph, UnexpectedStructureError, attributes
 from cpt_deploy.validation.onnx.step_constants import step_constants
@@ -100,6 +101,9 @@ class _Comparison:
     def run(self, graph: Mapping[str, Any]) -> None:
         self._products(graph)
         self._float_constants(graph)
+        for operation in graph["operations"]:
+            if operation["type"] in {"OnnxPart", "Movement"}:
+                self._guard(operation["output"], partial(self._operators, operation))
         tensors = {tensor["name"]: tensor for tensor in graph["tensors"]}
         operations = {operation["output"]: operation for operation in graph["operations"]}
         stepped = {operation.get("hidden") for operation in graph["operations"]}
@@ -109,7 +113,7 @@ class _Comparison:
         for output, made in zip(graph["signature"]["outputs"], graph["outputs"], strict=True):
             found = self.onnx.source(output["name"])
             # results of float operations have names of their own in the file
-            known = made in tensors or operations[made]["type"] == "FullyConnected"
+            known = made in tensors or operations.get(made, {}).get("type") == "FullyConnected"
             if known and found != made:
                 detail = f"expected {output['name']} to be read from it, but it is read from {found!r}"
                 self.differences.append(ConstantDifference(made, "graph", 1, 1, detail))
@@ -178,16 +182,47 @@ class _Comparison:
             if found is not None:
                 self._compare(operation["output"], "values", self.arrays[operation["value"]["tensor"]], found)
 
+    def _operators(self, operation: Mapping[str, Any]) -> None:
+        """Compare operators of an ONNX file, which stay as they are: their types, attributes and constants."""
+        onnx = require_onnx()
+        body = onnx.load_from_string(self.arrays[operation["content"]["tensor"]].tobytes()).graph
+        for tensor in body.initializer:
+            expected, found = onnx.numpy_helper.to_array(tensor), self.onnx.constant(f"{tensor.name}.constant")
+            if expected.dtype.kind in "biuf":
+                self._compare(operation["output"], f"constant {tensor.name}", expected, found)
+        for node in body.node:
+            name = next(name for name in node.output if name)
+            found = self.onnx.node(name)
+            same = (found.op_type, found.domain) == (node.op_type, node.domain)
+            plain = not any(entry.HasField("g") for entry in node.attribute)  # names in subgraphs may be new
+            if not same or (plain and list(found.attribute) != list(node.attribute)):
+                raise UnexpectedStructureError(f"expected {node.op_type} as in its file, but got {found.op_type}")
+
     def _checks(self, tensor: Mapping[str, Any], operation: Any, tensors: Mapping[str, Any]) -> Iterator[Any]:
         if operation is not None and operation["type"] == "Pad":
             yield lambda: self._padding(operation, tensor)
             if not tensor.get("signed", False):  # integers are padded directly, without a quantizer
                 yield lambda: self._dequantizers(tensor, tensors)
                 return
-        if operation is not None and operation["type"] != "Quantize":
+        pixels = operation is not None and operation["type"] == "ReadPixels"
+        if pixels:
+            yield lambda: self._pixels(operation)
+        tabled = pixels and self.onnx.initializer(f"{tensor['name']}.factor") is None
+        if tabled or (operation is not None and operation["type"] == "Movement"):  # integers without a quantizer
+            yield lambda: self._dequantizers(tensor, tensors)
+            return
+        if operation is not None and operation["type"] not in {"Quantize", "ReadPixels"}:
             yield lambda: self._operation(operation, tensors)
         yield lambda: self._quantizer(tensor, None if operation is None else operation["type"])
         yield lambda: self._dequantizers(tensor, tensors)
+
+    def _pixels(self, operation: Mapping[str, Any]) -> None:
+        """Compare the constants that turn bytes into quantized values; which of them are there depends on the table."""
+        name = operation["output"]
+        for part in ("factor", "offset", "table"):
+            found = self.onnx.initializer(f"{name}.{part}")
+            if found is not None:
+                self._compare(name, part, self.arrays[operation[part]["tensor"]].reshape(-1), found.reshape(-1))
 
     def _operation(self, operation: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
         node, name = self.onnx.producer(operation["output"]), operation["output"]

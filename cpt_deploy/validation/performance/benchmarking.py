@@ -4,13 +4,14 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cpt_deploy.bundle import Bundle, OnnxRuntimeModel
+from cpt_deploy.bundle import Bundle, ImageProcessor, OnnxRuntimeModel
 from cpt_deploy.bundle.runtime.cpu import CpuInfo, read_cpu
 from cpt_deploy.bundle.runtime.providers import CPU, provider_name
 from cpt_deploy.errors import UsageError
@@ -147,21 +148,27 @@ def benchmark(
     )
 
 
-def _inputs(bundle: Bundle, batch: int) -> npt.NDArray[np.float32]:
-    """Return a batch of images, by repeating those of the golden sample."""
+def _inputs(bundle: Bundle, batch: int) -> dict[str, npt.NDArray[Any]]:
+    """Return a batch of images by dtype, as the bundle takes them and normalised: those of the golden sample."""
     golden = bundle.golden.inputs[INPUT_NAME]
-    return np.ascontiguousarray(golden[np.arange(batch) % len(golden)])
+    given = np.ascontiguousarray(golden[np.arange(batch) % len(golden)])
+    if isinstance(bundle.processor, ImageProcessor) and bundle.processor.pixels is not None:
+        pixels = bundle.processor.pixels_of(given)
+        return {"uint8": given, "float32": bundle.processor.preprocessing.normalize(pixels)}
+    return {str(given.dtype): given}
 
 
 def _time(
-    models: Mapping[str, bytes], inputs: npt.NDArray[np.float32], threads: int, seconds: float, provider: str
+    models: Mapping[str, bytes], inputs: Mapping[str, npt.NDArray[Any]], threads: int, seconds: float, provider: str
 ) -> list[Latency]:
     # Threads of one model that spin after its call would slow down the next model.
     sessions = {
         name: OnnxRuntimeModel(model, threads=threads, rest_between_runs=True, provider=provider)
         for name, model in models.items()
     }
-    runs = {name: lambda session=session: session.run({INPUT_NAME: inputs}) for name, session in sessions.items()}
+    feeds = {name: {INPUT_NAME: inputs[session.signature.inputs[0].dtype]} for name, session in sessions.items()}
+    batch = len(next(iter(inputs.values())))
+    runs = {name: partial(session.run, feeds[name]) for name, session in sessions.items()}
     times = interleaved(runs, rounds=MOST_ROUNDS, seconds=seconds)
     results = []
     for name, measured in times.items():
@@ -169,13 +176,13 @@ def _time(
         results.append(
             Latency(
                 model=name,
-                batch=len(inputs),
+                batch=batch,
                 threads=threads,
                 rounds=len(measured),
                 p50_ms=p50,
                 p90_ms=p90,
                 p99_ms=p99,
-                images_per_s=1e3 * len(inputs) / p50,
+                images_per_s=1e3 * batch / p50,
                 bundle_speedup=median_ratio(measured, times[BUNDLE]),
             )
         )

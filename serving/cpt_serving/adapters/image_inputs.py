@@ -5,11 +5,12 @@ before anything is decoded.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cpt_deploy.bundle import Preprocessing
+from cpt_deploy.bundle import ImageProcessor
 from cpt_deploy.bundle.processors.images import decoding_bytes, open_image, pixels_of
 from cpt_deploy.errors import ImageError, ImageTooLargeError
 from cpt_deploy.signature import INPUT_NAME
@@ -23,7 +24,7 @@ from cpt_serving.web.errors import RequestError, bad_request, image_error_status
 from cpt_serving.web.shown import shown
 from cpt_serving.web.uploads import EncodedImage, NormalizedInput, Pixels, Upload, check_rows, decode_base64
 
-Rows = npt.NDArray[np.float32]
+Rows = npt.NDArray[Any]
 
 _UNYIELDING = {"JPEG2000": 1 << 21}
 """Maximum pixels of formats whose decoder blocks all other threads; this many take about 0.1 s."""
@@ -33,18 +34,18 @@ class ImageReader:
     """Converts contents of requests to rows. All but light work belongs into a thread.
 
     Args:
-        preprocessing: Preprocessing of the bundle.
+        processor: Processor of the bundle.
         settings: Settings with the limits.
         memory: Memory for decoding.
     """
 
-    def __init__(self, preprocessing: Preprocessing, settings: ServeSettings, memory: MemoryBudget) -> None:
-        self._preprocessing = preprocessing
+    def __init__(self, processor: ImageProcessor, settings: ServeSettings, memory: MemoryBudget) -> None:
+        self._processor, self._preprocessing = processor, processor.preprocessing
         self._settings = settings
         self._memory = memory
 
     def read_tensor(self, tensor: InferInput, work: Work) -> Rows:
-        """Return the rows of a tensor of images, float32 (N, C, H, W).
+        """Return the rows of a tensor of images, as the model takes them.
 
         UINT8 are pixels 0..255, (N, H, W, C) or (N, H, W), of any size; BYTES are image files, (N) or (N, 1), in JSON
         as base64.
@@ -63,26 +64,27 @@ class ImageReader:
         )
 
     def read(self, uploads: Sequence[Upload], work: Work) -> Rows:
-        """Return the rows of uploads, float32 (N, C, H, W), in order.
+        """Return the rows of uploads, as the model takes them, in order.
 
         Raises:
             RequestError: 400 or 413; the message names the upload.
             AbandonedError: If nobody waits for the rows any more.
         """
         preprocessing, left = self._preprocessing, self._settings.max_request_pixels
-        rows = np.empty((len(uploads), *preprocessing.input_shape), np.float32)
+        made = self._processor.input
+        rows = np.empty((len(uploads), *made.shape), made.dtype)
         for index, upload in enumerate(uploads):
             work.check()
             try:
                 if isinstance(upload, NormalizedInput):
-                    rows[index] = _one_normalised(upload, preprocessing)
+                    rows[index] = _one_normalised(upload, self._processor)
                 elif isinstance(upload, EncodedImage):
                     rows[index], left = self._decode(upload.data, left, work)
                 else:
                     if upload.values.ndim >= 2:
                         left -= preprocessing.scaled_pixels(upload.values.shape[1], upload.values.shape[0])
                     _require_pixels(left, self._settings)
-                    rows[index] = preprocessing.apply(upload.values)
+                    rows[index] = self._processor.row(upload.values)
             except ImageError as error:
                 raise RequestError(image_error_status(error), f"{error.message}, in {upload.name}") from error
             except ValueError as error:
@@ -90,7 +92,7 @@ class ImageReader:
         return rows
 
     def _decode(self, data: bytes, left: int, work: Work) -> tuple[Rows, int]:
-        """Return a row, float32 (C, H, W), and the number of pixels left for the rest of the request."""
+        """Return a row, and the number of pixels left for the rest of the request."""
         with open_image(data, max_pixels=self._settings.max_pixels) as image:
             left -= image.width * image.height + self._preprocessing.scaled_pixels(*image.size)
             _require_pixels(left, self._settings)
@@ -105,7 +107,7 @@ class ImageReader:
                 )
             with self._memory.holding(size, work):
                 try:
-                    return self._preprocessing.apply(pixels_of(image)), left
+                    return self._processor.row(pixels_of(image)), left
                 finally:
                     image.close()  # its memory must be free before others may take as much
 
@@ -161,7 +163,10 @@ def _row_name(index: int, count: int) -> str:
     return f"row {index + 1} of {count}"
 
 
-def _one_normalised(upload: NormalizedInput, preprocessing: Preprocessing) -> Rows:
+def _one_normalised(upload: NormalizedInput, processor: ImageProcessor) -> Rows:
+    preprocessing = processor.preprocessing
+    if processor.pixels is not None:
+        raise bad_request(f"Expected pixels 0..255, which the model normalises itself, but got {upload.name} as floats")
     if upload.values.shape != preprocessing.input_shape:
         raise bad_request(
             f"Expected a normalised array of shape (C, H, W) = {preprocessing.input_shape}, "

@@ -32,7 +32,7 @@ class ImageAdapter(Adapter):
         super().__init__(bundle, settings, memory)
         self._processor = bundle.expect_processor(ImageProcessor)
         self.labels = self._processor.labels
-        self._reader = ImageReader(self._processor.preprocessing, settings, memory)
+        self._reader = ImageReader(self._processor, settings, memory)
 
     def load(self) -> None:
         """See `Adapter`."""
@@ -43,8 +43,13 @@ class ImageAdapter(Adapter):
         super().load()
 
     def read(self, spec: TensorSpec, tensor: InferInput, work: Work) -> Array:
-        """See `Adapter`; reads pixels and image files too, see `ImageReader.read_tensor`."""
-        return super().read(spec, tensor, work) if tensor.datatype in FLOATS else self._reader.read_tensor(tensor, work)
+        """See `Adapter`; reads pixels and image files too, see `ImageReader.read_tensor`.
+
+        A model that takes bytes gets those of the input's own shape as they are.
+        """
+        bytes_of_model = self._processor.pixels is not None and [*tensor.shape[1:]] == [*spec.shape]
+        as_it_is = tensor.datatype in FLOATS or (tensor.datatype == "UINT8" and bytes_of_model)
+        return super().read(spec, tensor, work) if as_it_is else self._reader.read_tensor(tensor, work)
 
     def receive(self, content: list[EncodedImage] | bytes) -> Received:
         """See `Adapter`; files, or JSON as `parse_json` describes it."""

@@ -69,10 +69,7 @@ def sample_pixels(processor: ImageProcessor, golden: Golden, index: int) -> npt.
     Raises:
         IndexError: If there is no input of this number.
     """
-    preprocessing = processor.preprocessing
-    mean, std = (np.asarray(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
-    pixels = np.clip(np.rint((golden.inputs[INPUT_NAME][index] * std + mean) * 255), 0, 255).astype(np.uint8)
-    return np.ascontiguousarray(pixels.transpose(1, 2, 0))
+    return processor.pixels_of(golden.inputs[INPUT_NAME][index])
 
 
 def sample_image(processor: ImageProcessor, golden: Golden, index: int) -> Image.Image:

@@ -9,8 +9,8 @@ from torch import nn
 from cpt_deploy.errors import UsageError
 from cpt_deploy.models import build_model
 from cpt_deploy.models.auxiliary_heads import split_auxiliary_heads
-from cpt_deploy.models.imported import open_source
 from cpt_deploy.models.torchvision_models import published_normalization
+from cpt_deploy.models.weights_source import WeightsSource
 
 SHAPE = (3, 80, 80)
 HEADS = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
@@ -41,7 +41,7 @@ def test_logits_are_those_of_torchvision_without_its_transformation_in_the_netwo
     theirs = as_published(name)
     path = tmp_path / f"net{suffix}"
     save_file(theirs.state_dict(), path) if suffix == ".safetensors" else torch.save(theirs.state_dict(), path)
-    source = open_source(path, f"torchvision/{name}")
+    source = WeightsSource.read(path, f"torchvision/{name}")
     ours = source.build(SHAPE, 5)
     assert source.auxiliary_heads(ours) == HEADS[name]
     pixels = torch.rand(2, *SHAPE)
@@ -82,7 +82,7 @@ def test_a_network_without_such_heads_takes_none(unknown, tmp_path):
     network = build_model("torchvision/resnet18", num_classes=5, in_channels=3, input_size=SHAPE[1:])
     torch.save({**network.state_dict(), unknown: torch.zeros(3)}, tmp_path / "net.pth")
     with pytest.raises(UsageError, match=r"Unexpected key.*" + unknown.replace(".", r"\.")):
-        open_source(tmp_path / "net.pth", "torchvision/resnet18").build(SHAPE, 5)
+        WeightsSource.read(tmp_path / "net.pth", "torchvision/resnet18").build(SHAPE, 5)
 
 
 def test_timms_inception_leaves_its_head_out_too(tmp_path):

@@ -14,6 +14,29 @@ from cpt_deploy import readable
 from cpt_deploy.errors import UsageError
 
 IMPORT_PANEL = "Models trained elsewhere"
+INPUT_PANEL = "Bytes of images as input"
+
+
+class InputKind(StrEnum):
+    """What a bundle's files take besides normalised images."""
+
+    UINT8 = "uint8"
+
+
+class Layout(StrEnum):
+    """The layout of the bytes of images."""
+
+    NHWC = "NHWC"
+    NCHW = "NCHW"
+
+
+class Channels(StrEnum):
+    """Channels of images: their order in bytes, or their number."""
+
+    RGB = "RGB"
+    BGR = "BGR"
+    ONE = "1"
+    THREE = "3"
 
 
 class Activations(StrEnum):
@@ -114,15 +137,15 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
         Path | None,
         typer.Option(
             "--from",
-            help="Instead of a run: a float model trained elsewhere, as ONNX or as weights (.pt, .safetensors).",
+            help="Instead of a run: a float model trained elsewhere, any ONNX file or weights (.pt, .safetensors).",
             rich_help_panel=IMPORT_PANEL,
         ),
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(
-            help="Data set to calibrate on, by name, path or import path; for an ONNX model of any kind a file .npz "
-            "with an array (rows, ...) of each input.",
+            help="What to calibrate on: a data set of images, by name, path or import path; for any ONNX file also "
+            "values of its inputs, as a file .npz with an array (rows, ...) of each, or a folder of .npy or .npz.",
             rich_help_panel=IMPORT_PANEL,
         ),
     ] = None,
@@ -157,10 +180,25 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
             show_default="the file's, or the data set's",
         ),
     ] = None,
-    channels: Annotated[
-        int | None,
+    input_: Annotated[
+        InputKind | None,
         typer.Option(
-            min=1, max=3, help="1 or 3.", rich_help_panel=IMPORT_PANEL, show_default="the file's, or the data set's"
+            "--input",
+            help="uint8: the bundle's files take the bytes of images, with the normalisation inside.",
+            rich_help_panel=INPUT_PANEL,
+            show_default="normalised images, float32 NCHW",
+        ),
+    ] = None,
+    layout: Annotated[
+        Layout | None,
+        typer.Option(help="Layout of the bytes.", rich_help_panel=INPUT_PANEL, show_default="NHWC"),
+    ] = None,
+    channels: Annotated[
+        Channels | None,
+        typer.Option(
+            help="Order of the bytes' channels, RGB or BGR; with --from 1 or 3, the number of channels.",
+            rich_help_panel=INPUT_PANEL,
+            show_default="RGB; the file's or the data set's number",
         ),
     ] = None,
     mean: Annotated[
@@ -194,15 +232,20 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
     outputs change if a layer alone has fewer bits.
 
     With --from, a float model that was trained elsewhere is quantized by calibration only: an image classifier with a
-    data set, or an ONNX model of any inputs and outputs with a file of inputs.
+    data set, or an ONNX file of any inputs and outputs with values of its inputs.
+
+    With --input uint8 the model computes the same integers from the bytes of images.
     """
-    from cpt_cli.export_options import check_origin, is_onnx_with_inputs, parsed_numbers, parsed_size
+    from cpt_cli.export_options import check_origin, parsed_numbers, parsed_pixels, parsed_size
     from cpt_deploy.bundle import chosen_formats
-    from cpt_deploy.workflows import ExportOptions, FloatModel, export_float_model, export_onnx_file, export_run
+    from cpt_deploy.workflows import ExportOptions, FloatModel, export_float_model, export_run
+
+    number = int(channels) if channels in (Channels.ONE, Channels.THREE) else None
+    order = channels if number is None else None
 
     only_from = {
         "--data": data, "--data-dir": data_dir, "--model": model, "--calibration-batches": calibration_batches,
-        "--labels": labels, "--input-size": input_size, "--channels": channels, "--mean": mean, "--std": std,
+        "--labels": labels, "--input-size": input_size, "--channels 1 or 3": number, "--mean": mean, "--std": std,
         "--name": name,
     }  # fmt: skip
     check_origin(run, source, only_from, {"--budget": budget, "--force": force or None})
@@ -219,17 +262,16 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
         opset=opset,
         formats=chosen_formats(format_ or ()),
         force=force,
+        pixels=parsed_pixels(input_, layout, order),
     )
     if source is None:
         assert run is not None
         bundle = export_run(run, options, destination=destination, reporter=out)
-    elif data is not None and is_onnx_with_inputs(source, Path(data), only_from):
-        bundle = export_onnx_file(source, Path(data), options, destination=destination, name=name, reporter=out)
     else:
         assert data is not None
         described = {
             "size": parsed_size(input_size),
-            "channels": channels,
+            "channels": number,
             "mean": parsed_numbers("--mean", mean),
             "std": parsed_numbers("--std", std),
         }
@@ -258,12 +300,9 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
             "golden": summary.golden,
         }
     )
-    known = data or bundle.facts.get("dataset")
-    out.hint(
-        f"cpt serve {readable.path(bundle.path)}"
-        if str(known).endswith(".npz")
-        else f"cpt validate {readable.path(bundle.path)} --data {known}"
-    )
+    known = data if "dataset" in bundle.facts and data else bundle.facts.get("dataset")
+    command = "cpt serve" if known is None else "cpt validate"
+    out.hint(f"{command} {readable.path(bundle.path)}" + ("" if known is None else f" --data {known}"))
 
 
 COMMAND = Command(
@@ -272,5 +311,7 @@ COMMAND = Command(
     "cpt export runs/digits --bits 4 --act-bits 4  # weights and activations at 4 bits; the default is 8",
     "cpt export runs/digits --budget 0.6  # bits by layer, 60 % of the size of 8-bit weights",
     "cpt export --from model.onnx --data photos/  # trained elsewhere, in float: calibration only",
+    "cpt export --from detector.onnx --data inputs.npz  # any inputs and outputs: named tensors",
+    "cpt export runs/digits --input uint8  # the file takes the bytes of images",
     "cpt export runs/digits --format torchscript,pt2  # for programs that have PyTorch but not onnxruntime",
 )

@@ -23,8 +23,9 @@ def test_other_content_is_refused_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="Expected an ONNX model") as caught:
             read_onnx(content)
         assert "\n" not in str(caught.value)
-    with pytest.raises(DataError, match="damaged or of another kind"):
-        read_onnx(tmp_path / "missing.onnx")
+    for path, found in ((tmp_path / "missing.onnx", "there is nothing"), (tmp_path, "there is a directory")):
+        with pytest.raises(DataError, match=found):
+            read_onnx(path)
 
 
 def test_damaged_files_give_an_error_or_the_same_function() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cpt_deploy.errors import DataError, UsageError
 from cpt_deploy.models import build_model
-from cpt_deploy.models.imported import open_source
+from cpt_deploy.models.weights_source import WeightsSource
 
 SHAPE = (1, 8, 8)
 
@@ -23,7 +23,7 @@ def network() -> nn.Module:
 
 def assert_same(path: Path, network: nn.Module) -> None:
     x = torch.randn(2, *SHAPE)
-    assert torch.equal(open_source(path, "tiny").build(SHAPE, 10)(x), network(x))
+    assert torch.equal(WeightsSource.read(path, "tiny").build(SHAPE, 10)(x), network(x))
 
 
 @pytest.mark.parametrize("name", ["net.pt", "net.pth", "net.safetensors"])
@@ -51,7 +51,7 @@ class _Armed:
 def test_a_pickle_is_refused_and_does_not_run(tmp_path: Path) -> None:
     torch.save({"weights": _Armed(tmp_path / "it-ran")}, tmp_path / "net.pt")
     with pytest.raises(UsageError, match="Python objects") as raised:
-        open_source(tmp_path / "net.pt", "tiny")
+        WeightsSource.read(tmp_path / "net.pt", "tiny")
     assert "state_dict" in str(raised.value.hint)
     assert not (tmp_path / "it-ran").exists()
 
@@ -59,7 +59,7 @@ def test_a_pickle_is_refused_and_does_not_run(tmp_path: Path) -> None:
 def test_a_pickled_module_is_refused_with_a_hint_how_to_save_it(tmp_path: Path) -> None:
     torch.save(nn.Linear(3, 3), tmp_path / "net.pt")
     with pytest.raises(UsageError, match="Python objects") as raised:
-        open_source(tmp_path / "net.pt", "tiny")
+        WeightsSource.read(tmp_path / "net.pt", "tiny")
     assert "torch.save(model.state_dict()" in str(raised.value.hint)
 
 
@@ -70,7 +70,7 @@ def test_programs_are_refused_with_a_way_to_onnx(tmp_path: Path) -> None:
         torch.export.save(torch.export.export(nn.Linear(3, 3), (torch.zeros(1, 3),)), tmp_path / "net.pt2")
     for name, kind in (("net.pt", "TorchScript file"), ("net.pt2", r"torch\.export program")):
         with pytest.raises(UsageError, match=kind) as raised:
-            open_source(tmp_path / name, "tiny")
+            WeightsSource.read(tmp_path / name, "tiny")
         assert "torch.onnx.export" in str(raised.value.hint)
 
 
@@ -78,7 +78,7 @@ def test_programs_are_refused_with_a_way_to_onnx(tmp_path: Path) -> None:
 def test_what_holds_no_tensors_is_refused(content: object, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "net.pt")
     with pytest.raises(UsageError, match="tensors by name"):
-        open_source(tmp_path / "net.pt", "tiny")
+        WeightsSource.read(tmp_path / "net.pt", "tiny")
 
 
 @pytest.mark.parametrize("name", ["net.pt", "net.safetensors"])
@@ -88,7 +88,7 @@ def test_damaged_files_are_one_line(name: str, length: int, network: nn.Module, 
     save_file(weights, tmp_path / name) if name.endswith("safetensors") else torch.save(weights, tmp_path / name)
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:length])
     with pytest.raises(DataError, match="Expected weights in") as raised:
-        open_source(tmp_path / name, "tiny")
+        WeightsSource.read(tmp_path / name, "tiny")
     assert "\n" not in str(raised.value)
 
 
@@ -96,7 +96,7 @@ def test_weights_of_another_model_or_of_other_classes_are_one_line(network: nn.M
     torch.save(network.state_dict(), tmp_path / "net.pt")
     for name, classes in (("resnet20", 10), ("tiny", 7)):
         with pytest.raises(UsageError, match=f"those of {name} with {classes} classes") as raised:
-            open_source(tmp_path / "net.pt", name).build(SHAPE, classes)
+            WeightsSource.read(tmp_path / "net.pt", name).build(SHAPE, classes)
         assert len(str(raised.value)) < 400
     with pytest.raises(UsageError, match="Expected the model that the weights"):
-        open_source(tmp_path / "net.pt")
+        WeightsSource.read(tmp_path / "net.pt")

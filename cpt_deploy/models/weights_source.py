@@ -1,5 +1,6 @@
 """Read the weights of a model that is known by name, without executing anything in the file."""
 
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,10 @@ from cpt_deploy.errors import DataError, UsageError
 from cpt_deploy.models.auxiliary_heads import split_auxiliary_heads
 from cpt_deploy.models.catalog import build_model
 
+WEIGHTS_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
+_EXPORTED = {"archive_format", "serialized_exported_program.json"}
+"""Entries that only archives of exported programs have, in current and in earlier PyTorch versions."""
+_TO_ONNX = 'torch.onnx.export(model, (example,), "model.onnx", dynamo=True)'
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "ema_state_dict")
 """Keys under which training scripts commonly save the weights, next to optimizer and epoch."""
 _PARALLEL_PREFIX = "module."
@@ -34,22 +39,38 @@ class WeightsSource:
     architecture: str
     weights: Mapping[str, Tensor]
     file: str
-    input_shape: tuple[int | None, int | None, int | None] = (None, None, None)
-    classes: int | None = None
 
     @classmethod
-    def read(cls, path: Path, model: str) -> "WeightsSource":
+    def read(cls, path: Path, model: str | None) -> "WeightsSource":
         """Read a state dict from safetensors or from a file of `torch.save`.
 
+        Args:
+            path: The file.
+            model: Name or import path of the model that the weights belong to.
+
         Raises:
-            DataError: If the file is damaged.
-            UsageError: If it has Python objects, which only executing its pickle could restore, or no tensors.
+            DataError: If the file is missing or damaged.
+            UsageError: If no model is given, or the file is of a kind that cannot be read safely: a program, or a
+                pickle with Python objects; or it has no tensors.
         """
+        if not path.is_file():
+            found = "a directory" if path.is_dir() else "nothing"
+            raise DataError(f"Expected the file of a trained model at {path}, but there is {found}")
+        _refuse_programs(path)
+        if path.suffix not in WEIGHTS_SUFFIXES:
+            raise UsageError(
+                f"Expected a model as .onnx or weights as {', '.join(WEIGHTS_SUFFIXES)}, but got {path.name}"
+            )
+        if model is None:
+            raise UsageError(
+                f"Expected the model that the weights in {path.name} belong to, but got none",
+                hint="--model torchvision/resnet18, or --model my_package.nets:small; an ONNX file needs none",
+            )
         content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
         return cls(model, _state_dict(content, path.name), path.name)
 
     def build(self, input_shape: tuple[int, int, int], classes: int) -> nn.Module:
-        """Build the model and load all weights but those of `auxiliary_heads`; see `SourceModel.build`.
+        """Build the model and load all weights but those of `auxiliary_heads`; in evaluation mode.
 
         Raises:
             UsageError: If the model is unknown or the weights belong to another model.
@@ -72,6 +93,27 @@ class WeightsSource:
     def auxiliary_heads(self, network: nn.Module) -> tuple[str, ...]:
         """Return the paths of the auxiliary training heads that are in the file but not in the network."""
         return split_auxiliary_heads(network, self.weights)[1]
+
+
+def _refuse_programs(path: Path) -> None:
+    """Raise if a file is a PyTorch program: reading one can run its author's code, unlike reading weights."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.rpartition("/")[2] if name.count("/") < 2 else name for name in archive.namelist()}
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"Expected a readable file at {path}, but got: {error}") from error
+    if "constants.pkl" in names:
+        kind, load = "a TorchScript file", f'torch.jit.load("{path.name}")'
+    elif names & _EXPORTED:
+        kind, load = "a torch.export program", f'torch.export.load("{path.name}").module()'
+    else:
+        return
+    raise UsageError(
+        f"Expected an ONNX file or weights, but {path.name} is {kind}, which may run its author's code when read",
+        hint=f"if you trust it, write it as ONNX first: model = {load}; {_TO_ONNX}",
+    )
 
 
 def _read_safetensors(path: Path) -> Any:

@@ -1,0 +1,149 @@
+"""Values of a model's inputs in NumPy's files, read a few rows at a time."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpt_deploy import readable
+from cpt_deploy.errors import DataError, UsageError
+
+Arrays = dict[str, NDArray[Any]]
+
+BATCH_ROWS = 8
+"""Rows of a calibration batch."""
+_OF_DATA_SETS = ({"x_train", "y_train"}, {"jpeg", "offset"}, {"images", "labels"})
+_FORMS = (
+    "a file .npz with an array (rows, ...) of each input; or a folder with NAME.npy of each input, with a folder NAME "
+    "of such files, or with files .npz"
+)
+
+
+def has_input_files(path: Path) -> bool:
+    """Return whether a path holds arrays of a model's inputs, and no data set of images."""
+    if path.is_dir():
+        if next(path.glob("train*.npz"), None) or next(path.glob("test*.npz"), None):
+            return False
+        return any(next(path.glob(pattern), None) for pattern in ("*.npy", "*.npz", "*/*.npy"))
+    if path.suffix != ".npz":
+        return False
+    names: set[str] = set()
+    if path.is_file():
+        with _readable(path), path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            names = {*archive.files}
+    return not any(known <= names for known in _OF_DATA_SETS)
+
+
+@dataclass(frozen=True)
+class InputFiles:
+    """Values of the inputs of a model.
+
+    Attributes:
+        parts: Files that hold all inputs of some rows: by input, the path of its array, and its name in a file .npz.
+        rows: Number of rows of each part.
+    """
+
+    parts: tuple[dict[str, Path], ...]
+    rows: tuple[int, ...]
+
+    @classmethod
+    def find(cls, path: Path, names: Sequence[str]) -> "InputFiles":
+        """Find values of inputs.
+
+        Args:
+            path: A file .npz with an array (rows, ...) of each input, or a folder: with NAME.npy of each input; with a
+                folder NAME of such files for each input, equally many in the order of their names; or with files .npz.
+            names: Names of the inputs.
+
+        Raises:
+            DataError: If they are missing or damaged.
+            UsageError: If they are not those of the model, or not equally many rows of each.
+        """
+        if not path.is_dir():
+            parts = [dict.fromkeys(names, path)]
+        elif all((path / f"{name}.npy").is_file() for name in names):
+            parts = [{name: path / f"{name}.npy" for name in names}]
+        elif all((path / name).is_dir() for name in names):
+            files = {name: sorted((path / name).glob("*.npy")) for name in names}
+            if len({len(found) for found in files.values()}) != 1:
+                raise UsageError(
+                    f"Expected equally many files of each input in {readable.path(path)}, but got " + _counts(files)
+                )
+            parts = [dict(zip(names, row, strict=True)) for row in zip(*files.values(), strict=True)]
+        else:
+            parts = [dict.fromkeys(names, file) for file in sorted(path.glob("*.npz"))]
+        if not parts:
+            raise DataError(
+                f"Expected values of {', '.join(names)} in {readable.path(path)}, but found none", hint=_FORMS
+            )
+        return cls(tuple(parts), tuple(_rows(_load(part), part) for part in parts))
+
+    @property
+    def count(self) -> int:
+        """The number of rows."""
+        return sum(self.rows)
+
+    @property
+    def number_of_batches(self) -> int:
+        """The number of batches of `BATCH_ROWS`."""
+        return sum(-(-rows // BATCH_ROWS) for rows in self.rows)
+
+    def batches(self, size: int = BATCH_ROWS) -> Iterator[Arrays]:
+        """Yield up to `size` rows of one part at a time; of files .npy no more than these is in memory."""
+        for part, rows in zip(self.parts, self.rows, strict=True):
+            arrays = _load(part)
+            for start in range(0, rows, size):
+                yield {name: np.array(array[start : start + size]) for name, array in arrays.items()}
+
+    def ends(self) -> Arrays:
+        """Return the first and the last row."""
+        first, last = _load(self.parts[0]), _load(self.parts[-1])
+        return {name: np.stack([first[name][0], last[name][-1]]) for name in first}
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:  # of zipfile, of zlib, of NumPy, of the file system
+        raise DataError(f"Expected arrays in {path}, but got: {str(error).partition(chr(10))[0]}") from error
+
+
+def _load(part: dict[str, Path]) -> Arrays:
+    """Return the arrays of a part by input: of a file .npz in memory, of files .npy mapped to memory.
+
+    Raises:
+        DataError: If a file is damaged.
+        UsageError: If a file .npz has other arrays than the inputs.
+    """
+    arrays: Arrays = {}
+    for name, path in part.items():
+        with _readable(path):
+            if path.suffix == ".npy":
+                arrays[name] = np.load(path, allow_pickle=False, mmap_mode="r")
+                continue
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                if {*archive.files} != {*part}:
+                    found = ", ".join(archive.files) or "none"
+                    raise UsageError(f"Expected arrays {', '.join(part)} in {path.name}, but got {found}")
+                arrays[name] = archive[name]
+    return arrays
+
+
+def _rows(arrays: Arrays, part: dict[str, Path]) -> int:
+    lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
+    if len({*lengths.values()}) != 1 or 0 in lengths.values():
+        where = next(iter(part.values())).name
+        found = ", ".join(f"{length} of {name}" for name, length in lengths.items())
+        raise UsageError(f"Expected equally many rows of each input in {where}, but got {found}")
+    return next(iter(lengths.values()))
+
+
+def _counts(files: dict[str, list[Path]]) -> str:
+    return ", ".join(f"{len(found)} of {name}" for name, found in files.items())
