@@ -50,7 +50,8 @@ def open_session(
         raise UsageError(f"Expected threads to be at least 1, but got {threads}")
     source: str | bytes = model if isinstance(model, bytes) else str(model)
     where = where or ("the given bytes" if isinstance(model, bytes) else str(model))
-    options = session_options(optimize=optimize, exact_sums=needs_exact_sums(model))
+    portable = is_portable(model)
+    options = session_options(optimize=optimize, exact_sums=may_saturate() and not portable, keep_int8=portable)
     options.intra_op_num_threads = threads or 0
     if rest_between_runs:
         options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -65,11 +66,13 @@ def open_session(
     return session
 
 
-def session_options(*, exact_sums: bool, optimize: bool = True) -> Any:
+def session_options(*, exact_sums: bool, optimize: bool = True, keep_int8: bool = True) -> Any:
     """Return `onnxruntime.SessionOptions` with which an exported model gives its exact integers.
 
     Args:
         exact_sums: Whether int8 weights are converted to uint8, see `needs_exact_sums`.
+        keep_int8: Whether int8 activations stay int8, as bundles with symmetric activations need it to be exact; on x86
+            onnxruntime's default, to convert them to uint8 where it can, is faster.
         optimize: Whether onnxruntime may fuse the graph to integer operators.
     """
     import onnxruntime
@@ -79,8 +82,8 @@ def session_options(*, exact_sums: bool, optimize: bool = True) -> Any:
     options.log_severity_level = 3
     level = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
-    # keep int8 activations, if a model has them, in int8: otherwise half of the graph would run in float
-    options.add_session_config_entry("session.qdqisint8allowed", "1")
+    if keep_int8:
+        options.add_session_config_entry("session.qdqisint8allowed", "1")
     if exact_sums:
         options.add_session_config_entry(EXACT_SUMS, "1")
     return options
@@ -92,11 +95,14 @@ def may_saturate() -> bool:
 
 
 def needs_exact_sums(model: Path | bytes) -> bool:
-    """Return whether a model's sums could saturate here, from the file's bytes without loading it.
+    """Return whether a model's sums could saturate here."""
+    return may_saturate() and not is_portable(model)
+
+
+def is_portable(model: Path | bytes) -> bool:
+    """Return whether a file says that its sums cannot saturate anywhere, from its bytes without loading it.
 
     The file contains its metadata as plain text.
     """
-    if not may_saturate():
-        return False
     content = model if isinstance(model, bytes) else model.read_bytes() if model.is_file() else b""
-    return PORTABLE_KEY.encode() not in content
+    return PORTABLE_KEY.encode() in content
