@@ -88,8 +88,8 @@ def _integers(report: Report) -> str:
     ]  # fmt: skip
     text = (
         "Each integer operator of onnxruntime's optimized graph is recomputed in exact arithmetic from onnxruntime's "
-        "own integers, so that one difference is not counted again behind it. A stretch is a set of operators connected by "
-        "integers; between stretches operators compute in float."
+        "own integers, so that one difference is not counted again behind it. A stretch is a set of operators "
+        "connected by integers; between stretches operators compute in float."
     )
     return (
         f"<section><h2>Integers</h2>\n<p>{escape(text)}</p>\n"

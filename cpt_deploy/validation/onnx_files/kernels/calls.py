@@ -67,14 +67,16 @@ class Call:
 def saturated(real: Floats, zero: Array, kind: np.dtype[Any]) -> Array:
     """Round half to even, add the zero point, and saturate to the range of an integer dtype."""
     limits = np.iinfo(kind)
-    return np.clip(np.rint(real).astype(np.float64) + zero, limits.min, limits.max).astype(kind)
+    codes: Array = np.clip(np.rint(real).astype(np.float64) + zero, limits.min, limits.max).astype(kind)
+    return codes
 
 
 def requantized(sums: Array, multiplier: Floats, zero: Array, kind: np.dtype[Any]) -> Array:
     """`rint(clamp(f32(acc) · m)) + z`."""
     limits = np.iinfo(kind)
     scaled = np.clip(sums.astype(np.float32) * multiplier, np.float32(limits.min - zero), np.float32(limits.max - zero))
-    return (np.rint(scaled).astype(np.int64) + zero).astype(kind)
+    codes: Array = (np.rint(scaled).astype(np.int64) + zero).astype(kind)
+    return codes
 
 
 def along(values: Array, rank: int, axis: int) -> Array:

@@ -11,7 +11,7 @@ def quantize(call: Call) -> tuple[Recomputed, ...]:
     if call.attributes.get("block_size") or x.dtype != np.float32 or call.kind.kind not in "iu":
         raise NotImplementedError(f"QuantizeLinear from {x.dtype} to {call.kind}")
     scale, zero = along(call.scale(1), x.ndim, axis), along(call.zero(2), x.ndim, axis)
-    return (Recomputed(saturated(x / scale, zero, call.kind)),)
+    return (Recomputed(saturated((x / scale).astype(np.float32), zero, call.kind)),)
 
 
 def dequantize(call: Call) -> tuple[Recomputed, ...]:
@@ -35,5 +35,5 @@ def quantize_dynamic(call: Call) -> tuple[Recomputed, ...]:
     """DynamicQuantizeLinear: integers, scale and zero point."""
     x = call.at(0)
     scale, zero = dynamic_parameters(x)
-    codes = saturated(x / scale, zero, np.dtype(np.uint8))
+    codes = saturated((x / scale).astype(np.float32), zero, np.dtype(np.uint8))
     return Recomputed(codes), Recomputed(scale, scale), Recomputed(zero.astype(np.uint8))
