@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cpt_deploy.validation.onnx_files.around import Around, Quantizer
+from cpt_deploy.validation.onnx_files.around import Around
 from cpt_deploy.validation.onnx_files.layers import Layer
-from cpt_deploy.validation.onnx_files.rules import RULES, per_channel
+from cpt_deploy.validation.onnx_files.rules import RULES
 
 _PER_CHANNEL = 13
 """The first opset with an axis for QuantizeLinear."""
@@ -65,14 +65,14 @@ def find(around: Around, layers: Sequence[Layer], opset: int, *, saturates: bool
                 sums,
             )
         )
-    channels = [each for each in around.of_type("DequantizeLinear") if per_channel(Quantizer(each, around.network))]
-    if opset < _PER_CHANNEL and channels:
+    quantizers = tuple(each.node.name for each in around.quantizers())
+    if opset < _PER_CHANNEL and quantizers:
         found.append(
             Finding(
                 "opset",
-                f"scales per channel need opset {_PER_CHANNEL}, but the file states {opset}",
-                "convert the float model to opset 13 or later before quantizing",
-                tuple(node.name for node in channels),
+                f"the file states opset {opset}, which has no scales per channel, so that weights lose accuracy",
+                f"convert the float model to opset {_PER_CHANNEL} or later, then quantize weights per channel",
+                quantizers,
             )
         )
     return tuple(found)

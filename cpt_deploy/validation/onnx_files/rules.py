@@ -56,8 +56,7 @@ def _weight(around: Around, node: onnx.NodeProto) -> Quantizer | None:
     return found if found is not None and found.constant else None
 
 
-def per_channel(quantizer: Quantizer) -> bool:
-    """Return whether a quantizer has several scales."""
+def _per_channel(quantizer: Quantizer) -> bool:
     scale = quantizer.scale
     return scale is not None and scale.size > 1
 
@@ -104,7 +103,7 @@ def _relus(around: Around) -> Iterable[str]:
 def _weight_axes(around: Around) -> Iterable[str]:
     for node in around.of_type(*LAYERS):
         weight = _weight(around, node)
-        if weight is None or not per_channel(weight) or weight.codes is None:
+        if weight is None or not _per_channel(weight) or weight.codes is None:
             continue
         transposed = attributes_of(node).get("transB", 0)
         output = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0 if transposed else 1}.get(
