@@ -85,7 +85,8 @@ def joins_rows(signature: Signature) -> bool:
 def rows_are_independent(session: Any, signature: Signature) -> bool:
     """Return whether first dimensions are free, and a row's outputs are the same alone as in a batch: it is tried."""
     tensors = (*signature.inputs, *signature.outputs)
-    if not signature.inputs or not all(isinstance(tensor.batch, str) for tensor in tensors):
+    # Inputs that name their first dimensions differently may be broadcast.
+    if len({tensor.batch for tensor in signature.inputs}) != 1 or not all(isinstance(t.batch, str) for t in tensors):
         return False
     names = [tensor.name for tensor in signature.outputs]
     for seed, size in enumerate(_SIZES):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cpt_deploy.bundle.runtime.providers import check_started, provider_names
-from cpt_deploy.bundle.runtime.sessions import is_portable, needs_exact_sums, session_options
+from cpt_deploy.bundle.runtime.sessions import is_portable, needs_exact_sums, session_options, start_session
 from cpt_deploy.errors import BundleError, DataError, MissingExtraError
 
 _FLOATS = ("FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16")
@@ -127,8 +127,6 @@ def optimize(model: bytes, provider: str = "cpu", *, exact_sums: bool | None = N
         DataError: If there is no room for its temporary file.
         MissingExtraError: If `onnx` is not installed.
     """
-    import onnxruntime
-
     onnx, providers = require_onnx(), provider_names(provider)
     with tempfile.TemporaryDirectory(prefix="cpt-optimized-") as directory:
         path = Path(directory) / "optimized.onnx"
@@ -138,7 +136,7 @@ def optimize(model: bytes, provider: str = "cpu", *, exact_sums: bool | None = N
         options.intra_op_num_threads = 1
         # onnxruntime's exceptions have no common base class.
         try:
-            session = onnxruntime.InferenceSession(model, options, providers=providers)
+            session = start_session(model, options, providers=providers)
         except Exception as error:
             reason = str(error).partition("\n")[0]
             if "serialization failed" in reason:

@@ -12,10 +12,13 @@ from typing import Any
 
 from cpt_deploy.bundle.runtime.cpu import read_cpu
 from cpt_deploy.bundle.runtime.providers import check_started, choose_provider
-from cpt_deploy.errors import BundleError, UsageError
+from cpt_deploy.errors import BundleError, MissingExtraError, UsageError
 
 PORTABLE_KEY = "cpt.portable"
 """Metadata entry of files whose sums cannot saturate on any processor; other files do not have it."""
+
+_SHARED = "Attempt to replace the existing tensor"
+"""Part of onnxruntime's message if two weights that it converts share a tensor."""
 
 EXACT_SUMS = "session.x64quantprecision"
 """The session option of onnxruntime that converts int8 weights to uint8 on x86; it has no effect elsewhere."""
@@ -43,9 +46,8 @@ def open_session(
     Raises:
         BundleError: If onnxruntime cannot load it.
         UsageError: If the provider is not available here or `threads` is less than 1.
+        MissingExtraError: See `start_session`.
     """
-    import onnxruntime
-
     if threads is not None and threads < 1:
         raise UsageError(f"Expected threads to be at least 1, but got {threads}")
     source: str | bytes = model if isinstance(model, bytes) else str(model)
@@ -58,12 +60,55 @@ def open_session(
     chosen = choose_provider(options, provider)
     # onnxruntime's exceptions have no common base class.
     try:
-        session = onnxruntime.InferenceSession(source, options, **chosen)
+        session = start_session(source, options, **chosen)
+    except MissingExtraError:
+        raise
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BundleError(f"Expected onnxruntime to load {where}, but got: {reason}") from error
     check_started(session, provider)
     return session
+
+
+def start_session(source: str | bytes, options: Any, **arguments: Any) -> Any:
+    """Return an onnxruntime session; weights that share a zero point get one each if exact sums need that.
+
+    onnxruntime fails to convert int8 weights to uint8 if two of them share a tensor, as files of other tools have it.
+
+    Raises:
+        MissingExtraError: If the file has to be changed, and `onnx` is not installed.
+    """
+    import onnxruntime
+
+    try:
+        return onnxruntime.InferenceSession(source, options, **arguments)
+    except Exception as error:  # onnxruntime's exceptions have no common base class
+        if _SHARED not in str(error):
+            raise
+    return onnxruntime.InferenceSession(_unshared(source), options, **arguments)
+
+
+def _unshared(source: str | bytes) -> bytes:
+    """Return a model in which no two operators read the same int8 constant."""
+    try:
+        import onnx
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            "Expected the package onnx, to give weights that share zero points their own, but it is not installed",
+            hint="pip install onnx",
+        ) from error
+    model = onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(source)
+    constants = {entry.name: entry for entry in model.graph.initializer if entry.data_type == onnx.TensorProto.INT8}
+    seen: set[str] = set()
+    for index, node in enumerate(model.graph.node):
+        for place, name in enumerate(node.input):
+            if name in constants and name in seen:
+                copy = model.graph.initializer.add()
+                copy.CopyFrom(constants[name])
+                copy.name = node.input[place] = f"{name}/of_{index}_{place}"
+            seen.add(name)
+    content: bytes = model.SerializeToString()
+    return content
 
 
 def session_options(*, exact_sums: bool, optimize: bool = True, keep_int8: bool = True) -> Any:
@@ -79,7 +124,7 @@ def session_options(*, exact_sums: bool, optimize: bool = True, keep_int8: bool 
 
     options = onnxruntime.SessionOptions()
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised as exceptions
     level = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     if keep_int8:

@@ -15,6 +15,7 @@ _ADDED = re.compile(r"(_token_\d+|/duplicated|_nchwc)+$")
 """Ends of names that onnxruntime adds where it writes an operator again."""
 
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_MOVING = frozenset({"Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten"})
 _FUSED_FLOAT = re.compile(r"^(Nhwc)?(Fused)?(?=[A-Z])")
 
 
@@ -76,8 +77,14 @@ class Quantizer:
 
     @property
     def constant(self) -> bool:
-        """Whether it dequantizes constants."""
-        return self.node.input[0] in self.network.constants
+        """Whether it dequantizes constants, also if they are quantized, clipped or cast first."""
+        name = self.node.input[0]
+        while (place := self.network.producers.get(name)) is not None:
+            producer = self.network.nodes[place]
+            if producer.op_type not in {"Cast", "Clip", "Identity", "QuantizeLinear"}:
+                return False
+            name = producer.input[0]
+        return name in self.network.constants
 
 
 class Around:
@@ -106,15 +113,14 @@ class Around:
 
     def dequantizer(self, name: str) -> Quantizer | None:
         """Return the dequantizer of a tensor, also if only moved after it."""
+        while (node := self.producer(name)) is not None and node.op_type in _MOVING:
+            name = node.input[0]
+        return Quantizer(node, self.network) if node is not None and node.op_type == "DequantizeLinear" else None
+
+    def producer(self, name: str) -> onnx.NodeProto | None:
+        """Return the operator that computes a tensor."""
         place = self.network.producers.get(name)
-        while place is not None:
-            node = self.network.nodes[place]
-            if node.op_type == "DequantizeLinear":
-                return Quantizer(node, self.network)
-            if node.op_type not in {"Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten"}:
-                return None
-            place = self.network.producers.get(node.input[0])
-        return None
+        return None if place is None else self.network.nodes[place]
 
     def readers(self, name: str) -> list[onnx.NodeProto]:
         """Return the operators that read a tensor."""

@@ -176,6 +176,14 @@ def _half_quantized(around: Around) -> Iterable[str]:
             yield node.name
 
 
+def _moved(around: Around) -> Iterable[str]:
+    """Yield movements of dequantized values in front of a layer that stays in float."""
+    for node in _float_layers(around):
+        producer = around.producer(node.input[0])
+        if producer is not None and producer.op_type != "DequantizeLinear" and around.dequantizer(node.input[0]):
+            yield producer.name
+
+
 def _no_integer_form(around: Around) -> Iterable[str]:
     for node in around.of_type(
         "ConvTranspose", "ReduceMean", "LSTM", "GRU", "RNN", "Resize", "LayerNormalization", "Gelu"
@@ -203,13 +211,13 @@ def _weight_zero_points(around: Around) -> Iterable[str]:
 
 def _unfused(around: Around) -> Iterable[str]:
     """Yield operators between complete Q/DQ pairs that stay in float although no other rule says why."""
-    told = {name for rule in RULES if rule.name != "unfused" for name in rule.find(around)}
+    told = {name for rule in RULES if rule.name not in {"unfused", "float-bias"} for name in rule.find(around)}
     for node in around.of_type(*LAYERS, *_PAIRWISE):
         near = {
             node.name,
             *(each.node.name for each in (*_activations(around, node), *_quantized_inputs(around, node))),
         }
-        near |= {each.name for each in around.between(node)[0]}
+        near |= {each.name for each in (*around.between(node)[0], *map(around.producer, node.input[:2])) if each}
         reads = [name for name in node.input[:2] if name not in around.network.constants]
         if around.stays_float(node) and all(around.dequantizer(name) for name in reads) and not near & told:
             yield node.name
@@ -305,6 +313,12 @@ RULES: tuple[Rule, ...] = (
         "operators with some of their inputs, or their result, not quantized: they stay in float",
         "put Q/DQ on every input and on the result",
         _half_quantized,
+    ),
+    Rule(
+        "float-movement",
+        "values are moved between a dequantizer and a layer, such as by Reshape: the layer stays in float",
+        "put Q/DQ with the same scale behind the movement too",
+        _moved,
     ),
     Rule(
         "no-integer-form",
