@@ -99,13 +99,29 @@ def _unshared(source: str | bytes) -> bytes:
         ) from error
     model = onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(source)
     constants = {entry.name: entry for entry in model.graph.initializer if entry.data_type == onnx.TensorProto.INT8}
+    nodes = list(model.graph.node)
+    # onnxruntime gives each reader a dequantizer of its own, and these would share their constants.
+    shared = {n.output[0]: n for n in nodes if n.op_type == "DequantizeLinear" and n.input[0] in constants}
+    readers = [(node, place) for node in nodes for place, name in enumerate(node.input) if name in shared]
+    read: set[str] = set()
+    for index, (node, place) in enumerate(readers):
+        name = node.input[place]
+        if name in read:
+            copy = onnx.NodeProto()
+            copy.CopyFrom(shared[name])
+            copy.name, copy.output[0] = f"{copy.name}/of_{index}", f"{name}/of_{index}"
+            node.input[place] = copy.output[0]
+            nodes.insert(nodes.index(shared[name]), copy)
+        read.add(name)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
     seen: set[str] = set()
     for index, node in enumerate(model.graph.node):
         for place, name in enumerate(node.input):
             if name in constants and name in seen:
-                copy = model.graph.initializer.add()
-                copy.CopyFrom(constants[name])
-                copy.name = node.input[place] = f"{name}/of_{index}_{place}"
+                constant = model.graph.initializer.add()
+                constant.CopyFrom(constants[name])
+                constant.name = node.input[place] = f"{name}/of_{index}_{place}"
             seen.add(name)
     content: bytes = model.SerializeToString()
     return content

@@ -152,3 +152,16 @@ def test_a_file_that_is_no_model_is_refused(tmp_path):
     (tmp_path / "file.onnx").write_bytes(b"nothing")
     with pytest.raises(DataError, match="Expected an ONNX model"):
         read_file(tmp_path / "file.onnx")
+
+
+def test_weights_that_share_zero_points_can_have_exact_kernels(files, tmp_path, monkeypatch):
+    """onnxruntime itself refuses to convert such weights on x86."""
+    model = onnx.load(files["qdq"])
+    first, second = (next(n for n in model.graph.node if n.input[0] == f"w{i}_quantized") for i in (1, 2))
+    second.input[2] = first.input[2]
+    onnx.save(model, tmp_path / "shared.onnx")
+    monkeypatch.setattr("cpt_deploy.bundle.runtime.sessions.may_saturate", lambda: True)
+    inputs = {"image": images(3)}
+    shared, own = (open_session(path).run(None, inputs)[0] for path in (tmp_path / "shared.onnx", files["qdq"]))
+    np.testing.assert_array_equal(shared, own)
+    assert replayed(tmp_path / "shared.onnx", inputs).mismatches == 0
