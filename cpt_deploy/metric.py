@@ -63,6 +63,7 @@ class Metric:
 ACCURACY = Metric("accuracy", percent=True)
 PERPLEXITY = Metric("perplexity", higher_is_better=False)
 R_SQUARED = Metric("r_squared")
+SQNR_DB = Metric("sqnr_db")
 
 
 def perplexity_of(loss: float) -> float:

@@ -49,6 +49,7 @@ class Bundle:
         validation: The report of `cpt validate`, if it was run.
         digests: SHA-256 of each file by its name, hexadecimal, from SHA256SUMS and verified at opening.
         formats: The formats of the model in the bundle, names of `FORMATS`.
+        bare: Whether there is no bundle but only an ONNX file, whose path is `path`.
     """
 
     path: Path
@@ -63,6 +64,7 @@ class Bundle:
     validation: dict[str, Any] | None
     digests: Mapping[str, str]
     formats: tuple[str, ...] = ("onnx", "safetensors")
+    bare: bool = False
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True) -> "Bundle":
@@ -119,7 +121,7 @@ class Bundle:
     @property
     def onnx_path(self) -> Path:
         """Path of model.onnx."""
-        return self.path / ONNX_FILE
+        return self.path if self.bare else self.path / ONNX_FILE
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from cpt_deploy.workflows.experiments.range_test import find_lower_bound, with_l
 from cpt_deploy.workflows.experiments.sweep import Sweep, sweep_run
 from cpt_deploy.workflows.export import describe_export, export_run
 from cpt_deploy.workflows.float_models import FloatModel
+from cpt_deploy.workflows.inspected_files import inspect_model, validate_onnx_file, write_file_report
 from cpt_deploy.workflows.onnx_files import export_float_model
 from cpt_deploy.workflows.origins import find_origin
 from cpt_deploy.workflows.prediction import Classifier, image_classifier
@@ -50,11 +51,14 @@ __all__ = [
     "find_lower_bound",
     "find_origin",
     "image_classifier",
+    "inspect_model",
     "known_data",
     "known_models",
     "running_server",
     "sweep_run",
     "train_grid",
     "validate_bundle",
+    "validate_onnx_file",
     "with_lower_bound",
+    "write_file_report",
 ]

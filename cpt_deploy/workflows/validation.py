@@ -10,15 +10,17 @@ from cpt_deploy.bundle.integrity.consistency import contradictions
 from cpt_deploy.bundle.layout import VALIDATION_PAGE
 from cpt_deploy.bundle.runtime.providers import rounds_as_the_executor
 from cpt_deploy.errors import DataError, MissingExtraError, UsageError, ValidationFailedError
-from cpt_deploy.tasks import SILENT, BundleCheck, Evidence, Reporter, ValidationOptions, task_named
+from cpt_deploy.tasks import SILENT, BundleCheck, Evidence, Origin, Reporter, ValidationOptions, task_named
 from cpt_deploy.tasks.evidence import WITHOUT_VNNI, saturation_in_words
 from cpt_deploy.workflows.evidence_summary import summarize
+from cpt_deploy.workflows.inspected_files import tensor_samples
+from cpt_deploy.workflows.onnx_files import TASK as TENSORS
 from cpt_deploy.workflows.origins import find_origin
 from cpt_deploy.workflows.references import reference_of
 
 if TYPE_CHECKING:
     from cpt_deploy.tasks import Task
-    from cpt_deploy.validation import Samples
+    from cpt_deploy.validation import Reference, Samples, Scoring
 
 
 def validate_bundle(path: Path, options: ValidationOptions, *, reporter: Reporter = SILENT) -> Evidence:
@@ -38,15 +40,13 @@ def validate_bundle(path: Path, options: ValidationOptions, *, reporter: Reporte
     from cpt_deploy.validation import MAX_DROP, validate
 
     bundle = Bundle.open(path)
-    task = task_named(bundle.task)
     _check_options(options)
     exact = options.require_exact
     if exact is None:
         installed = all(find_spec(package) is not None for package in ("torch", "onnx"))
         exact = installed and rounds_as_the_executor(options.provider)
     origin = find_origin(bundle, options.run, options.source)
-    samples = _samples(task, bundle, options)
-    trained = reference_of(task, bundle, origin, options.data, options.data_dir, options.limit)
+    samples, scoring, unit, trained = _measured(bundle, origin, options)
     max_drop = options.max_drop
     if max_drop is None and trained is not None and not options.no_gate:
         max_drop = MAX_DROP
@@ -54,8 +54,8 @@ def validate_bundle(path: Path, options: ValidationOptions, *, reporter: Reporte
         report = validate(
             bundle,
             samples,
-            task.scoring(),
-            unit=task.unit,
+            scoring,
+            unit=unit,
             trained=trained,
             max_drop=max_drop,
             allow_undecided=options.allow_undecided,
@@ -110,6 +110,20 @@ def check_bundle(path: Path, *, provider: str = "cpu", require_exact: bool | Non
     content: dict[str, object] = {"golden": golden, "constants": constants}
     content |= {} if portability is None else {"saturation_possible": False}
     return BundleCheck([*reasons, *bounds], statement, content, portability)
+
+
+def _measured(
+    bundle: Bundle, origin: Origin, options: ValidationOptions
+) -> "tuple[Samples, Scoring, str, Reference | None]":
+    """Return the samples, how they are scored, their name, and the model to compare with."""
+    if bundle.task == TENSORS:
+        from cpt_deploy.validation.accuracy.scoring import SignalToNoise
+
+        samples = tensor_samples(bundle, Path(options.data), origin.source, options.limit)
+        return samples, SignalToNoise(bundle.signature.outputs[0].name), "rows", None
+    task = task_named(bundle.task)
+    trained = reference_of(task, bundle, origin, options.data, options.data_dir, options.limit)
+    return _samples(task, bundle, options), task.scoring(), task.unit, trained
 
 
 def _check_options(options: ValidationOptions) -> None:

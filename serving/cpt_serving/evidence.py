@@ -40,6 +40,7 @@ class Evidence(BaseModel):
     activation_bits: int | None
     trained_bits: tuple[int, int] | None = Field(description="min_bits and max_bits of the training")
     validation: Validation | None = Field(description="null if `cpt validate` was never run")
+    bare: bool = Field(description="whether it is an ONNX file without a bundle, for which nothing is proven")
     server_version: str
     docs: bool = Field(description="whether the server has /docs")
 
@@ -64,7 +65,8 @@ def evidence_of(adapter: Adapter, *, docs: bool = True) -> Evidence:
         weight_bits=facts.get("weight_bits"),
         activation_bits=facts.get("activation_bits"),
         trained_bits=facts.get("trained_bits"),
-        validation=_validation(bundle),
+        validation=None if bundle.bare else _validation(bundle),
+        bare=bundle.bare,
         server_version=cpt_deploy.__version__,
         docs=docs,
     )

@@ -1,7 +1,7 @@
 """The commands of `cpt`, one per file; those that check, run and serve a bundle lie directly in this folder."""
 
 from cpt_cli.command import Command
-from cpt_cli.commands import api_key, benchmark, generate, predict, serve, sign, validate, verify
+from cpt_cli.commands import api_key, benchmark, generate, inspect, predict, serve, sign, validate, verify
 from cpt_cli.commands.listing import datasets, info, models, recipes, schedules
 from cpt_cli.commands.training import (
     compare,
@@ -25,6 +25,7 @@ COMMANDS: tuple[Command, ...] = (  # in the order of `cpt --help`
     sharpness.COMMAND,
     export.COMMAND,
     sweep.COMMAND,
+    inspect.COMMAND,
     validate.COMMAND,
     sign.COMMAND,
     verify.COMMAND,

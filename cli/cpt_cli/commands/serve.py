@@ -21,7 +21,10 @@ _WATCH = "Log and trace"
 def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
     bundle: Annotated[
         Path | None,
-        typer.Argument(help="Bundle that cpt export wrote, or a directory of NAME/VERSION/ bundles."),
+        typer.Argument(
+            metavar="BUNDLE|FILE|DIRECTORY",
+            help="Bundle that cpt export wrote, any ONNX file, or a directory of NAME/VERSION/ bundles and NAME.onnx.",
+        ),
     ] = None,
     host: Annotated[
         str | None, typer.Option(help="Address to listen on; 0.0.0.0 for all.", show_default="127.0.0.1")
@@ -191,14 +194,16 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
         first = models[0] if models else "NAME"
         place = url if len(models) == 1 else f"{url}/models/{first}"
         path = locations[first].path if first in locations else settings.bundle
+        bare = [name for name, location in locations.items() if location.path.is_file()]
         out.fields(
             f"Serving {readable.path(settings.bundle)}",
             {
                 "address": url,
                 **({} if settings.grpc_port is None else {"gRPC": f"{settings.host}:{settings.grpc_port}"}),
                 "models": ", ".join(models) or "none yet",
+                **({"evidence": f"none for {', '.join(bare)}: served as it is, see cpt validate"} if bare else {}),
                 "page": f"{url}/" if settings.page else "off",
-                "try it": _curl(settings, _example(path, place)),
+                "try it": _curl(settings, f"{url}/v2/models/{first}" if path.is_file() else _example(path, place)),
                 "docs": f"{url}/docs" if settings.docs else "off",
                 "ready": f"{url}/health/ready",
                 "keys": "none: everyone who can reach the address can use the server"
@@ -215,6 +220,7 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
                 "bundle": settings.bundle,
                 "models": models,
                 "threads": settings.threads,
+                "without_evidence": bare,
             }
         )
 
@@ -244,6 +250,7 @@ COMMAND = Command(
     SHIP_PANEL,
     "cpt serve runs/digits/bundle-8bit",
     "cpt serve models/ --watch 5 --require-evidence  # models/NAME/VERSION/; new versions are loaded while it runs",
+    "cpt serve model.onnx  # any ONNX file, without evidence",
     "cpt serve my-bundle --grpc-port 8001  # the Open Inference Protocol over gRPC too",
     "cpt serve my-bundle --host 0.0.0.0 --api-keys keys.txt --tls-cert cert.pem --tls-key key.pem",
     "cpt serve --config serve.yaml",

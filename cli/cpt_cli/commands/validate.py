@@ -13,11 +13,17 @@ from cpt_deploy.errors import UsageError, ValidationFailedError
 
 
 def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
-    bundle: Annotated[Path, typer.Argument(help="Bundle that cpt export wrote.")],
+    bundle: Annotated[
+        Path,
+        typer.Argument(
+            metavar="BUNDLE|FILE", help="Bundle that cpt export wrote, or a quantized ONNX file of any other tool."
+        ),
+    ],
     data: Annotated[
         str | None,
         typer.Option(
-            help="Data set to measure on, by name, path or import path; without it, only the golden sample is checked."
+            help="Data set to measure on, by name, path or import path; a file inputs.npz for models of tensors. "
+            "Without it, only the golden sample of a bundle is checked, and a file runs on random inputs."
         ),
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
@@ -31,6 +37,10 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
             help="The float model that a calibrated bundle was exported from, to compare with.",
             show_default="the file next to the bundle",
         ),
+    ] = None,
+    float_source: Annotated[
+        Path | None,
+        typer.Option("--float", help="The float ONNX file that a file of another tool was made from, to compare with."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Measure this many samples.", show_default="all")] = None,
     max_drop: Annotated[
@@ -69,8 +79,25 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
     The evidence is written to validation.json and a page, validation.html, in the bundle, and to a table in its model
     card. The exit code is 4 unless the bundle passed: it fails if too much was lost or the test is undecided, an
     integer differs, or a file differs from the export.
+
+    An ONNX file of another tool is compared operator by operator with exact arithmetic, and with onnxruntime's
+    optimizations off, which stands for other runtimes. Its evidence is written beside it.
     """
     from cpt_deploy.workflows import ValidationOptions, validate_bundle
+
+    if bundle.is_file():
+        only_bundles = {
+            "--run": run, "--from": source, "--max-drop": max_drop, "--data-dir": data_dir,
+            "--allow-undecided": allow_undecided or None, "--require-exact": require_exact,
+            "--provider": None if provider == "cpu" else provider,
+        }  # fmt: skip
+        for option, value in only_bundles.items():
+            if value is not None:
+                raise UsageError(f"Expected no {option} for an ONNX file, but got it", hint="it is for bundles")
+        _validate_file(bundle, data, float_source, limit, html)
+        return
+    if float_source is not None:
+        raise UsageError("Expected --float with an ONNX file, but got a bundle", hint="--from names its float model")
 
     if data is None:
         only_with_data = {
@@ -103,6 +130,21 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
     out.hint(f"cpt serve {readable.path(bundle)}")
 
 
+def _validate_file(path: Path, data: str | None, source: Path | None, limit: int | None, page: Path | None) -> None:
+    """Validate an ONNX file of another tool, and write the evidence beside it."""
+    from cpt_cli.shown.onnx_file import show_file_report
+    from cpt_deploy.workflows import validate_onnx_file, write_file_report
+
+    report = validate_onnx_file(path, None if data is None else Path(data), source, limit=limit, reporter=out)
+    show_file_report(report)
+    page = write_file_report(report, path, page)
+    out.note(f"evidence: {readable.path(page)}")
+    out.result({**report.to_dict(), "file": path, "page": page})
+    if not report.passed:
+        raise ValidationFailedError("; ".join(report.reasons))
+    out.hint(f"cpt serve {readable.path(path)}")
+
+
 def _check_alone(bundle: Path, provider: str, *, require_exact: bool | None) -> None:
     """Check a bundle without data."""
     from cpt_deploy.bundle import Bundle
@@ -128,5 +170,6 @@ COMMAND = Command(
     "cpt validate my-bundle --data fashion-mnist --run runs/fashion --max-drop 1  # at most 1 point lost",
     "cpt validate my-bundle --data digits --html evidence.html  # a copy of the page in the bundle",
     "cpt validate my-bundle --data digits --provider cuda  # with onnxruntime-gpu",
+    "cpt validate quantized.onnx --data inputs.npz --float model.onnx  # of any tool; arrays by input name",
     "cpt validate my-bundle  # checksums, constants and golden sample only: needs neither data nor torch",
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cpt_deploy.bundle.runtime.providers import check_started, provider_names
-from cpt_deploy.bundle.runtime.sessions import needs_exact_sums, session_options
+from cpt_deploy.bundle.runtime.sessions import is_portable, needs_exact_sums, session_options, start_session
 from cpt_deploy.errors import BundleError, DataError, MissingExtraError
 
 _FLOATS = ("FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16")
@@ -114,29 +114,29 @@ def _plain(operators: Mapping[str, int]) -> Counter[str]:
     return plain
 
 
-def optimize(model: bytes, provider: str = "cpu") -> Any:
+def optimize(model: bytes, provider: str = "cpu", *, exact_sums: bool | None = None) -> Any:
     """Return the graph that onnxruntime executes on this machine, as an `onnx.ModelProto`.
 
     Args:
         model: The serialized ONNX model.
         provider: The execution provider to optimize for, one that `keeps_operators`.
+        exact_sums: Whether int8 weights are converted to uint8; `None` decides it as `open_session` does.
 
     Raises:
         BundleError: If onnxruntime cannot load the model.
         DataError: If there is no room for its temporary file.
         MissingExtraError: If `onnx` is not installed.
     """
-    import onnxruntime
-
     onnx, providers = require_onnx(), provider_names(provider)
     with tempfile.TemporaryDirectory(prefix="cpt-optimized-") as directory:
         path = Path(directory) / "optimized.onnx"
-        options = session_options(exact_sums=needs_exact_sums(model))
+        exact = needs_exact_sums(model) if exact_sums is None else exact_sums
+        options = session_options(exact_sums=exact, keep_int8=is_portable(model))
         options.optimized_model_filepath = str(path)
         options.intra_op_num_threads = 1
         # onnxruntime's exceptions have no common base class.
         try:
-            session = onnxruntime.InferenceSession(model, options, providers=providers)
+            session = start_session(model, options, providers=providers)
         except Exception as error:
             reason = str(error).partition("\n")[0]
             if "serialization failed" in reason:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from cpt_deploy.bundle import Bundle
 from cpt_deploy.precision.accumulators import INT32_MOST, worst_average_sum, worst_sums
-from cpt_deploy.validation.integers.saturation import executed_codes, multiplied, read_layers
+from cpt_deploy.validation.integers.saturation import executed_codes, multiplied, multiplies, read_layers
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def _graph_sums(graph: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> 
         if operation["type"] == "GlobalAverage":
             source = sources[operation["inputs"][0]]
             yield Accumulator(name, worst_average_sum(math.prod(source["shape"][1:]), quant_max=_quant_max(source)))
-        elif "codes" in operation and operation["type"] != "Embed":
+        elif multiplies(operation):
             source = sources[multiplied(operation)]
             least = -(2 ** (int(source["bits"]) - 1)) if source.get("signed") else 0
             worst = worst_sums(

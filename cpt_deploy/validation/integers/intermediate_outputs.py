@@ -3,15 +3,17 @@
 Needs the `onnx` package.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from cpt_deploy.bundle.runtime.operators import optimized_operators, require_onnx
 from cpt_deploy.bundle.runtime.providers import keeps_operators
 from cpt_deploy.onnx_graph.outputs import IN_BODY, add_outputs, scans, tensors_of
 
-_MOVING = frozenset(
+T = TypeVar("T")
+
+MOVING = frozenset(
     {
         "Concat", "DepthToSpace", "Flatten", "Identity", "Pad", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze",
         "Transpose", "Unsqueeze",
@@ -69,7 +71,7 @@ def quantized_tensors(model: bytes) -> tuple[IntermediateOutput, ...]:
         for node in graph.node
         for name in node.output
         if _holds_codes(node, types.get(name), onnx.TensorProto)
-        and not (node.op_type in _MOVING and types.get(node.input[0]) == onnx.TensorProto.UINT8)
+        and not (node.op_type in MOVING and types.get(node.input[0]) == onnx.TensorProto.UINT8)
         and not (readers.get(name) and all(reader.op_type == "Clip" for reader in readers[name]))
     ) + tuple(IntermediateOutput(name, node.op_type) for node, body in scans(graph) for name in _quantized_in(body))
 
@@ -108,36 +110,39 @@ def with_intermediate_outputs(model: bytes, provider: str = "cpu", products: Col
         MissingExtraError: If `onnx` is not installed.
     """
     counted = keeps_operators(provider)
-    plain = _computing_operators(model, provider) if counted else {}
+    plain = computing_operators(model, provider) if counted else {}
 
     def harmless(intermediates: tuple[IntermediateOutput, ...]) -> bool:
         return (
             not counted
-            or _computing_operators(
+            or computing_operators(
                 add_intermediate_outputs(model, [intermediate.name for intermediate in intermediates], products),
                 provider,
             )
             == plain
         )
 
-    def largest_harmless(
-        kept: tuple[IntermediateOutput, ...], candidates: tuple[IntermediateOutput, ...]
-    ) -> tuple[IntermediateOutput, ...]:
-        """Return `kept` with all candidates that can be added, by bisection of the candidates."""
-        if not candidates or harmless(kept + candidates):
-            return kept + candidates
-        if len(candidates) == 1:
-            return kept
-        middle = len(candidates) // 2
-        return largest_harmless(largest_harmless(kept, candidates[:middle]), candidates[middle:])
-
     everything = _in_graph_order(model, (*quantized_tensors(model), *_real_results(model, products)))
-    kept = largest_harmless((), everything)
+    kept = largest_harmless(everything, harmless)
     return ObservableModel(
         model=add_intermediate_outputs(model, [intermediate.name for intermediate in kept], products),
         intermediates=kept,
         hidden=tuple(intermediate for intermediate in everything if intermediate not in kept),
     )
+
+
+def largest_harmless(candidates: tuple[T, ...], harmless: Callable[[tuple[T, ...]], bool]) -> tuple[T, ...]:
+    """Return the candidates that can be added together, by bisection."""
+
+    def add(kept: tuple[T, ...], candidates: tuple[T, ...]) -> tuple[T, ...]:
+        if not candidates or harmless(kept + candidates):
+            return kept + candidates
+        if len(candidates) == 1:
+            return kept
+        middle = len(candidates) // 2
+        return add(add(kept, candidates[:middle]), candidates[middle:])
+
+    return add((), candidates)
 
 
 def _real_results(model: bytes, names: Collection[str]) -> tuple[IntermediateOutput, ...]:
@@ -186,8 +191,8 @@ def _signed_tensors(graph: Any, onnx: Any) -> set[str]:
     return signed | {name.removesuffix(IN_BODY) for names in inner for name in names}
 
 
-def _computing_operators(model: bytes, provider: str) -> dict[str, int]:
-    """Count the operators independently of layout; max pooling of integers is the same in any."""
+def computing_operators(model: bytes, provider: str = "cpu") -> dict[str, int]:
+    """Return the number of operators by name, whatever their layout; max pooling of integers is the same in any."""
     operators = optimized_operators(model, provider)
     operators.pop("Transpose", None)
     operators.pop("Identity", None)  # appears if a layer's result is an output under two names

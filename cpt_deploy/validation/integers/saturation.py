@@ -157,11 +157,16 @@ def read_layers(bundle: Bundle, of_graph: Callable[[dict[str, Any], Tensors], It
 def _graph_layers(graph: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> Iterable[LayerSaturation]:
     sources = {tensor["name"]: tensor for tensor in graph["tensors"]}
     for operation in graph["operations"]:
-        if "codes" in operation and operation["type"] != "Embed":  # Embed looks up rows without multiplying
+        if multiplies(operation):
             codes = executed_codes(operation, tensors)
             source = sources[multiplied(operation)]
             signed = bool(source.get("signed", False))
             yield layer_saturation(operation["output"], codes, int(source["bits"]), signed=signed)
+
+
+def multiplies(operation: dict[str, Any]) -> bool:
+    """Return whether an operation of a bundle's graph multiplies weights; Embed looks up rows without multiplying."""
+    return isinstance(operation.get("codes"), dict) and operation["type"] != "Embed"
 
 
 def multiplied(operation: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from cpt_deploy.bundle import Bundle
 from cpt_deploy.errors import BundleError
 from cpt_deploy.recipe.tasks import tasks
 from cpt_serving.adapters.adapter import Adapter
+from cpt_serving.adapters.onnx_files import FileAdapter
 from cpt_serving.inference.memory import MemoryBudget
 from cpt_serving.settings import ServeSettings
 
@@ -19,6 +20,8 @@ def adapter_of(bundle: Bundle, settings: ServeSettings, memory: MemoryBudget) ->
     Raises:
         BundleError: If the task is installed, but cannot be imported.
     """
+    if bundle.bare:
+        return FileAdapter(bundle, settings, memory)
     try:
         path = getattr(tasks.get(bundle.task), "adapter", None) if bundle.task in tasks else None
         made: Any = Adapter if path is None else EntryPoint("", path, "").load()

@@ -7,13 +7,20 @@ from typing import Any
 import numpy as np
 
 from cpt_deploy.bundle import Bundle
+from cpt_deploy.bundle.bare import STRING, joins_rows
 from cpt_deploy.bundle.layout import LABELS_FILE
 from cpt_deploy.bundle.runtime.providers import CPU, provider_name
-from cpt_deploy.signature import Signature, TensorSpec, size_at
+from cpt_deploy.signature import BATCH, Signature, TensorSpec, size_at
 from cpt_serving.oip.datatypes import datatype_of
 from cpt_serving.oip.schemas import ModelMetadata
 from cpt_serving.oip.tensors import Array, described
 from cpt_serving.settings import ServeSettings
+
+NO_EVIDENCE = "none: an ONNX file that is served as it is"
+"""Evidence of a bare file."""
+
+_TRITON = {STRING: "STRING"}
+"""Triton's names of types in configurations, where they are not the protocol's."""
 
 _MOST_VALUES = 1024
 """Maximum values of an example that is shown."""
@@ -33,16 +40,20 @@ def model_metadata(bundle: Bundle, versions: Sequence[str] = ()) -> ModelMetadat
         platform="onnx_onnxv1",
         inputs=[described(spec) for spec in signature.inputs],
         outputs=[described(spec) for spec in signature.outputs],
+        parameters={"evidence": NO_EVIDENCE} if bundle.bare else None,
     )
 
 
 def model_config(bundle: Bundle, settings: ServeSettings) -> dict[str, Any]:
     """Return the configuration of a model in Triton's form, whose shapes are without the batch dimension."""
+    joined = not bundle.bare or joins_rows(bundle.signature)
+    evidence = {"evidence": {"string_value": NO_EVIDENCE}} if bundle.bare else {}
     labels = {"label_filename": LABELS_FILE} if LABELS_FILE in bundle.digests else {}
 
     def configured(specs: Sequence[TensorSpec], **further: str) -> list[dict[str, Any]]:
         return [
-            {"name": spec.name, "data_type": f"TYPE_{datatype_of(spec.dtype)}", "dims": described(spec).shape[1:]}
+            {"name": spec.name, "data_type": f"TYPE_{_TRITON.get(spec.dtype) or datatype_of(spec.dtype)}"}
+            | {"dims": described(spec).shape[joined:]}
             | further
             for spec in specs
         ]
@@ -56,12 +67,16 @@ def model_config(bundle: Bundle, settings: ServeSettings) -> dict[str, Any]:
         "name": bundle.name,
         "platform": "onnxruntime_onnx",
         "backend": "onnxruntime",
-        "max_batch_size": settings.max_rows,
+        "max_batch_size": settings.max_rows if joined else 0,
         "input": configured(bundle.signature.inputs),
         "output": configured(bundle.signature.outputs, **labels),
         "instance_group": [group],
         "default_model_filename": bundle.onnx_path.name,
-        "parameters": {"sha256": {"string_value": bundle.sha256}, "version": {"string_value": bundle.version}},
+        "parameters": {
+            "sha256": {"string_value": bundle.sha256},
+            "version": {"string_value": bundle.version},
+            **evidence,
+        },
     }
 
 
@@ -70,15 +85,21 @@ def example_inputs(signature: Signature) -> dict[str, Array] | None:
 
     They reveal nothing of a bundle's content.
     """
-    sizes, states = signature.sizes(), {before for before, _ in signature.states}
+    sizes, states = {**signature.sizes(), BATCH: 1}, {before for before, _ in signature.states}
     shapes = {
-        spec.name: (1, *(size_at(size, sizes) for size in spec.shape))
+        spec.name: tuple(sizes[size] if size in sizes else size_at(size, sizes) for size in spec.whole_shape)
         for spec in signature.inputs
         if spec.name not in states
     }
     if sum(map(math.prod, shapes.values())) > _MOST_VALUES:
         return None
-    return {spec.name: np.zeros(shapes[spec.name], spec.dtype) for spec in signature.inputs if spec.name in shapes}
+    return {
+        spec.name: np.full(shapes[spec.name], "", object)
+        if spec.dtype == STRING
+        else np.zeros(shapes[spec.name], spec.dtype)
+        for spec in signature.inputs
+        if spec.name in shapes
+    }
 
 
 def infer_example(signature: Signature) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ import logging
 
 from cpt_deploy.bundle import Bundle, read_evidence, require_evidence
 from cpt_deploy.bundle.integrity.signatures import public_keys, require_signature
-from cpt_deploy.errors import BundleError
+from cpt_deploy.errors import BundleError, ValidationFailedError
 from cpt_serving.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ def verified_onnx(bundle: Bundle, settings: ServeSettings) -> bytes:
         ValidationFailedError: If a signature or evidence is required and missing or invalid.
         DataError: If a public key cannot be used.
     """
-    _require_trust(bundle, settings)
+    require_trust(bundle, settings)
     try:
         content = bundle.onnx_path.read_bytes()
     except OSError as error:
@@ -29,8 +29,22 @@ def verified_onnx(bundle: Bundle, settings: ServeSettings) -> bytes:
     return content
 
 
-def _require_trust(bundle: Bundle, settings: ServeSettings) -> None:
-    """Raise an error unless a bundle has the required signature and evidence; warn if its evidence is outdated."""
+def require_trust(bundle: Bundle, settings: ServeSettings) -> None:
+    """Raise an error unless a bundle has the required signature and evidence; warn if its evidence is outdated.
+
+    Raises:
+        ValidationFailedError: If a signature or evidence is required and missing or invalid.
+        DataError: If a public key cannot be used.
+    """
+    if bundle.bare:
+        for wanted, what in ((settings.require_evidence, "evidence"), (settings.require_signature, "a signature")):
+            if wanted:
+                raise ValidationFailedError(
+                    f"Expected {what} of {bundle.path}, but it is an ONNX file without a bundle",
+                    hint=f"cpt export --from {bundle.path} --data inputs.npz makes a bundle",
+                )
+        logger.warning("%s is served as it is: it has no bundle, and nothing proves its integers", bundle.path)
+        return
     if settings.require_signature is not None:
         require_signature(bundle, public_keys(settings.require_signature))
     if settings.require_evidence:

@@ -11,7 +11,7 @@ from tritonclient.grpc import service_pb2
 
 from cpt_deploy.bundle import Bundle
 from cpt_serving.oip.answers import OutputTensor
-from cpt_serving.oip.datatypes import BYTES, DTYPES, to_binary, to_integers
+from cpt_serving.oip.datatypes import BYTES, DTYPES, FP16, to_binary, to_integers
 from cpt_serving.oip.schemas import InferRequest
 from cpt_serving.web.errors import bad_request
 from cpt_serving.web.generation_schemas import checked
@@ -39,8 +39,9 @@ def parse_message(message: Any) -> InferRequest:
     Raises:
         RequestError: 400 with the expectation.
     """
-    # Requests with bytes are answered with bytes.
-    parameters = plain(message.parameters) | {"binary_data_output": bool(message.raw_input_contents)}
+    # Requests with bytes are answered with bytes, and so are those without inputs.
+    binary = bool(message.raw_input_contents) or not message.inputs
+    parameters = plain(message.parameters) | {"binary_data_output": binary}
     request = checked(
         InferRequest,
         {
@@ -66,9 +67,11 @@ def infer_message(bundle: Bundle, identity: str | None, outputs: Sequence[Output
         outputs: Outputs that the client requested.
     """
     message = service_pb2.ModelInferResponse(model_name=bundle.name, model_version=bundle.version, id=identity or "")
+    # The message has either bytes of all outputs or typed elements of all, and no field for elements of FP16.
+    binary = any(output.binary or output.datatype == FP16 for output in outputs)
     for output in outputs:
         tensor = message.outputs.add(name=output.name, datatype=output.datatype, shape=output.values.shape)
-        if output.binary:
+        if binary:
             message.raw_output_contents.append(to_binary(output.datatype, output.values))
         else:
             getattr(tensor.contents, _CONTENTS[output.datatype]).extend(output.values.ravel().tolist())

@@ -60,7 +60,7 @@ async def model_metadata(service: Service, request: Any) -> Any:
     """Return the inputs and outputs of a model."""
     bundle = _find(service, request).bundle
     found = description.model_metadata(bundle, service.repository.models.versions(bundle.name))
-    return ParseDict(found.model_dump(), service_pb2.ModelMetadataResponse())
+    return ParseDict(found.model_dump(exclude={"parameters"}), service_pb2.ModelMetadataResponse())
 
 
 async def model_config(service: Service, request: Any) -> Any:

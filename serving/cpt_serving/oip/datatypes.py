@@ -27,14 +27,14 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 """Datatypes with elements of a fixed size."""
 
-BYTES, BOOL = "BYTES", "BOOL"
+BYTES, BOOL, FP16 = "BYTES", "BOOL", "FP16"
 
 FLOATS = frozenset({"FP16", "FP32", "FP64"})
 """Datatypes of real numbers."""
 
 _DATATYPES: dict[str | np.dtype[Any], str] = {
     key: datatype for datatype, dtype in DTYPES.items() for key in (dtype, dtype.name)
-}
+} | {"object": BYTES, np.dtype(object): BYTES}
 
 _LENGTH = struct.Struct("<I")
 

@@ -48,6 +48,7 @@ class ModelMetadata(BaseModel):
     platform: str
     inputs: list[TensorMetadata]
     outputs: list[TensorMetadata]
+    parameters: dict[str, str] | None = Field(default=None, description="further facts, of models without evidence")
 
 
 class ModelReadiness(BaseModel):

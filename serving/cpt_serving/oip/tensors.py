@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from cpt_deploy.signature import TensorSpec, size_at
 from cpt_serving.oip.answers import OutputTensor
-from cpt_serving.oip.datatypes import BOOL, FLOATS, datatype_of, from_binary, to_integers
+from cpt_serving.oip.datatypes import BOOL, BYTES, FLOATS, FP16, datatype_of, from_binary, to_integers
 from cpt_serving.oip.schemas import InferInput, InferRequest, TensorMetadata
 from cpt_serving.web.errors import bad_request
 from cpt_serving.web.numbers import to_numbers
@@ -38,7 +38,7 @@ class Wish(NamedTuple):
 @functools.cache
 def described(spec: TensorSpec) -> TensorMetadata:
     """Return the protocol's description of a tensor; -1 stands for a free size, above all that of the batch."""
-    shape = [-1, *(-1 if isinstance(size, str) else size for size in spec.shape)]
+    shape = [-1 if isinstance(size, str) else size for size in spec.whole_shape]
     return TensorMetadata(name=spec.name, datatype=datatype_of(spec.dtype), shape=shape)
 
 
@@ -66,7 +66,10 @@ def _all_outputs(names: tuple[str, ...], binary: bool) -> Sequence[Wish]:
 
 
 def output_tensor(wish: Wish, values: Array) -> OutputTensor:
-    """Return an output in the requested form."""
+    """Return an output in the requested form; strings become their bytes in UTF-8."""
+    if values.dtype.kind == "O":
+        encoded = [str(text).encode() for text in values.ravel()]
+        values = np.array([*encoded, None], object)[:-1].reshape(values.shape)
     return OutputTensor(wish.name, datatype_of(values.dtype), values, wish.binary)
 
 
@@ -90,8 +93,10 @@ def read_tensor(spec: TensorSpec, tensor: InferInput) -> Array:
             f"Expected {spec.name!r} as {expected.datatype} of the shape {expected.shape}, but got "
             f"{shown(tensor.datatype)} of {shown(tensor.shape)}"
         )
+    if expected.datatype == BYTES:
+        return _strings(spec.name, tensor)
     if tensor.raw is None:
-        if tensor.datatype == "FP16":
+        if tensor.datatype == FP16:
             raise bad_request("Expected FP32 or FP64 in JSON, but got FP16, which comes only as bytes")
         return to_dtype(spec, json_array(tensor))
     values = from_binary(tensor.name, tensor.datatype, tensor.shape, tensor.raw)
@@ -113,6 +118,27 @@ def _all_finite(values: Array) -> bool:
         if math.isfinite(np.dot(flat, flat)):
             return True
     return bool(np.isfinite(values).all())
+def _strings(name: str, tensor: InferInput) -> Array:
+    """Return the strings of a BYTES tensor, in UTF-8 or in JSON, as onnxruntime takes them."""
+    if tensor.raw is not None:
+        elements = list(from_binary(tensor.name, BYTES, tensor.shape, tensor.raw).ravel())
+    else:
+        given = np.array([tensor.data, None], object)[0]
+        elements = _flat(given) if isinstance(given, list) else [given]
+    if len(elements) != math.prod(tensor.shape):
+        raise bad_request(f"Expected {shown(name)} to hold {math.prod(tensor.shape)} texts, but got {len(elements)}")
+    try:
+        texts = [each.decode() if isinstance(each, bytes) else each for each in elements]
+    except UnicodeDecodeError as error:
+        raise bad_request(f"Expected {shown(name)} to hold texts in UTF-8, but got other bytes") from error
+    if not all(isinstance(each, str) for each in texts):
+        raise bad_request(f"Expected {shown(name)} to hold texts, but got other values")
+    return np.array([*texts, None], object)[:-1].reshape(tensor.shape)
+
+
+def _flat(values: list[Any]) -> list[Any]:
+    """Return the elements of nested lists, whose depth the parser of JSON has bounded."""
+    return [each for value in values for each in (_flat(value) if isinstance(value, list) else [value])]
 
 
 def json_array(tensor: InferInput) -> Array:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cpt_deploy.bundle import Bundle
+from cpt_deploy.bundle.bare import bundle_of_file, file_name
 from cpt_deploy.bundle.layout import SUMS_FILE
 from cpt_deploy.errors import BundleError, CptError
 
@@ -17,7 +18,7 @@ class ModelLocation:
     """A bundle on disk, and the name and version by which clients address it.
 
     Args:
-        path: Directory of the bundle.
+        path: Directory of the bundle, or an ONNX file.
         name: Name of the model; `None` takes the bundle's own.
         version: Version of the model; `None` takes the bundle's own.
         fingerprint: Name, size and modification time (ns) of each file; it changes when a file is replaced.
@@ -35,6 +36,8 @@ class ModelLocation:
             BundleError: If it cannot be opened.
             MissingExtraError: If its tokenizer needs a package that is not installed.
         """
+        if self.path.is_file():
+            return bundle_of_file(self.path, self.name, self.version)
         bundle = Bundle.open(self.path)
         return replace(bundle, name=self.name or bundle.name, version=self.version or bundle.version)
 
@@ -42,6 +45,8 @@ class ModelLocation:
         """Return the name and version by which clients address it, as far as they are known without opening it."""
         if self.name is not None and self.version is not None:
             return self.name, self.version
+        if self.path.is_file():
+            return self.name or file_name(self.path), self.version or "1"
         try:
             bundle = Bundle.open(self.path, verify=False)
         except CptError:
@@ -50,11 +55,11 @@ class ModelLocation:
 
 
 def find_models(path: Path) -> list[ModelLocation]:
-    """Return the bundles at a path.
+    """Return the models at a path.
 
-    A directory with SHA256SUMS is one bundle. In any other directory each sub-directory is a model: a bundle itself, or
-    a directory of versions, each of them a bundle. Hidden names are skipped, so that a new version can be copied under
-    a hidden name and then renamed.
+    A file is an ONNX model without a bundle. A directory with SHA256SUMS is one bundle. In any other directory each
+    file *.onnx is a model, and each sub-directory: a bundle itself, or a directory of versions, each of them a bundle.
+    Hidden names are skipped, so that a new version can be copied under a hidden name and then renamed.
 
     Raises:
         BundleError: If there is no directory at the path, or a part of it cannot be read.
@@ -68,15 +73,17 @@ def find_models(path: Path) -> list[ModelLocation]:
 
 
 def _find(path: Path) -> list[ModelLocation]:
+    if path.is_file():
+        return [ModelLocation(path, None, None, _fingerprint(path))]
     if not path.is_dir():
-        found = "it is a file" if path.exists() else "there is nothing"
         raise BundleError(
-            f"Expected a bundle at {path}, but {found}",
+            f"Expected a bundle at {path}, but there is nothing",
             hint="`cpt export RUN` writes a bundle; a directory of them holds NAME/VERSION/",
         )
     if (path / SUMS_FILE).is_file():
         return [ModelLocation(path, None, None, _fingerprint(path))]
-    models = []
+    files = (file for file in sorted(path.glob("[!.]*.onnx")) if file.is_file())
+    models = [ModelLocation(file, file_name(file), "1", _fingerprint(file)) for file in files]
     for model in _directories(path):
         if (model / SUMS_FILE).is_file():
             models.append(ModelLocation(model, model.name, None, _fingerprint(model)))
@@ -102,7 +109,8 @@ def _directories(path: Path) -> Iterator[Path]:
 
 def _fingerprint(path: Path) -> Fingerprint:
     try:
-        return tuple(sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in path.iterdir()))
+        files = [path] if path.is_file() else path.iterdir()
+        return tuple(sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
     except OSError:
         # A file is being moved away at this moment; the next check will find the new state.
         return ()

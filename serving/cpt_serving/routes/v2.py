@@ -60,7 +60,7 @@ def _add_model_routes(router: APIRouter, service: Service) -> None:
 
     errors = error_answers(404, 503)
     for path in PATHS:
-        router.add_api_route(path, metadata, responses=errors)
+        router.add_api_route(path, metadata, responses=errors, response_model_exclude_none=True)
         router.add_api_route(f"{path}/ready", ready, responses=errors)
         router.add_api_route(f"{path}/config", config, response_model=ModelConfig, responses=errors)
         router.add_api_route(f"{path}/stats", statistics, responses=errors)

@@ -42,10 +42,10 @@ function size(facts) {
   return figure(facts.size_bytes === null ? "–" : bytes(facts.size_bytes), "Size", integer);
 }
 
-function verdict(validation) {
+function verdict(validation, bare) {
   const shown = byId("verdict");
   const [state, text] = !validation
-    ? ["unknown", "never validated"]
+    ? ["unknown", bare ? "ONNX file without evidence" : "never validated"]
     : !validation.of_this_model
       ? ["failed", "changed after the report"]
       : validation.passed
@@ -69,7 +69,7 @@ export function showEvidence(facts) {
   byId("server").textContent = `cpt-deploy ${facts.server_version}`;
   byId("docs-link").hidden = !facts.docs;
   const { validation } = facts;
-  verdict(validation);
+  verdict(validation, facts.bare);
   byId("figures").replaceChildren(quality(validation), exactness(validation), precision(facts), size(facts));
   describe(byId("details"), [
     ["Measured on", validation && `${validation.dataset}, ${count(validation.samples)} ${validation.split ?? ""} ${validation.unit}`],

@@ -184,7 +184,7 @@ class _ServedModels(Collector):
         )
         for engine in self._served():
             bundle, model = engine.bundle, (engine.bundle.name, engine.bundle.version)
-            info.add_metric((*model, bundle.sha256, str(bundle.facts["format_version"])), 1)
+            info.add_metric((*model, bundle.sha256, str(bundle.facts.get("format_version", "none"))), 1)
             for family, value in zip((rows, requests, texts), (*engine.queued, engine.texts), strict=True):
                 family.add_metric(model, value)
         yield from (info, rows, requests, texts)

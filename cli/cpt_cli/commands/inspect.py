@@ -1,0 +1,37 @@
+"""`cpt inspect`: look into an ONNX file or a bundle."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cpt_cli.command import SHIP_PANEL, Command
+from cpt_cli.output import out
+from cpt_cli.shown.onnx_file import show_inspection
+from cpt_deploy import readable
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="FILE|BUNDLE", help="ONNX file of any tool, or a bundle.")],
+) -> None:
+    """Show what onnxruntime makes of a model on this processor: what runs on integers, what stays in float and why.
+
+    Needs no data. Findings say what to change in the tool that wrote the file; they are no errors.
+    """
+    from cpt_deploy.workflows import inspect_model
+
+    inspection = inspect_model(path)
+    show_inspection(inspection)
+    out.result({"path": path, **inspection.to_dict()})
+    if inspection.quantized:
+        out.hint(f"cpt validate {readable.path(path)}")
+    else:
+        out.hint(f"cpt export --from {readable.path(path)} --data inputs.npz")
+
+
+COMMAND = Command(
+    inspect,
+    SHIP_PANEL,
+    "cpt inspect model.onnx  # written by any tool, quantized or not",
+    "cpt inspect runs/digits/bundle-8bit --json",
+)

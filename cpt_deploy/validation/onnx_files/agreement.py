@@ -1,0 +1,115 @@
+"""Agreement of two files' outputs on the same inputs, and the latency of one against the other."""
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cpt_deploy.validation.accuracy.scoring import MOST_DECIBELS
+from cpt_deploy.validation.performance.timing import interleaved, median_ratio
+
+
+@dataclass(frozen=True)
+class OutputAgreementFacts:
+    """Agreement of one output with a reference.
+
+    Args:
+        name: Its name.
+        sqnr_db: Signal to quantization noise in decibels, 200 at most.
+        cosine: Cosine similarity.
+        worst: The largest difference.
+        top1: Share of rows with the same largest value; `None` if the output is no matrix of several columns.
+    """
+
+    name: str
+    sqnr_db: float
+    cosine: float
+    worst: float
+    top1: float | None
+
+
+class Agreement:
+    """Collects the agreement of outputs, call by call."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, npt.NDArray[np.float64]] = {}
+        self._worst: dict[str, float] = {}
+        self._rows: dict[str, list[int]] = {}
+
+    def add(self, reference: Mapping[str, npt.NDArray[Any]], outputs: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Add a call; outputs that are no numbers, or of another shape, are left out."""
+        for name, wanted in reference.items():
+            got = outputs.get(name)
+            if (
+                got is None
+                or got.shape != wanted.shape
+                or wanted.dtype.kind not in "fiub"
+                or got.dtype.kind not in "fiub"
+            ):
+                continue
+            first, second = np.nan_to_num(wanted.astype(np.float64)), np.nan_to_num(got.astype(np.float64))
+            noise = first - second
+            sums = np.array(
+                [
+                    (part * other).sum()
+                    for part, other in ((first, first), (second, second), (first, second), (noise, noise))
+                ]
+            )
+            self._sums[name] = self._sums.get(name, np.zeros(4)) + sums
+            self._worst[name] = max(self._worst.get(name, 0.0), float(np.abs(noise).max(initial=0)))
+            if wanted.ndim == 2 and wanted.shape[1] > 1:
+                rows = self._rows.setdefault(name, [0, 0])
+                rows[0] += int((first.argmax(axis=1) == second.argmax(axis=1)).sum())
+                rows[1] += len(first)
+
+    def results(self) -> tuple[OutputAgreementFacts, ...]:
+        """Return the agreement of each output."""
+        return tuple(
+            OutputAgreementFacts(name, *_ratios(sums), self._worst[name], _share(self._rows.get(name)))
+            for name, sums in self._sums.items()
+        )
+
+
+def _ratios(sums: npt.NDArray[np.float64]) -> tuple[float, float]:
+    signal, other, both, noise = map(float, sums)
+    decibels = MOST_DECIBELS if noise == 0 else float(10 * np.log10(max(signal, 1e-300) / noise))
+    return min(decibels, MOST_DECIBELS), both / float(np.sqrt(signal * other)) if signal * other else 1.0
+
+
+def _share(rows: list[int] | None) -> float | None:
+    return rows[0] / rows[1] if rows else None
+
+
+@dataclass(frozen=True)
+class RelativeTime:
+    """The latency of a file and of its float source, timed in turn.
+
+    Args:
+        milliseconds: Median of the file.
+        source_milliseconds: Median of the source.
+        speedup: Median over the rounds of the source's time divided by the file's.
+        rounds: Number of timed calls of each.
+    """
+
+    milliseconds: float
+    source_milliseconds: float
+    speedup: float
+    rounds: int
+
+
+def relative_time(
+    session: Any, source: Any, inputs: Mapping[str, npt.NDArray[Any]], seconds: float = 2.0
+) -> RelativeTime:
+    """Time a session against another one on the same inputs, alternating."""
+    calls = {name: partial(each.run, None, dict(inputs)) for name, each in (("source", source), ("file", session))}
+    timed = interleaved(calls, rounds=200, seconds=seconds)
+    return RelativeTime(
+        1e3 * statistics.median(timed["file"]),
+        1e3 * statistics.median(timed["source"]),
+        median_ratio(timed["source"], timed["file"]),
+        len(timed["file"]),
+    )

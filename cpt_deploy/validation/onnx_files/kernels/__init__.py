@@ -1,0 +1,1 @@
+"""The arithmetic of onnxruntime's integer kernels, operator by operator, bit for bit."""
