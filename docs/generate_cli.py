@@ -26,7 +26,8 @@ def render() -> str:
     )
     page = done.stdout.replace(root_epilog(), f"{_code(ROOT_EXAMPLES)}\n\n**Exit codes**: {EXIT_CODES}.")
     for command in COMMANDS:
-        page = page.replace(examples(command.examples), _code(command.examples))
+        shown = command.load().examples
+        page = page.replace(examples(shown), _code(shown))
     return NOTICE + page.strip() + "\n"
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cpt_cli.command import LOOK_PANEL, Command
+from cpt_cli.command import Command
 from cpt_cli.output import out
 from cpt_cli.recipes import parse_bounds
 from cpt_deploy import readable
@@ -157,7 +157,6 @@ def _draw(shown: "list[ShownSchedule]", plot: Path) -> None:
 
 COMMAND = Command(
     schedules,
-    LOOK_PANEL,
     "cpt schedules",
     "cpt schedules CR RR ETH --bits 4-8 --cycles 32 --grad-bits 6-8 --plot schedules.svg  # scheduled gradients",
     "cpt schedules progressive --losses runs/resnet20/metrics.csv  # the bits under that loss",
