@@ -71,7 +71,7 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
         typer.Option(
             "--out",
             help="Directory of the bundle.",
-            show_default="RUN/bundle-8bit or similar; with --from FILE-bundle-<BITS>bit next to the file",
+            show_default="RUN/bundle-8bit or similar; with --from FILE-bundle-8bit next to the file",
         ),
     ] = None,
     opset: Annotated[
