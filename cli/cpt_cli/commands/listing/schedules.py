@@ -72,7 +72,7 @@ def schedules(  # noqa: PLR0913, PLR0917  the options are its parameters
     if any(entry.follows_loss for entry in shown):
         out.note("progressive bits depend on the training loss; --losses RUN/metrics.csv shows them for that of a run")
     if plot is not None:
-        _draw(shown, plot)
+        _draw(shown, plot, title)
     out.result({"schedules": [entry.to_dict() for entry in shown]})
 
 
@@ -146,13 +146,14 @@ def _long_name(name: str) -> str:
     return name
 
 
-def _draw(shown: "list[ShownSchedule]", plot: Path) -> None:
+def _draw(shown: "list[ShownSchedule]", plot: Path, title: str) -> None:
     from cpt_deploy.report import check_plot_path, plot_schedules
 
     check_plot_path(plot)
     saved = {e.name: "" if e.saving is None else f": {readable.share(e.saving, 1)} saved" for e in shown}
     with out.writing(plot):
-        plot_schedules({(entry.short or entry.name) + saved[entry.name]: entry.bits for entry in shown}, plot)
+        named = {(entry.short or entry.name) + saved[entry.name]: entry.bits for entry in shown}
+        plot_schedules(named, plot, title=title)
 
 
 COMMAND = Command(
