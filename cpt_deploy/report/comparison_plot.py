@@ -51,7 +51,7 @@ def plot_comparison(groups: Sequence[ComparedGroup], destination: Path) -> Any:
         mean, width = fmean(seeds), spread or 0.0
         values.append((mean, min(mean - width, *seeds), max(mean + width, *seeds)))
     fit(axes, [group.gbitops for group in groups], axis="x", zero=True)
-    fit(axes, [mean for mean, *_ in values], reaches=[ends for _, *ends in values])
+    fit(axes, [mean for mean, *_ in values], reaches=[(low, high) for _, low, high in values])
     axes.set_xlabel("cost of training (GBitOPs)")
     axes.set_ylabel(f"test {metric.axis}")
     seeds_shown = ", mean ± standard deviation of the seeds" if any(len(group.figures) > 1 for group in groups) else ""

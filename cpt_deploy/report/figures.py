@@ -105,12 +105,12 @@ def new_figure(width: float, height: float) -> Any:
     """Return an empty Matplotlib figure, width × height in inches."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height))
+    return Figure(figsize=(width, height), dpi=130)
 
 
 def save(figure: Any, destination: Path) -> Any:
     """Write a figure in the format of the file's suffix, and return it."""
-    figure.savefig(destination, dpi=130)
+    figure.savefig(destination)
     return figure
 
 
