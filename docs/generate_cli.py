@@ -29,7 +29,8 @@ def render() -> dict[str, str]:
     )
     text = done.stdout.replace(root_epilog(), f"{_code(ROOT_EXAMPLES)}\n\n**Exit codes**: {EXIT_CODES}.")
     for command in COMMANDS:
-        text = text.replace(examples(command.examples), _code(command.examples))
+        shown = command.load().examples
+        text = text.replace(examples(shown), _code(shown))
     root, *sections = re.split(r"^(?=## `cpt )", text.replace("&#x27;", "'"), flags=re.MULTILINE)
     by_name = dict(zip(re.findall(r"^## `cpt ([\w-]+)`", "".join(sections), flags=re.MULTILINE), sections, strict=True))
     pages = {"commands.md": NOTICE + root.partition("**Commands**")[0]}

@@ -9,9 +9,6 @@ import typer
 
 from cpt_deploy.errors import UsageError
 
-TRAIN_PANEL = "Train and export"
-SHIP_PANEL = "Check and serve"
-LOOK_PANEL = "Look around"
 OUTPUT_PANEL = "Output"
 
 
@@ -20,13 +17,12 @@ class Command:
 
     Args:
         function: Function that Typer calls, named after the verb; its docstring and annotations are the help.
-        panel: The heading under which `cpt --help` lists it.
         examples: Complete command lines; a comment may follow after "  # ".
     """
 
-    def __init__(self, function: Callable[..., None], panel: str, *examples: str) -> None:
+    def __init__(self, function: Callable[..., None], *examples: str) -> None:
         self.name = function.__name__.replace("_", "-")
-        self.function, self.panel, self.examples = function, panel, examples
+        self.function, self.examples = function, examples
 
 
 PROVIDER_HELP = (
@@ -88,9 +84,4 @@ def examples(commands: Sequence[str]) -> str:
     Args:
         commands: Complete command lines; a comment may follow after "  # ".
     """
-    lines = ["[bold]Examples[/bold]"]
-    for command in commands:
-        line, separator, comment = command.partition("  # ")
-        shown = line.replace("[", "\\[")
-        lines.append(f"[green]$ {shown}[/green]" + (f"  [dim]# {comment}[/dim]" if separator else ""))
-    return "\n\n".join(lines)
+    return "\n".join(["Examples:", *(f"  $ {command}" for command in commands)]) + "\n"

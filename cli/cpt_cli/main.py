@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from cpt_cli.command import examples, paragraphs, with_output_options
+from cpt_cli.command import examples
 from cpt_cli.commands import COMMANDS
+from cpt_cli.help_pages import MAX_WIDTH, CommandGroup
 from cpt_cli.output import out
 from cpt_deploy import __version__
 from cpt_deploy.errors import (
@@ -36,7 +37,13 @@ ROOT_EXAMPLES = (
     "cpt serve runs/fashion-mnist-resnet20/bundle-8bit",
 )
 
-app = typer.Typer(name="cpt", rich_markup_mode="rich", pretty_exceptions_enable=False)
+app = typer.Typer(
+    name="cpt",
+    cls=CommandGroup,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"max_content_width": MAX_WIDTH},
+)
 
 
 def _print_version(value: bool) -> None:
@@ -47,7 +54,7 @@ def _print_version(value: bool) -> None:
 
 def root_epilog() -> str:
     """Return the epilog of `cpt --help`: examples and exit codes."""
-    return f"{examples(ROOT_EXAMPLES)}\n\n[bold]Exit codes[/bold]\n\n{EXIT_CODES}"
+    return f"{examples(ROOT_EXAMPLES)}\nExit codes:\n  {EXIT_CODES}\n"
 
 
 @app.callback(epilog=root_epilog())
@@ -57,15 +64,6 @@ def _root(
     ] = False,
 ) -> None:
     """Train networks with cyclic precision, freeze them to integers, validate them and serve them."""
-
-
-for _command in COMMANDS:
-    app.command(
-        _command.name,
-        help=paragraphs(_command.function.__doc__ or ""),
-        epilog=examples(_command.examples),
-        rich_help_panel=_command.panel,
-    )(with_output_options(_command.function))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -187,12 +187,12 @@ class TrainSettings(Settings):
     """Length, batches, evaluation, checkpoints and hardware of the run.
 
     Exactly one of `epochs` and `steps`. `eval_every` and `checkpoint_every` are intervals such as "1 epoch" or
-    "390 steps"; a bare number means epochs (null: only at the end). `log_every` is in steps. `calibration_batches` is
-    the number of training batches that calibrate BatchNorm statistics and activation ranges at max_bits after the last
-    step. `amp: auto` means bfloat16 autocast on CUDA only. `compute` selects how a CPU trains quantized layers:
-    `float32` and `bf16` run the fused training step on integers, with backward products of that type; `modules` runs
-    each module by itself; `auto` uses the fastest of them. `cuda_graph` captures a classifier's step as a CUDA graph
-    on one GPU and replays it.
+    "390 steps"; a bare number means epochs (null: only at the end). `log_every` is in steps (null: 200 rows in a run,
+    and at least one per 100 steps). `calibration_batches` is the number of training batches that calibrate BatchNorm
+    statistics and activation ranges at max_bits after the last step. `amp: auto` means bfloat16 autocast on CUDA only.
+    `compute` selects how a CPU trains quantized layers: `float32` and `bf16` run the fused training step on integers,
+    with backward products of that type; `modules` runs each module by itself; `auto` uses the fastest of them.
+    `cuda_graph` captures a classifier's step as a CUDA graph on one GPU and replays it.
     """
 
     epochs: Count | None = None
@@ -202,7 +202,7 @@ class TrainSettings(Settings):
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     grad_clip: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
     eval_every: Interval | None = "1 epoch"
-    log_every: Count = 20
+    log_every: Count | None = None
     checkpoint_every: Interval | None = "1 epoch"
     amp: Literal["auto", "off", "bf16"] = "auto"
     compute: Literal["auto", "float32", "bf16", "modules"] = "auto"
@@ -228,6 +228,10 @@ class TrainSettings(Settings):
     def total_steps(self, steps_per_epoch: int) -> int:
         """Return the length of the run in steps."""
         return self.steps if self.steps is not None else (self.epochs or 0) * steps_per_epoch
+
+    def steps_per_row(self, total_steps: int) -> int:
+        """Return the steps between two rows of the log in a run of this length."""
+        return self.log_every or min(100, max(1, total_steps // 200))
 
 
 class Recipe(Settings):

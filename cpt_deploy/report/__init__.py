@@ -4,9 +4,10 @@ Functions that plot raise `MissingExtraError` if Matplotlib is not installed, an
 written.
 """
 
-from cpt_deploy.report.benchmark_plot import check_plot_path, plot_benchmark
+from cpt_deploy.report.benchmark_plot import plot_benchmark
 from cpt_deploy.report.comparison_plot import ComparedGroup, plot_comparison
 from cpt_deploy.report.curves import plot_curves
+from cpt_deploy.report.figures import check_plot_path
 from cpt_deploy.report.landscape_plot import LandscapePanel, plot_landscapes
 from cpt_deploy.report.range_plot import plot_range_test
 from cpt_deploy.report.schedule_plot import plot_schedules

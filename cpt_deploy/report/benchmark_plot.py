@@ -1,31 +1,22 @@
 """The plot of `cpt benchmark`: time per image of each model, by batch size and threads."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cpt_deploy.errors import DataError, UsageError
-from cpt_deploy.report.figures import BLUE, ORANGE, PINK, figure_style, new_figure
+from cpt_deploy.report.figures import BLUE, ORANGE, PINK, grids, limit, new_figure, picture, save
+from cpt_deploy.report.labels import legend_below, title_above
 
 _COLOURS = (ORANGE, "#b8b8b8", BLUE, PINK)
-FORMATS = (".png", ".svg", ".pdf")
+_MAX_WIDTH = 14.0
+"""Inches of all panels in a row; further ones begin a new row."""
+_TAIL = 2.0
+"""A line to the 99th percentile is drawn up to this multiple of the highest bar."""
 
 
-def check_plot_path(destination: Path) -> None:
-    """Check, before anything is measured, that a plot can be drawn and written to a path.
-
-    Raises:
-        UsageError: If the suffix is not that of a supported image format.
-        DataError: If its folder does not exist.
-    """
-    new_figure(1, 1)
-    if destination.suffix.lower() not in FORMATS:
-        raise UsageError(f"Expected a file ending in {', '.join(FORMATS)}, but got {destination.name}")
-    if not destination.parent.is_dir():
-        raise DataError(f"Expected a folder {destination.parent} to write the plot to, but there is none")
-
-
-def plot_benchmark(report: Mapping[str, Any], destination: Path) -> None:
+@picture
+def plot_benchmark(report: Mapping[str, Any], destination: Path) -> Any:
     """Draw the median time per image, with a line up to the 99th percentile and the speed-up of the bundle.
 
     Args:
@@ -36,34 +27,54 @@ def plot_benchmark(report: Mapping[str, Any], destination: Path) -> None:
     threads = list(dict.fromkeys(entry["threads"] for entry in latencies))
     models = list(dict.fromkeys(entry["model"] for entry in latencies))
     batches = list(dict.fromkeys(entry["batch"] for entry in latencies))
-    with figure_style():
-        width = max(5.6, 1.0 + len(threads) * (0.9 + 0.42 * len(batches) * len(models)))
-        figure = new_figure(width, 4.2)
-        panels = figure.subplots(1, len(threads), sharey=True, squeeze=False)[0]
-        for column, (axes, count) in enumerate(zip(panels, threads, strict=True)):
-            chosen = [entry for entry in latencies if entry["threads"] == count]
-            _draw(axes, chosen, models, batches)
-            axes.set_title(f"{count} thread{'s' if count > 1 else ''}", fontsize=9)
-            axes.set_ylabel("milliseconds per image" if column == 0 else "")
-        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(models))
-        legend = "bar: median, line: to the 99th percentile, number: speed-up of the bundle"
-        figure.suptitle(f"{report['bundle']} in onnxruntime\n{legend}", fontsize=9, parse_math=False)
-        figure.savefig(destination, dpi=150)
+    panel_width = max(2.4, 0.5 + 0.42 * len(batches) * len(models))
+    columns = max(1, min(len(threads), int(_MAX_WIDTH / panel_width)))
+    rows = math.ceil(len(threads) / columns)
+    figure = new_figure(max(5.6, 1.0 + columns * panel_width), 0.8 + 3.2 * rows)
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    panels = grid.flat
+    heights = [entry["p50_ms"] / entry["batch"] for entry in latencies]
+    limit(panels[0], "y", min(heights), max(heights), zero=True)
+    for axes, count in zip(panels, threads, strict=False):
+        chosen = [entry for entry in latencies if entry["threads"] == count]
+        _draw(axes, chosen, models, batches, _TAIL * max(heights))
+        axes.set_title(f"{count} thread{'s' if count > 1 else ''}")
+    logarithmic = panels[0].get_yscale() == "log"
+    panels[0].set_ylim(top=(2 if logarithmic else 1.1) * max(_top(entry, _TAIL * max(heights)) for entry in latencies))
+    for axes in grid[:, 0]:
+        axes.set_ylabel("milliseconds per image" + (", logarithmic" if logarithmic else ""))
+    for axes in panels[len(threads) :]:
+        axes.set_axis_off()
+    tails = "line: to the 99th percentile, cut where its milliseconds stand"
+    legend_below(figure, panels[0], title=f"bar: median; {tails}; x: speed-up of the bundle")
+    title_above(figure, f"{report['bundle']} in onnxruntime")
+    return save(figure, destination)
 
 
-def _draw(axes: Any, latencies: list[Mapping[str, Any]], models: list[str], batches: list[int]) -> None:
-    width = 0.8 / len(models)
+def _top(entry: Mapping[str, Any], highest: float) -> float:
+    """Return the upper end of the line to the 99th percentile, per image."""
+    return float(max(entry["p50_ms"] / entry["batch"], min(entry["p99_ms"] / entry["batch"], highest)))
+
+
+def _draw(axes: Any, latencies: list[Mapping[str, Any]], models: list[str], batches: list[int], highest: float) -> None:
+    width = 0.8 / max(3, len(models))
     for index, model in enumerate(models):
         entries = [entry for entry in latencies if entry["model"] == model]
-        places = [batches.index(entry["batch"]) - 0.4 + (index + 0.5) * width for entry in entries]
+        places = [batches.index(entry["batch"]) + (index + 0.5 - len(models) / 2) * width for entry in entries]
         heights = [entry["p50_ms"] / entry["batch"] for entry in entries]
-        tails = [max(0.0, entry["p99_ms"] - entry["p50_ms"]) / entry["batch"] for entry in entries]
+        tails = [_top(entry, highest) - height for entry, height in zip(entries, heights, strict=True)]
         axes.bar(places, heights, width * 0.92, color=_COLOURS[index % len(_COLOURS)], label=model)
         axes.errorbar(places, heights, [[0.0] * len(tails), tails], linestyle="", color="#333333", linewidth=0.8)
         for place, height, tail, entry in zip(places, heights, tails, entries, strict=True):
-            if index > 0:
-                text = f"{entry['bundle_speedup']:.2f}x"
-                axes.annotate(text, (place, height + tail), (0, 2), textcoords="offset points", ha="center", fontsize=7)
+            tail_end, ratio = entry["p99_ms"] / entry["batch"], entry["bundle_speedup"]
+            lines = [f"to\n{_short(tail_end)}"] if tail_end > highest else []
+            lines += [f"{_short(ratio)}x"] if index > 0 else []
+            style = {"textcoords": "offset points", "ha": "center", "fontsize": 7}
+            axes.annotate("\n".join(lines), (place, height + tail), (0, 2), **style)
     axes.set_xticks(range(len(batches)), [f"batch {batch}" for batch in batches])
-    axes.grid(visible=True, axis="y", color="#e0e0e0", linewidth=0.6)
-    axes.set_axisbelow(True)
+    axes.set_xlim(-0.6, len(batches) - 0.4)
+    grids(axes, axis="y")
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}" if value < 100 else f"{value:.3g}"

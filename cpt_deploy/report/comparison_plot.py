@@ -1,14 +1,15 @@
 """Plot a metric against the cost of training: groups of runs as points, with error bars over seeds."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 from cpt_deploy.metric import ACCURACY, Metric
-from cpt_deploy.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, SKY, YELLOW, new_figure, plain
-
-_STYLES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PINK, "D"), (GREY, "v"), (YELLOW, "P"), (SKY, "X"))
+from cpt_deploy.report.figures import fit, grids, new_figure, picture, point_style, save
+from cpt_deploy.report.labels import legend_below, title_above
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class ComparedGroup:
     metric: Metric = ACCURACY
 
 
-def plot_comparison(groups: Sequence[ComparedGroup], destination: Path) -> None:
+@picture
+def plot_comparison(groups: Sequence[ComparedGroup], destination: Path) -> Any:
     """Draw groups of runs.
 
     Args:
@@ -38,26 +40,22 @@ def plot_comparison(groups: Sequence[ComparedGroup], destination: Path) -> None:
     figure = new_figure(8.5, 5)
     axes = figure.subplots()
     metric = groups[0].metric
-    scale = metric.scale
+    values: list[tuple[float, float, float]] = []
     for index, group in enumerate(groups):
-        colour, marker = _STYLES[index % len(_STYLES)]
-        seeds = [scale * value for value in group.figures]
+        style = point_style(index)
+        seeds = [metric.scale * value for value in group.figures]
+        spread = stdev(seeds) if len(seeds) > 1 and all(map(math.isfinite, seeds)) else None
         if len(seeds) > 1:
-            axes.plot([group.gbitops] * len(seeds), seeds, ".", color=colour, alpha=0.45, markersize=5)
-        axes.errorbar(
-            group.gbitops,
-            fmean(seeds),
-            yerr=stdev(seeds) if len(seeds) > 1 else None,
-            color=colour,
-            marker=marker,
-            markersize=7,
-            capsize=4,
-            linestyle="",
-            label=group.label,
-        )
-    axes.set_xlim(0, 1.12 * max(group.gbitops for group in groups))
-    axes.set_xlabel("GBitOPs of training")
-    axes.set_ylabel(f"test {metric.axis}, mean ± standard deviation of the seeds")
-    plain(axes)
-    axes.legend(loc="best", frameon=False, fontsize=9)
-    figure.savefig(destination, dpi=130)
+            axes.plot([group.gbitops] * len(seeds), seeds, ".", color=style["color"], alpha=0.45, markersize=5)
+        axes.errorbar(group.gbitops, fmean(seeds), spread, capsize=4, label=group.label, **style)
+        mean, width = fmean(seeds), spread or 0.0
+        values.append((mean, min(mean - width, *seeds), max(mean + width, *seeds)))
+    fit(axes, [group.gbitops for group in groups], axis="x", zero=True)
+    fit(axes, [mean for mean, *_ in values], reaches=[(low, high) for _, low, high in values])
+    axes.set_xlabel("cost of training (GBitOPs)")
+    axes.set_ylabel(f"test {metric.axis}")
+    seeds_shown = ", mean ± standard deviation of the seeds" if any(len(group.figures) > 1 for group in groups) else ""
+    title_above(figure, f"{metric.title.capitalize()} against the cost of training{seeds_shown}")
+    grids(axes)
+    legend_below(figure, axes)
+    return save(figure, destination)

@@ -6,7 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from cpt_deploy.metric import ACCURACY, PERPLEXITY, Metric
-from cpt_deploy.report.figures import BLUE, GREEN, ORANGE, PINK, new_figure, plain
+from cpt_deploy.report.figures import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PINK,
+    fit,
+    grids,
+    line_style,
+    new_figure,
+    picture,
+    save,
+    whole_numbers,
+)
+from cpt_deploy.report.labels import legend_below, title_above
 
 _TRAIN, _TEST, _FORWARD, _BACKWARD = BLUE, ORANGE, GREEN, PINK
 _MANY_STEPS = 20000
@@ -14,6 +27,7 @@ _MANY_STEPS = 20000
 Points = tuple[list[float], list[float]]
 
 
+@picture
 def plot_curves(
     metrics: Path,
     destination: Path,
@@ -23,7 +37,7 @@ def plot_curves(
     title: str = "",
     bits: Sequence[int] | None = None,
     grad_bits: Sequence[int] | None = None,
-) -> None:
+) -> Any:
     """Draw the curves of a run from its `metrics.csv`.
 
     Args:
@@ -40,79 +54,72 @@ def plot_curves(
         rows = list(csv.DictReader(file))
     figure = new_figure(9, 8)
     loss, figures, precision = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 2])
-    figure.suptitle(title)
-    _draw_loss(loss, rows, held_out)
-    _draw_metric(figures, rows, metric, held_out)
+    title_above(figure, title)
+    fit(loss, _draw(loss, rows, "loss", held_out, 1.0))
+    loss.set_ylabel("loss")
+    values = _draw(figures, rows, metric.name, held_out, metric.scale)
+    fit(figures, values, log=metric == PERPLEXITY)
+    _say_final(figures, rows, metric)
+    figures.set_ylabel(metric.axis)
     _draw_bits(precision, rows, bits, grad_bits)
-    plain(loss, figures, precision)
-    figure.savefig(destination, dpi=120)
+    precision.set_xlim(0, max(1, precision.get_xlim()[1]))
+    grids(loss, figures, precision)
+    legend_below(figure, loss, precision)
+    return save(figure, destination)
 
 
-def _draw_loss(axes: Any, rows: list[dict[str, str]], held_out: str) -> None:
-    axes.plot(*_points(rows, "loss"), color=_TRAIN, linewidth=1.2, label="training batches")
-    _draw_test(axes, rows, "test_loss", scale=1.0, name=held_out)
-    axes.set_ylabel("loss")
-    axes.legend(loc="best", frameon=False)
+def _draw(axes: Any, rows: list[dict[str, str]], column: str, held_out: str, scale: float) -> list[float]:
+    """Draw a column of training batches as a line, of evaluations as points, of the one after calibration as a star.
+
+    Returns the values that are drawn.
+    """
+    drawn: list[float] = []
+    for name, chosen, label, style in (
+        (column, rows, "training batches", {"color": _TRAIN, "linewidth": 1.2}),
+        (
+            f"test_{column}",
+            [row for row in rows if not row["calibrated"]],
+            f"{held_out}, at max_bits",
+            {"color": _TEST, "linestyle": "--"},
+        ),
+        (
+            f"test_{column}",
+            [row for row in rows if row["calibrated"]],
+            f"{held_out}, calibrated",
+            {"color": _TEST, "linestyle": "", "marker": "*", "markersize": 11},
+        ),
+    ):
+        steps, values = _points(chosen, name)
+        values = [scale * value for value in values]
+        axes.plot(steps, values, label=label, **{**line_style(0, len(steps)), **style})
+        drawn += values
+    return drawn
 
 
-def _draw_metric(axes: Any, rows: list[dict[str, str]], metric: Metric, held_out: str) -> None:
-    steps, values = _points(rows, metric.name)
+def _say_final(axes: Any, rows: list[dict[str, str]], metric: Metric) -> None:
+    """Write the metric of the calibrated model as the panel's title, where it covers no line."""
+    _, values = _points([row for row in rows if row["calibrated"]], f"test_{metric.name}")
     if values:
-        axes.plot(
-            steps, [metric.scale * value for value in values], color=_TRAIN, linewidth=1.2, label="training batches"
-        )
-    final = _draw_test(axes, rows, f"test_{metric.name}", scale=metric.scale, name=held_out)
-    if final is not None:
-        below = (-8, -16) if metric.higher_is_better else (-8, 8)
-        shown = metric.text(final[1] / metric.scale)
-        axes.annotate(shown, final, below, textcoords="offset points", ha="right")
-    if metric == PERPLEXITY:
-        _decades(axes)
-    axes.set_ylabel(metric.axis)
-    axes.legend(loc="best", frameon=False)
-
-
-def _decades(axes: Any) -> None:
-    """Use a logarithmic axis with labels at 1, 2 and 5 of each decade; at equal distances if there are few of these."""
-    from matplotlib.ticker import LogLocator
-
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.minorticks_off()
-
-
-def _draw_test(
-    axes: Any, rows: list[dict[str, str]], column: str, *, scale: float, name: str = "test"
-) -> tuple[float, float] | None:
-    """Draw evaluations during training as a line, the one after calibration as a star; return the star's position."""
-    steps, values = _points([row for row in rows if not row["calibrated"]], column)
-    style = {"color": _TEST, "linestyle": "--", "marker": "o", "markersize": 4}
-    axes.plot(steps, [scale * value for value in values], label=f"{name}, at max_bits", **style)
-    steps, values = _points([row for row in rows if row["calibrated"]], column)
-    if not values:
-        return None
-    final = steps[-1], scale * values[-1]
-    axes.plot(
-        *([value] for value in final), color=_TEST, marker="*", markersize=11, linestyle="", label=f"{name}, calibrated"
-    )
-    return final
+        axes.set_title(f"calibrated: {metric.text(values[-1])}", loc="right")
 
 
 def _draw_bits(
     axes: Any, rows: list[dict[str, str]], bits: Sequence[int] | None, grad_bits: Sequence[int] | None
 ) -> None:
+    highest = 1.0
     for column, values, color, style, label in (
-        ("bits", bits, _FORWARD, "-", "weights and activations"),
-        ("grad_bits", grad_bits, _BACKWARD, "--", "gradients"),
+        ("bits", bits, _FORWARD, "-", "bits of weights and activations"),
+        ("grad_bits", grad_bits, _BACKWARD, "--", "bits of gradients"),
     ):
         steps, heights = _points(rows, column) if values is None else _thinned(values)
-        axes.plot(steps, heights, color=color, linestyle=style, drawstyle="steps-post", linewidth=1.2, label=label)
+        drawn = {**line_style(0, len(steps)), "color": color, "linestyle": style}
+        axes.plot(steps, heights, drawstyle="steps-post", linewidth=1.2, label=label, **drawn)
+        highest = max([highest, *heights])
     axes.set_ylabel("bits")
     axes.set_xlabel("step")
-    axes.yaxis.get_major_locator().set_params(integer=True)
-    axes.set_ylim(bottom=0)
-    axes.legend(loc="lower right", frameon=False, ncols=2)
+    whole_numbers(axes)
+    whole_numbers(axes, "x")
+    axes.set_ylim(0, 1.08 * highest)
 
 
 def _points(rows: list[dict[str, str]], column: str) -> Points:
@@ -122,9 +129,12 @@ def _points(rows: list[dict[str, str]], column: str) -> Points:
 
 
 def _thinned(values: Sequence[int]) -> Points:
-    """Return the bits of every step, or only of the steps where they change in a long run."""
+    """Return the bits of every step, or only of the steps where they change in a long run, up to the end of the last.
+
+    Logged steps count finished steps, so that the bits of step 0 are drawn from 0 to 1.
+    """
     if len(values) <= _MANY_STEPS:
-        return [float(step) for step in range(len(values))], [float(value) for value in values]
+        return [float(step) for step in range(len(values) + 1)], [float(value) for value in [*values, *values[-1:]]]
     changes = [step for step, value in enumerate(values) if step == 0 or value != values[step - 1]]
-    steps = [*changes, len(values) - 1]
-    return [float(step) for step in steps], [float(values[step]) for step in steps]
+    heights = [values[step] for step in [*changes, -1]]
+    return [float(step) for step in [*changes, len(values)]], [float(height) for height in heights]

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from cpt_deploy.metric import ACCURACY, Metric
-from cpt_deploy.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, SKY, YELLOW, new_figure, plain
-
-_STYLES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PINK, ":"), (GREY, "-"), (YELLOW, "--"), (SKY, "-."))
+from cpt_deploy.report.figures import fit, grids, line_style, new_figure, picture, save, whole_numbers
+from cpt_deploy.report.labels import legend_below, title_above
 
 
 @dataclass(frozen=True)
@@ -51,39 +50,47 @@ class SeedCurves:
     split: str = "test"
 
 
-def plot_seed_curves(groups: Sequence[SeedCurves], destination: Path) -> None:
+@picture
+def plot_seed_curves(groups: Sequence[SeedCurves], destination: Path) -> Any:
     """Draw training loss, the metric on held-out samples, and bits over the steps.
 
     Args:
         groups: One or more groups.
         destination: The file to write, PNG or SVG by its suffix.
     """
-    figure = new_figure(9, 8.5)
+    figure = new_figure(9, 8)
     metric = groups[0].metric
     loss, held_out, bits = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 2])
+    losses: list[float] = []
+    values: list[float] = []
     for index, group in enumerate(groups):
-        colour, style = _STYLES[index % len(_STYLES)]
-        _band(loss, group.loss, 1.0, colour, style, label=group.label)
-        _band(held_out, group.held_out, metric.scale, colour, style, marker="o")
-        bits.plot(group.bit_steps, group.bits, style, color=colour, drawstyle="steps-post", linewidth=1.2)
+        losses += _band(loss, group.loss, 1.0, index, label=group.label)
+        values += _band(held_out, group.held_out, metric.scale, index)
+        bits.plot(group.bit_steps, group.bits, drawstyle="steps-post", linewidth=1.2, **line_style(index))
+    fit(loss, losses)
+    fit(held_out, values)
     loss.set_ylabel("training loss")
     held_out.set_ylabel(f"{groups[0].split} {metric.axis}")
-    bits.set_ylabel("bits, weights and activations")
-    bits.yaxis.get_major_locator().set_params(integer=True)
-    bits.set_ylim(bottom=0)
+    bits.set_ylabel("bits of weights\nand activations")
+    whole_numbers(bits)
+    whole_numbers(bits, "x")
+    bits.set_ylim(0, 1.08 * max([1, *(value for group in groups for value in group.bits)]))
     bits.set_xlabel("step")
-    plain(loss, held_out, bits)
-    loss.legend(loc="best", frameon=False, title="mean ± standard deviation of the seeds")
-    figure.savefig(destination, dpi=130)
+    grids(loss, held_out, bits)
+    several = any(group.loss.deviations is not None for group in groups)
+    title_above(figure, "Training curves" + (", mean ± standard deviation of the seeds" if several else ""))
+    legend_below(figure, loss)
+    return save(figure, destination)
 
 
-def _band(
-    axes: Any, band: SeedBand, scale: float, colour: str, style: str, *, label: str = "", marker: str = ""
-) -> None:
+def _band(axes: Any, band: SeedBand, scale: float, index: int, *, label: str = "") -> list[float]:
+    """Draw the mean with its band, and return the values of the mean."""
     means = [scale * value for value in band.means]
-    axes.plot(band.steps, means, style, color=colour, marker=marker, markersize=4, linewidth=1.3, label=label or None)
+    style = line_style(index, len(means))
+    axes.plot(band.steps, means, linewidth=1.3, label=label or None, **style)
     if band.deviations is not None:
         spread = [scale * value for value in band.deviations]
         low = [mean - width for mean, width in zip(means, spread, strict=True)]
         high = [mean + width for mean, width in zip(means, spread, strict=True)]
-        axes.fill_between(band.steps, low, high, color=colour, alpha=0.2, linewidth=0)
+        axes.fill_between(band.steps, low, high, color=style["color"], alpha=0.2, linewidth=0)
+    return means

@@ -1,13 +1,13 @@
 """Draw `sweep.png`: quality of a run's exports against their size and their latency."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cpt_deploy.report.figures import BLUE, GREEN, ORANGE, PINK, YELLOW, new_figure, plain
-
-_STYLES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PINK, "D"), (YELLOW, "v"))
+from cpt_deploy.report.figures import GREY, fit, grids, new_figure, picture, point_style, save
+from cpt_deploy.report.labels import label_points, legend_below, title_above
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class SweepPoint:
     milliseconds: float
 
 
+@picture
 def plot_sweep(
     points: Sequence[SweepPoint],
     destination: Path,
@@ -42,7 +43,7 @@ def plot_sweep(
     quality_label: str,
     latency_label: str,
     trained: float | None = None,
-) -> None:
+) -> Any:
     """Draw quality against size and against latency.
 
     Args:
@@ -55,31 +56,37 @@ def plot_sweep(
         trained: Quality of the trained model at max_bits, drawn as a line.
     """
     figure = new_figure(10, 4.5)
-    size, latency = figure.subplots(1, 2, sharey=True)
-    figure.suptitle(title)
-    for axes, column in ((size, "kilobytes"), (latency, "milliseconds")):
+    panels = figure.subplots(1, 2, sharey=True)
+    title_above(figure, title)
+    for axes, column in zip(panels, ("kilobytes", "milliseconds"), strict=True):
         _draw(axes, points, column, trained)
-    size.set_ylabel(quality_label)
-    size.set_xlabel(f"{size_label} (kB)")
-    latency.set_xlabel(f"latency (ms), {latency_label}")
-    handles, labels = size.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    figure.savefig(destination, dpi=120)
+    panels[0].set_ylabel(quality_label)
+    panels[0].set_xlabel(f"{size_label} (kB)")
+    panels[1].set_xlabel(f"latency (ms), {latency_label}")
+    drawn = [(point.quality, (point.low, point.high)) for point in points]
+    drawn += [] if trained is None else [(trained, (trained, trained))]
+    fit(panels[0], [quality for quality, _ in drawn], reaches=[ends for _, ends in drawn])
+    grids(*panels)
+    legend_below(figure, panels[0], title="numbers: bits of the weights")
+    series = _series(points)
+    for axes, column in zip(panels, ("kilobytes", "milliseconds"), strict=True):
+        shown = [(p, point_style(series.index(p.series))["color"]) for p in points if math.isfinite(p.quality)]
+        label_points(axes, [(p.label, (getattr(p, column), p.quality), colour) for p, colour in shown])
+    return save(figure, destination)
+
+
+def _series(points: Sequence[SweepPoint]) -> list[str]:
+    return list(dict.fromkeys(point.series for point in points))
 
 
 def _draw(axes: Any, points: Sequence[SweepPoint], column: str, trained: float | None) -> None:
     if trained is not None:
-        axes.axhline(trained, color="#555555", linestyle="--", linewidth=1, label="trained model")
-    for index, series in enumerate(dict.fromkeys(point.series for point in points)):
-        color, marker = _STYLES[index % len(_STYLES)]
+        axes.axhline(trained, color=GREY, linestyle="--", linewidth=1, label="trained model")
+    for index, series in enumerate(_series(points)):
         own = [point for point in points if point.series == series]
         x = [getattr(point, column) for point in own]
         y = [point.quality for point in own]
         errors = [[point.quality - point.low for point in own], [point.high - point.quality for point in own]]
-        axes.errorbar(x, y, errors, color=color, marker=marker, linestyle="", capsize=3, linewidth=1, label=series)
-        for point, position in zip(own, zip(x, y, strict=True), strict=True):
-            side = (6, 5) if index % 2 == 0 else (6, -11)
-            axes.annotate(point.label, position, side, textcoords="offset points", fontsize=8, color=color)
+        axes.errorbar(x, y, errors, capsize=3, linewidth=1, label=series, **point_style(index))
     # from 0 on, or a percent of noise would look like a difference
-    axes.set_xlim(0.0, 1.2 * max(getattr(point, column) for point in points))
-    plain(axes)
+    fit(axes, [getattr(point, column) for point in points], axis="x", zero=True)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cpt_cli.command import SHIP_PANEL, Command
+from cpt_cli.command import Command
 from cpt_cli.output import out
 from cpt_deploy import readable
 
@@ -36,7 +36,6 @@ def api_key(
 
 COMMAND = Command(
     api_key,
-    SHIP_PANEL,
     "cpt api-key shop keys.txt",
     "cpt api-key prometheus keys.txt --scope metrics",
     "cpt api-key release keys.txt --scope infer --scope admin",

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cpt_cli.command import SHIP_PANEL, Command, ProviderOption, number_list
+from cpt_cli.command import Command, ProviderOption, number_list
 from cpt_cli.output import out
 from cpt_cli.shown.benchmark import show_benchmark
 from cpt_deploy import readable
@@ -55,7 +55,6 @@ def benchmark(
 
 COMMAND = Command(
     benchmark,
-    SHIP_PANEL,
     "cpt benchmark runs/digits/bundle-8bit",
     "cpt benchmark my-bundle --run runs/fashion --batch 1,32 --threads 1,2 --plot latency.png",
 )

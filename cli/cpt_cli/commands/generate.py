@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cpt_cli.command import SHIP_PANEL, Command
+from cpt_cli.command import Command
 from cpt_cli.output import out
 from cpt_cli.server_key import ApiKeyOption, key_headers
 from cpt_deploy.errors import UsageError
@@ -77,7 +77,6 @@ def generate(  # noqa: PLR0913, PLR0917  the options are its parameters
 
 COMMAND = Command(
     generate,
-    SHIP_PANEL,
     'cpt generate runs/ptb-lstm/bundle-8bit "the company said"',
     'cpt generate runs/ptb-lstm/bundle-8bit "the company said" --temperature 0 --max-tokens 20 --json',
     'cpt generate --url http://127.0.0.1:8000 "the company said" --seed 1  # on a server',

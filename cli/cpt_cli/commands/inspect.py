@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cpt_cli.command import SHIP_PANEL, Command
+from cpt_cli.command import Command
 from cpt_cli.output import out
 from cpt_cli.shown.onnx_file import show_inspection
 from cpt_deploy import readable
@@ -31,7 +31,6 @@ def inspect(
 
 COMMAND = Command(
     inspect,
-    SHIP_PANEL,
     "cpt inspect model.onnx  # written by any tool, quantized or not",
     "cpt inspect runs/digits/bundle-8bit --json",
 )

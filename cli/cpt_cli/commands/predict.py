@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cpt_cli.command import SHIP_PANEL, Command
+from cpt_cli.command import Command
 from cpt_cli.output import out
 from cpt_cli.server_key import ApiKeyOption, key_headers
 from cpt_deploy import readable
@@ -118,7 +118,6 @@ def _written(value: Any) -> str:
 
 COMMAND = Command(
     predict,
-    SHIP_PANEL,
     "cpt predict runs/digits/bundle-8bit digit.png",
     "cpt predict runs/digits/bundle-8bit *.png --top-k 3 --json",
     "cpt predict runs/prices/bundle-8bit --inputs houses.csv --json  # rows of tensors",

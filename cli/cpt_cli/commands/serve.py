@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cpt_cli.command import PROVIDER_HELP, SHIP_PANEL, Command
+from cpt_cli.command import PROVIDER_HELP, Command
 from cpt_cli.output import out
 from cpt_deploy import readable
 
@@ -150,7 +150,7 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
         ),
     ] = None,
 ) -> None:
-    """Serve models over HTTP until SIGTERM or Ctrl-C: /predict, health, metrics, and the Open Inference Protocol v2.
+    """Serve models over HTTP until SIGTERM or Ctrl-C: /predict, health, metrics, the Open Inference Protocol v2.
 
     Checksums and golden samples are checked before the server listens. Every setting can also be given by an
     environment variable, CPT_SERVE_PORT=9000, CPT_SERVE_MAX_BODY_BYTES, ..., or in a YAML file;
@@ -247,7 +247,6 @@ def _curl(settings: "ServeSettings", request: str) -> str:
 
 COMMAND = Command(
     serve,
-    SHIP_PANEL,
     "cpt serve runs/digits/bundle-8bit",
     "cpt serve models/ --watch 5 --require-evidence  # models/NAME/VERSION/; new versions are loaded while it runs",
     "cpt serve model.onnx  # any ONNX file, without evidence",

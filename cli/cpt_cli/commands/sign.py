@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cpt_cli.command import SHIP_PANEL, Command
+from cpt_cli.command import Command
 from cpt_cli.output import out
 from cpt_deploy import readable
 
@@ -36,4 +36,4 @@ def sign(
     out.hint(f"cpt verify {readable.path(bundle)} --key PUBLIC_KEY")
 
 
-COMMAND = Command(sign, SHIP_PANEL, "cpt sign my-bundle --key release.key")
+COMMAND = Command(sign, "cpt sign my-bundle --key release.key")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cpt_cli.command import SHIP_PANEL, Command, ProviderOption
+from cpt_cli.command import Command, ProviderOption
 from cpt_cli.output import out
 from cpt_cli.shown.validation import require_passed, show_evidence
 from cpt_deploy import readable
@@ -67,7 +67,7 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
         Path | None, typer.Option(help="Also write the page of the evidence to this file (needs Matplotlib).")
     ] = None,
 ) -> None:
-    """Measure a bundle before it is served: metric and integers of trained model, integer executor and onnxruntime.
+    """Measure a bundle before it is served: metric and integers of trained model, executor and onnxruntime.
 
     On execution providers other than cpu, integers may differ: the number is measured, and fails only on request. If
     parts of a network are computed in float, the integers after them are replayed from onnxruntime's values at the
@@ -165,7 +165,6 @@ def _check_alone(bundle: Path, provider: str, *, require_exact: bool | None) -> 
 
 COMMAND = Command(
     validate,
-    SHIP_PANEL,
     "cpt validate runs/digits/bundle-8bit --data digits",
     "cpt validate my-bundle --data fashion-mnist --run runs/fashion --max-drop 1  # at most 1 point lost",
     "cpt validate my-bundle --data digits --html evidence.html  # a copy of the page in the bundle",

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cpt_cli.command import SHIP_PANEL, Command
+from cpt_cli.command import Command
 from cpt_cli.output import out
 from cpt_deploy import readable
 
@@ -31,7 +31,6 @@ def verify(
 
 COMMAND = Command(
     verify,
-    SHIP_PANEL,
     "cpt verify my-bundle --key release.pub",
     "cpt verify my-bundle --key trusted-keys/  # each .pub or .pem in it",
 )

@@ -10,6 +10,10 @@ from cpt_deploy.metric import Metric
 if TYPE_CHECKING:
     from cpt_deploy.training import RunGroup
 
+_HEADINGS = ("differs in", "GBitOPs", "of the first", "time")
+_NAMED = 5
+"""Settings that are named in the note on further differences."""
+
 
 def show_groups(groups: "list[RunGroup]") -> list[dict[str, Any]]:
     """Print a table with one line per group, and return its figures as JSON types."""
@@ -18,16 +22,21 @@ def show_groups(groups: "list[RunGroup]") -> list[dict[str, Any]]:
         out.warning(f"{readable.path(run.path)} has the settings and the seed of another run and is not counted")
     metric = groups[0].metric
     difference = "against the first, points" if metric.percent else "against the first"
+    named = ("label",) if len(groups) > 1 else ()
     out.table(
-        ("runs", "seeds", metric.title, "± s.d.", difference, "GBitOPs", "of the first", "time"),
-        [_row(entry, entries[0], metric) for entry in entries],
+        ("run", *_HEADINGS[: len(named)], "seeds", metric.title, "± s.d.", difference, *_HEADINGS[1:]),
+        [(entry["name"], *(entry[key] for key in named), *_figures(entry, entries[0], metric)) for entry in entries],
     )
+    if unnamed := groups[0].unnamed:
+        more = f" and {len(unnamed) - _NAMED} more settings" if len(unnamed) > _NAMED else ""
+        out.note(f"they also differ in {', '.join(unnamed[:_NAMED])}{more}; see recipe.yaml of each run")
     return entries
 
 
 def _entry(group: "RunGroup", reference: "RunGroup") -> dict[str, Any]:
     differences = [] if group is reference else list(group.paired_differences(reference))
     return {
+        "name": group.name,
         "label": group.label,
         "runs": [run.path for run in group.runs],
         "not_counted": [run.path for run in group.repeated],
@@ -42,7 +51,7 @@ def _entry(group: "RunGroup", reference: "RunGroup") -> dict[str, Any]:
     }
 
 
-def _row(entry: dict[str, Any], reference: dict[str, Any], metric: Metric) -> tuple[object, ...]:
+def _figures(entry: dict[str, Any], reference: dict[str, Any], metric: Metric) -> tuple[object, ...]:
     scale = metric.scale
     differences = [scale * value for value in entry["paired_differences"]]
     difference = ""
@@ -51,7 +60,6 @@ def _row(entry: dict[str, Any], reference: dict[str, Any], metric: Metric) -> tu
         difference = f"{statistics.fmean(differences):+.2f}{spread}"
     deviation = "" if entry["deviation"] is None else f"{scale * entry['deviation']:.2f}"
     return (
-        entry["label"],
         len(entry["seeds"]),
         metric.text(entry["mean"]),
         deviation,

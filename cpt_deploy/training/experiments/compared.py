@@ -60,14 +60,18 @@ class RunGroup:
     """Runs of the same settings with different seeds.
 
     Args:
-        label: The settings in which groups differ.
+        name: The directories of the runs, as far as they tell runs apart.
+        label: As few settings as tell the groups apart.
         runs: The runs, one per seed, sorted by seed.
         repeated: Further runs of seeds in `runs`; they are ignored.
+        unnamed: Names of the settings in which groups differ as well, but which no label names.
     """
 
+    name: str
     label: str
     runs: tuple[FinishedRun, ...]
     repeated: tuple[FinishedRun, ...] = ()
+    unnamed: tuple[str, ...] = ()
 
     @property
     def metric(self) -> Metric:
@@ -125,8 +129,9 @@ def read_finished_run(run_dir: Path) -> FinishedRun:
 def group_runs(runs: Iterable[FinishedRun]) -> list[RunGroup]:
     """Group runs that differ only in their seed, in the given order.
 
-    The same settings and seed give the same run, so of several only the first counts. A label lists the settings that
-    differ between groups, by the last part of their names where that is unambiguous.
+    The same settings and seed give the same run, so of several only the first counts. A label lists settings that
+    differ between groups, by the last part of their names where that is unambiguous; no more of them than tell the
+    groups apart.
 
     Raises:
         UsageError: If runs have different metrics.
@@ -141,19 +146,54 @@ def group_runs(runs: Iterable[FinishedRun]) -> list[RunGroup]:
         )
     members: dict[tuple[tuple[str, str], ...], list[FinishedRun]] = {}
     for run in runs:
-        settings = dict(_flat(run.recipe.model_dump(mode="json")))
-        key = tuple(sorted((name, value) for name, value in settings.items() if name not in _IMMATERIAL))
+        flat = _flat(run.recipe.model_dump(mode="json"))
+        key = tuple(sorted((name, value) for name, value in flat if name not in _IMMATERIAL))
         members.setdefault(key, []).append(run)
-    differing = _differing([dict(key) for key in members])
-    return [_group(_label(dict(key), differing, group[0]), group) for key, group in members.items()]
+    settings = [dict(key) for key in members]
+    differing = _differing(settings)
+    chosen = _telling_apart(settings, differing)
+    unnamed = tuple(name for name in differing if name not in chosen)
+    tails = _tails([run.path for run in runs])
+    return [
+        _group(_label(values, chosen, group[0]), group, tails, unnamed)
+        for values, group in zip(settings, members.values(), strict=True)
+    ]
 
 
-def _group(label: str, members: Sequence[FinishedRun]) -> RunGroup:
+def _group(label: str, members: Sequence[FinishedRun], tails: Mapping[Path, str], unnamed: tuple[str, ...]) -> RunGroup:
     by_seed: dict[int, FinishedRun] = {}
     for run in members:
         by_seed.setdefault(run.seed, run)
     repeated = tuple(run for run in members if by_seed[run.seed] is not run)
-    return RunGroup(label, tuple(by_seed[seed] for seed in sorted(by_seed)), repeated)
+    counted = tuple(by_seed[seed] for seed in sorted(by_seed))
+    first, last = tails[counted[0].path], tails[counted[-1].path]
+    name = first if len(counted) == 1 else f"{first}{', ' if len(counted) == 2 else ' … '}{last}"
+    return RunGroup(name, label, counted, repeated, unnamed)
+
+
+def _tails(paths: Sequence[Path]) -> dict[Path, str]:
+    """Return the shortest ends of paths that differ from each other."""
+    parts = {path: path.resolve().parts for path in paths}
+    length = 1
+    while length < max(map(len, parts.values())) and len({own[-length:] for own in parts.values()}) < len(parts):
+        length += 1
+    return {path: "/".join(own[-length:]) for path, own in parts.items()}
+
+
+def _telling_apart(settings: Sequence[Mapping[str, str]], differing: Sequence[str]) -> list[str]:
+    """Return few of the differing settings that give each group other values; of equally good ones those of precision.
+
+    Each choice is the one that tells most groups apart together with those before it.
+    """
+    chosen: list[str] = []
+
+    def apart(names: Sequence[str]) -> int:
+        return len({tuple(entry.get(name) for name in names) for entry in settings})
+
+    candidates = sorted(differing, key=lambda name: not name.startswith("precision."))
+    while apart(chosen) < len(settings):
+        chosen.append(max(candidates, key=lambda name: apart([*chosen, name])))
+    return [name for name in differing if name in chosen]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:

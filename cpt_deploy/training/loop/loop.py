@@ -130,7 +130,7 @@ class TrainingLoop:
         averaged = self.objects.averaged
         if averaged is not None and step >= settings.swa.start * self.total and (step % self.per_epoch == 0 or last):
             averaged.update_parameters(self.objects.model)
-        if step % settings.log_every == 0 or last:
+        if step % settings.steps_per_row(self.total) == 0 or last:
             self._log_row()
         self.reporter.step(self._position(step - 1))
         if self._evaluation_due():

@@ -82,10 +82,10 @@ def read_tensor(spec: TensorSpec, tensor: InferInput) -> Array:
         RequestError: 400 if its datatype, its shape or its values do not fit.
     """
     expected = described(spec)
-    # Of most models only the batch is free: one comparison of lists.
-    fits = (tensor.shape and tensor.shape[1:] == expected.shape[1:]) or (
-        len(tensor.shape) == len(expected.shape)
-        and all(size in (-1, given) for size, given in zip(expected.shape, tensor.shape, strict=True))
+    fits = len(tensor.shape) == len(expected.shape) and (
+        # Of most models only the batch is free: one comparison of lists.
+        (expected.shape[:1] == [-1] and tensor.shape[1:] == expected.shape[1:])
+        or all(size in (-1, given) for size, given in zip(expected.shape, tensor.shape, strict=True))
     )
     converted = tensor.datatype in FLOATS and expected.datatype in FLOATS
     if not fits or not (tensor.datatype == expected.datatype or converted):
@@ -118,6 +118,8 @@ def _all_finite(values: Array) -> bool:
         if math.isfinite(np.dot(flat, flat)):
             return True
     return bool(np.isfinite(values).all())
+
+
 def _strings(name: str, tensor: InferInput) -> Array:
     """Return the strings of a BYTES tensor, in UTF-8 or in JSON, as onnxruntime takes them."""
     if tensor.raw is not None:

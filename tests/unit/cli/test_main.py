@@ -6,8 +6,8 @@ import json
 import pytest
 
 from cpt_cli import main as main_module
-from cpt_cli.command import Command
-from cpt_cli.commands import COMMANDS
+from cpt_cli.command import paragraphs
+from cpt_cli.commands import COMMANDS, Listed
 from cpt_cli.main import main
 from cpt_deploy import __version__
 from cpt_deploy.errors import (
@@ -43,14 +43,18 @@ def failing(monkeypatch):
 def test_no_words_show_the_help(capsys):
     assert main([]) == 0
     printed = capsys.readouterr().out
-    for command in COMMANDS:
-        assert f" {command.name} " in printed
+    for listed in COMMANDS:
+        assert f"  {listed.name} " in printed
+        assert listed.summary in " ".join(printed.split())
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
-def test_help_of_each_command_has_its_examples_and_the_shared_options(capsys, command: Command):
-    assert main([command.name, "--help"]) == 0
+@pytest.mark.parametrize("listed", COMMANDS, ids=lambda listed: listed.name)
+def test_help_of_each_command_has_its_examples_and_the_shared_options(capsys, listed: Listed):
+    assert main([listed.name, "--help"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
+    command = listed.load()
+    assert command.name == listed.name
+    assert paragraphs(command.function.__doc__).partition("\n\n")[0] == listed.summary
     assert 1 <= len(command.examples) <= 5
     for example in command.examples:
         assert example.startswith(f"cpt {command.name}")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cpt_cli.command import LOOK_PANEL, Command
+from cpt_cli.command import Command
 from cpt_cli.output import out
 from cpt_cli.shown.dataset_check import show_dataset_check
 from cpt_deploy import readable
@@ -83,7 +83,6 @@ def _json(entry: "DataEntry") -> dict[str, Any]:
 
 COMMAND = Command(
     datasets,
-    LOOK_PANEL,
     "cpt datasets",
     "cpt datasets fashion-mnist  # is it here, and how to get it",
     "cpt datasets 'wikitext*' --json  # corpora",

@@ -4,7 +4,7 @@ import importlib.util
 import os
 from typing import Any
 
-from cpt_cli.command import LOOK_PANEL, Command
+from cpt_cli.command import Command
 from cpt_cli.output import out
 
 PACKAGES = (
@@ -132,4 +132,4 @@ def _linear(device: dict[str, Any] | None) -> str:
     )
 
 
-COMMAND = Command(info, LOOK_PANEL, "cpt info", "cpt info --json  # to paste into a report")
+COMMAND = Command(info, "cpt info", "cpt info --json  # to paste into a report")

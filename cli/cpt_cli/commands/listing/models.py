@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cpt_cli.command import LOOK_PANEL, Command
+from cpt_cli.command import Command
 from cpt_cli.output import out
 from cpt_deploy import readable
 
@@ -31,7 +31,7 @@ def models(
         ),
     ] = None,
 ) -> None:
-    """List the models that `cpt train` knows, with parameters and multiply-accumulates (MACs) per image or token.
+    """List models that `cpt train` knows, with parameters and multiply-accumulates (MACs) per image or token.
 
     They are listed by task. Your own model is given by its import path: model.name=package.module:factory.
     """
@@ -62,7 +62,6 @@ def _json(entry: "ModelEntry", *, counted: bool) -> dict[str, Any]:
 
 COMMAND = Command(
     models,
-    LOOK_PANEL,
     "cpt models",
     "cpt models 'torchvision/resnet*'",
     "cpt models '*-lm' --classes 33278  # with the words of wikitext-2",

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cpt_cli.command import LOOK_PANEL, Command
+from cpt_cli.command import Command
 from cpt_cli.output import out
 from cpt_deploy import readable
 from cpt_deploy.errors import UsageError
@@ -146,7 +146,6 @@ def _against(baseline: str | None, saving: float) -> str:
 
 COMMAND = Command(
     recipes,
-    LOOK_PANEL,
     "cpt recipes 'resnet74-cifar100-*'",
     "cpt recipes resnet18-imagenet-cpt4-8  # all settings, cost, and the paper's figure",
     "cpt recipes '*-imagenet-*' --json",

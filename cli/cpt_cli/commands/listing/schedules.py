@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cpt_cli.command import LOOK_PANEL, Command
+from cpt_cli.command import Command
 from cpt_cli.output import out
 from cpt_cli.recipes import parse_bounds
 from cpt_deploy import readable
@@ -72,7 +72,7 @@ def schedules(  # noqa: PLR0913, PLR0917  the options are its parameters
     if any(entry.follows_loss for entry in shown):
         out.note("progressive bits depend on the training loss; --losses RUN/metrics.csv shows them for that of a run")
     if plot is not None:
-        _draw(shown, plot)
+        _draw(shown, plot, title)
     out.result({"schedules": [entry.to_dict() for entry in shown]})
 
 
@@ -146,18 +146,18 @@ def _long_name(name: str) -> str:
     return name
 
 
-def _draw(shown: "list[ShownSchedule]", plot: Path) -> None:
+def _draw(shown: "list[ShownSchedule]", plot: Path, title: str) -> None:
     from cpt_deploy.report import check_plot_path, plot_schedules
 
     check_plot_path(plot)
     saved = {e.name: "" if e.saving is None else f": {readable.share(e.saving, 1)} saved" for e in shown}
     with out.writing(plot):
-        plot_schedules({(entry.short or entry.name) + saved[entry.name]: entry.bits for entry in shown}, plot)
+        named = {(entry.short or entry.name) + saved[entry.name]: entry.bits for entry in shown}
+        plot_schedules(named, plot, title=title)
 
 
 COMMAND = Command(
     schedules,
-    LOOK_PANEL,
     "cpt schedules",
     "cpt schedules CR RR ETH --bits 4-8 --cycles 32 --grad-bits 6-8 --plot schedules.svg  # scheduled gradients",
     "cpt schedules progressive --losses runs/resnet20/metrics.csv  # the bits under that loss",

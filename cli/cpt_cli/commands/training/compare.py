@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cpt_cli.command import TRAIN_PANEL, Command
+from cpt_cli.command import Command
 from cpt_cli.output import out
 from cpt_cli.shown.comparison import show_groups
 
@@ -96,7 +96,6 @@ def _write_csv(groups: "list[RunGroup]", path: Path) -> None:
 
 COMMAND = Command(
     compare,
-    TRAIN_PANEL,
     "cpt compare runs/static8 runs/cpt38",
     "cpt compare runs/static8-seed* runs/cpt38-seed* --plot compare.svg --csv compare.csv",
     "cpt compare runs/static8-seed* runs/cpt38-seed* --curves curves.svg  # with bands, and the bits",

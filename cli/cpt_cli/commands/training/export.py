@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cpt_cli.command import TRAIN_PANEL, Command
+from cpt_cli.command import Command
 from cpt_cli.output import out
 from cpt_cli.shown.export_summary import files_bytes, show_export
 from cpt_deploy import readable
@@ -94,7 +94,7 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
         typer.Option(
             "--out",
             help="Directory of the bundle.",
-            show_default="RUN/bundle-<BITS>bit or similar; with --from <FILE>-bundle-<BITS>bit next to the file",
+            show_default="RUN/bundle-8bit or similar; with --from FILE-bundle-8bit next to the file",
         ),
     ] = None,
     opset: Annotated[
@@ -307,7 +307,6 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
 
 COMMAND = Command(
     export,
-    TRAIN_PANEL,
     "cpt export runs/digits --bits 4 --act-bits 4  # weights and activations at 4 bits; the default is 8",
     "cpt export runs/digits --budget 0.6  # bits by layer, 60 % of the size of 8-bit weights",
     "cpt export --from model.onnx --data photos/  # trained elsewhere, in float: calibration only",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cpt_cli.command import TRAIN_PANEL, Command
+from cpt_cli.command import Command
 from cpt_cli.output import out
 from cpt_deploy import readable
 
@@ -119,7 +119,6 @@ def _entries(found: "dict[str, Landscape]") -> list[dict[str, Any]]:
 
 COMMAND = Command(
     landscape,
-    TRAIN_PANEL,
     "cpt landscape runs/static8 runs/cpt38 --jobs 2",
     "cpt landscape runs/cpt38 --dimensions 1 --points 51 --split test --out line/",
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cpt_cli.command import TRAIN_PANEL, Command
+from cpt_cli.command import Command
 from cpt_cli.output import out
 from cpt_cli.shown.export_summary import show_export
 from cpt_cli.shown.training import show_trained
@@ -150,4 +150,4 @@ def _finish(directory: Path, results: dict[str, Any]) -> None:
     out.hint(f"cpt serve {readable.path(results['bundle'])}, then open its address in a browser")
 
 
-COMMAND = Command(quickstart, TRAIN_PANEL, "cpt quickstart", "cpt quickstart --out /tmp/first-steps --json")
+COMMAND = Command(quickstart, "cpt quickstart", "cpt quickstart --out /tmp/first-steps --json")

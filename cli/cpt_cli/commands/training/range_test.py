@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cpt_cli.command import TRAIN_PANEL, Command
+from cpt_cli.command import Command
 from cpt_cli.output import out
 from cpt_cli.recipes import split_words
 from cpt_cli.shown.range_test import show_range_test
@@ -55,7 +55,6 @@ def range_test(
 
 COMMAND = Command(
     range_test,
-    TRAIN_PANEL,
     "cpt range-test digits-quickstart",
     "cpt range-test fashion-mnist-resnet20 --steps 60 --all --out range/  # the whole curve, with a plot",
 )

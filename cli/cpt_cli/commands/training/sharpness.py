@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cpt_cli.command import TRAIN_PANEL, Command
+from cpt_cli.command import Command
 from cpt_cli.output import out
 
 if TYPE_CHECKING:
@@ -98,7 +98,6 @@ def _write(path: Path, entries: list[dict[str, Any]], radius: float) -> None:
 
 COMMAND = Command(
     sharpness,
-    TRAIN_PANEL,
     "cpt sharpness runs/static8 runs/cpt38",
     "cpt sharpness runs/cpt38 --eigenvalues 5 --tolerance 0.001 --csv sharpness.csv",
 )

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cpt_cli.command import TRAIN_PANEL, Command
+from cpt_cli.command import Command
 from cpt_cli.output import out
 from cpt_deploy import readable
 from cpt_deploy.errors import UsageError
@@ -40,7 +40,7 @@ def sweep(
         bool, typer.Option("--native", help="Keep the full range of 8-bit weights, as cpt export --native does.")
     ] = False,
 ) -> None:
-    """Export a run at several bits, validate each bundle on the whole test set, and time all of them in onnxruntime.
+    """Export a run at several bits, validate each bundle on the whole test set, and time them all in onnxruntime.
 
     Writes RUN/sweep: one bundle per export, sweep.json, sweep.md and sweep.png. Bundles and validations of an earlier
     sweep of the same weights are kept; only the times are measured again.
@@ -85,7 +85,6 @@ def _number(word: str, option: str) -> int:
 
 COMMAND = Command(
     sweep,
-    TRAIN_PANEL,
     "cpt sweep runs/digits",
     "cpt sweep runs/digits --bits 8,6,4 --act-bits 8,same  # activations at 8 bits, and at the bits of the weights",
 )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cpt_cli.command import TRAIN_PANEL, Command
+from cpt_cli.command import Command
 from cpt_cli.output import out
 from cpt_cli.recipes import parse_bounds, split_words
 from cpt_cli.shown.range_test import show_range_test
@@ -153,7 +153,6 @@ def _recipe_of(run_dir: Path) -> Path:
 
 COMMAND = Command(
     train,
-    TRAIN_PANEL,
     "cpt train digits-quickstart  # a preset; --dry-run shows the plan",
     "cpt train fashion-mnist-resnet20 train.epochs=20 --bits auto  # finds min_bits first, as cpt range-test",
     "cpt train my-recipe.yaml data.name=photos/ model.name=torchvision/resnet18 model.weights=resnet18.pth",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cpt_cli.command import TRAIN_PANEL, Command
+from cpt_cli.command import Command
 from cpt_cli.output import out
 from cpt_cli.shown.comparison import show_groups
 from cpt_deploy import readable
@@ -31,7 +31,7 @@ def train_grid(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs; train nothing.")] = False,
 ) -> None:
-    """Train a grid of experiments: recipes × variants × values of settings × seeds.
+    """Train a grid of experiments: recipes, variants, values of settings, seeds.
 
     To resume an interrupted grid, repeat the command. Several processes or machines that share the directory can work
     on one grid. A run that fails does not stop the others. Finished runs are compared at the end.
@@ -82,7 +82,6 @@ def _show(trained: "TrainedGrid") -> None:
 
 COMMAND = Command(
     train_grid,
-    TRAIN_PANEL,
     "cpt train-grid grid.yaml --dry-run  # lists the runs",
     "cpt train-grid grid.yaml --jobs 2  # repeat it after Ctrl-C to resume",
     "cpt train-grid grid.yaml --out /shared/grid  # on several machines that share the directory",
