@@ -245,7 +245,9 @@ def main() -> None:
         help="where the peers' virtual environments are, or are made: DIR/litserve, DIR/bentoml, DIR/mlserver",
     )
     parser.add_argument("--no-peers", action="store_true", help="leave the other systems out")
-    parser.add_argument("--earlier", type=Path, metavar="DIR", help="another checkout, with its environment in DIR/.venv")
+    parser.add_argument(
+        "--earlier", type=Path, metavar="DIR", help="another checkout, with its environment in DIR/.venv"
+    )
     parser.add_argument("--nice", type=int, default=0, help="niceness of servers, session and load (< 0 needs root)")
     parser.add_argument("--quick", action="store_true", help="a trial: short, the small network only, nothing written")
     arguments = parser.parse_args()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpt_deploy.recipe import Recipe, recipe_text
+from cpt_deploy.registry import source_file
 
 if TYPE_CHECKING:
     from cpt_deploy.quantization import LayerSensitivity
@@ -119,10 +120,22 @@ def weights_in_words(facts: Mapping[str, Any]) -> str:
 
 def dataset_name(name: str) -> str:
     """Return the name of a data set for a bundle: of a path the last part, since bundles must not contain paths."""
-    return name if ":" in name else Path(name).name
+    return Path(name).name
+
+
+def without_folder(value: Any) -> Any:
+    """Return settings for a bundle: import paths of files, at any depth, without their folders."""
+    if isinstance(value, dict):
+        return {key: without_folder(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [without_folder(entry) for entry in value]
+    return Path(value).name if isinstance(value, str) and source_file(value) is not None else value
 
 
 def shippable(recipe: Recipe) -> str:
     """Return a recipe as YAML without the folders of the machine it ran on."""
-    data = recipe.data.model_copy(update={"root": None, "name": dataset_name(recipe.data.name)})
-    return recipe_text(recipe.model_copy(update={"data": data}))
+    values = without_folder(recipe.model_dump(mode="json"))
+    values["data"] |= {"root": None, "name": dataset_name(recipe.data.name)}
+    if recipe.model.weights is not None:
+        values["model"]["weights"] = Path(recipe.model.weights).name
+    return recipe_text(values)

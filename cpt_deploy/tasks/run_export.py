@@ -17,6 +17,7 @@ from cpt_deploy.tasks.exporting import (
     Sensitivity,
     dataset_name,
     shippable,
+    without_folder,
 )
 from cpt_deploy.tasks.interface import Task
 from cpt_deploy.tasks.reporting import Reporter
@@ -92,7 +93,7 @@ class RunExport:
         )
         identity = ModelIdentity(
             name=recipe.name,
-            architecture=recipe.model.name,
+            architecture=without_folder(recipe.model.name),
             task=self.task.name,
             processor=run.processor,
             facts={

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cpt_deploy import readable
 from cpt_deploy.errors import DataError, UsageError
 from cpt_deploy.tasks import SILENT, ExportOptions, Reporter
-from cpt_deploy.tasks.exporting import MAX_BITS, SOURCE_DIGEST, SOURCE_FILE, SOURCE_MODEL, dataset_name
+from cpt_deploy.tasks.exporting import MAX_BITS, SOURCE_DIGEST, SOURCE_FILE, SOURCE_MODEL, dataset_name, without_folder
 from cpt_deploy.workflows.experiments.bit_allocation import folder_name
 from cpt_deploy.workflows.export import note_reduced
 from cpt_deploy.workflows.origins import file_digest
@@ -111,14 +111,14 @@ def export_float_model(
     processor = ImageProcessor(preprocessing, labels)
     identity = ModelIdentity(
         name=source.name or re.sub(r"[^A-Za-z0-9._-]+", "-", source.path.stem).strip("-._") or "model",
-        architecture=source.model or opened.architecture,
+        architecture=without_folder(source.model) or opened.architecture,
         task=IMAGE_CLASSIFICATION,
         processor=processor,
         facts={
             "dataset": dataset_name(source.data),
             SOURCE_FILE: source.path.name,
             SOURCE_DIGEST: file_digest(source.path),
-            **({} if source.model is None else {SOURCE_MODEL: source.model}),
+            **({} if source.model is None else {SOURCE_MODEL: without_folder(source.model)}),
             **facts,
         },
         calibrated=True,

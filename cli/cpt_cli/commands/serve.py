@@ -21,7 +21,7 @@ _WATCH = "Log and trace"
 def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
     bundle: Annotated[
         Path | None,
-        typer.Argument(help="Bundle that cpt export wrote, or a directory of NAME/VERSION/ bundles."),
+        typer.Argument(help="Bundle that cpt export wrote, its run, or a directory of NAME/VERSION/ bundles."),
     ] = None,
     host: Annotated[
         str | None, typer.Option(help="Address to listen on; 0.0.0.0 for all.", show_default="127.0.0.1")
@@ -153,6 +153,7 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
     environment variable, CPT_SERVE_PORT=9000, CPT_SERVE_MAX_BODY_BYTES, ..., or in a YAML file; docs/serving.md lists
     them.
     """
+    from cpt_deploy.workflows import bundle_at
     from cpt_serving.repository.model_directory import find_models
     from cpt_serving.server import run
     from cpt_serving.settings import load_settings
@@ -160,7 +161,7 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
     terse = out.quiet or out.json_mode
     settings = load_settings(
         config=config,
-        bundle=bundle,
+        bundle=bundle and bundle_at(bundle),
         host=host,
         port=port,
         grpc_port=grpc_port,

@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -21,6 +22,13 @@ class Activations(StrEnum):
 
     AFFINE = "affine"
     SYMMETRIC = "symmetric"
+
+
+class Checkpoint(StrEnum):
+    """The state of a run that is exported."""
+
+    LAST = "last"
+    BEST = "best"
 
 
 def _list_formats(value: bool) -> None:
@@ -42,7 +50,11 @@ def _list_formats(value: bool) -> None:
 def export(  # noqa: PLR0913, PLR0917  the options are its parameters
     run: Annotated[
         Path | None,
-        typer.Argument(help="Directory that cpt train wrote; not with --from.", metavar="RUN", show_default=False),
+        typer.Argument(
+            help="Directory or name of a run, or one of its bundles; not with --from.",
+            metavar="RUN",
+            show_default=False,
+        ),
     ] = None,
     bits: Annotated[
         int | None,
@@ -94,6 +106,13 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
         bool,
         typer.Option("--list-formats", help="List the formats and exit.", callback=_list_formats, is_eager=True),
     ] = False,
+    checkpoint: Annotated[
+        Checkpoint | None,
+        typer.Option(
+            help="last: the state after the last step. best: that of the best evaluation, calibrated in RUN/best.",
+            show_default="last",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Export at bits that the run never trained at.")] = False,
     native: Annotated[
         bool,
@@ -198,14 +217,22 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
     """
     from cpt_cli.export_options import check_origin, is_onnx_with_inputs, parsed_numbers, parsed_size
     from cpt_deploy.bundle import chosen_formats
-    from cpt_deploy.workflows import ExportOptions, FloatModel, export_float_model, export_onnx_file, export_run
+    from cpt_deploy.workflows import (
+        ExportOptions,
+        FloatModel,
+        best_of,
+        export_float_model,
+        export_onnx_file,
+        export_run,
+        run_at,
+    )
 
     only_from = {
         "--data": data, "--data-dir": data_dir, "--model": model, "--calibration-batches": calibration_batches,
         "--labels": labels, "--input-size": input_size, "--channels": channels, "--mean": mean, "--std": std,
         "--name": name,
     }  # fmt: skip
-    check_origin(run, source, only_from, {"--budget": budget, "--force": force or None})
+    check_origin(run, source, only_from, {"--budget": budget, "--force": force or None, "--checkpoint": checkpoint})
     if bits is not None and budget is not None:
         raise UsageError(
             "Expected either --bits or --budget, but got both", hint="--budget chooses the bits of each layer"
@@ -222,6 +249,8 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
     )
     if source is None:
         assert run is not None
+        run = run_at(run)
+        run = best_of(run, out) if checkpoint is Checkpoint.BEST else run
         bundle = export_run(run, options, destination=destination, reporter=out)
     elif data is not None and is_onnx_with_inputs(source, Path(data), only_from):
         bundle = export_onnx_file(source, Path(data), options, destination=destination, name=name, reporter=out)
@@ -258,18 +287,22 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
             "golden": summary.golden,
         }
     )
-    known = data or bundle.facts.get("dataset")
-    out.hint(
-        f"cpt serve {readable.path(bundle.path)}"
-        if str(known).endswith(".npz")
-        else f"cpt validate {readable.path(bundle.path)} --data {known}"
-    )
+    written = readable.argument(bundle.path)
+    if data is not None:
+        folder = "" if data_dir is None else f" --data-dir {readable.argument(data_dir)}"
+        out.hint(
+            f"cpt serve {written}" if data.endswith(".npz") else f"cpt validate {written} --data {quote(data)}{folder}"
+        )
+    else:
+        inside = run is not None and bundle.path.resolve().is_relative_to(run.resolve())
+        out.hint(f"cpt validate {written}" + ("" if inside or run is None else f" --run {readable.argument(run)}"))
 
 
 COMMAND = Command(
     export,
     TRAIN_PANEL,
     "cpt export runs/digits --bits 4 --act-bits 4  # weights and activations at 4 bits; the default is 8",
+    "cpt export runs/digits --checkpoint best  # the model of the best evaluation",
     "cpt export runs/digits --budget 0.6  # bits by layer, 60 % of the size of 8-bit weights",
     "cpt export --from model.onnx --data photos/  # trained elsewhere, in float: calibration only",
     "cpt export runs/digits --format torchscript,pt2  # for programs that have PyTorch but not onnxruntime",
