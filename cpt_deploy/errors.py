@@ -56,6 +56,14 @@ class DataError(CptError):
     exit_code = 5
 
 
+class MissingDataError(DataError):
+    """The data that a recipe, a run or a command names are not here."""
+
+
+class UnknownDataError(UsageError, MissingDataError):
+    """A name is that of no known data set, and nothing of that name is here."""
+
+
 class ImageError(DataError):
     """Bytes that were sent as an image cannot be decoded."""
 

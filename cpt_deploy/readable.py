@@ -1,5 +1,7 @@
 """Format values for people: sizes, counts, durations, shares, paths, and a series as one line of blocks."""
 
+import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +24,20 @@ def _scaled(value: float, base: float, units: Sequence[str]) -> str:
             return f"{value:.0f} {unit}" if unit == units[0] else f"{value:.2f} {unit}"
         value /= base
     return f"{value:.2f} {units[-1]}"
+
+
+def counted(number: int, thing: str, things: str | None = None) -> str:
+    """Return a number with what it counts, "1 class" or "1,000 classes"; the plural is with an s if none is given."""
+    return f"{number:,} {thing if number == 1 else things or thing + 's'}"
+
+
+def figure(value: float) -> str:
+    """Return a number with at most three significant digits and no exponent: "0.00306", "1.56", "164", "64,000"."""
+    if value == 0:
+        return "0"
+    digits = max(2 - math.floor(math.log10(abs(value))), 0)
+    text = f"{value:,.{digits}f}"
+    return text.rstrip("0").rstrip(".") if digits else text
 
 
 def duration(seconds: float) -> str:
@@ -62,3 +78,8 @@ def path(location: Path) -> str:
     resolved = location.resolve()
     here = Path.cwd().resolve()
     return str(resolved.relative_to(here)) if resolved.is_relative_to(here) else str(location)
+
+
+def argument(location: Path) -> str:
+    """Return a path as a word of a command line that can be typed: like `path`, in quotes where it needs them."""
+    return shlex.quote(path(location))

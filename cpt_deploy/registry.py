@@ -2,16 +2,22 @@
 
 import difflib
 import fnmatch
+import hashlib
 import importlib
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Generic, TypeVar
 
 from cpt_deploy.errors import UsageError
 
 T = TypeVar("T")
+
+ONNX_FILE = "onnx:"
+"""Before the path of an ONNX file that is named as a model."""
 
 
 class Registry(Generic[T]):
@@ -84,19 +90,23 @@ def nearest_names(name: str, known: list[str]) -> str:
 def import_object(path: str) -> object:
     """Import `module:attribute`, the form in which users name their own models, data sets and schedules.
 
-    The working directory is searched too, as with `python -m`.
+    The working directory is searched too, as with `python -m`. The module may also be a file, `folder/net.py:build`,
+    which finds the modules beside it as `python folder/net.py` does.
 
     Raises:
         UsageError: If the module or the attribute does not exist.
     """
-    module_name, _, attribute = path.partition(":")
+    module_name, _, attribute = path.rpartition(":")
     if not module_name or not attribute:
         raise UsageError(f"Expected an import path of the form 'module:attribute', but got {path!r}")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    file = source_file(path)
+    if file is not None and not file.is_file():
+        raise UsageError(f"Expected a Python file at {module_name}, but found none")
+    folder = str(Path.cwd() if file is None else file.parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
     try:
-        module = importlib.import_module(module_name)
+        module = importlib.import_module(module_name) if file is None else _module_in(file)
     except ModuleNotFoundError as error:
         raise UsageError(
             f"Expected {path!r} to name an importable module, but {error.name!r} was not found",
@@ -107,3 +117,32 @@ def import_object(path: str) -> object:
     except AttributeError as error:
         raise UsageError(f"Expected module {module_name!r} to have {attribute!r}, but it has not") from error
     return found
+
+
+def source_file(path: str) -> Path | None:
+    """Return the file of an import path `file.py:attribute`, as an absolute path; None if it names a module."""
+    module_name, _, _ = path.rpartition(":")
+    return Path(module_name).expanduser().resolve() if module_name.endswith(".py") else None
+
+
+def located(name: str) -> str:
+    """Return a name as it is read from other working directories: an import path of a file with its absolute path."""
+    file = source_file(name)
+    return name if file is None else f"{file}:{name.rpartition(':')[2]}"
+
+
+def _module_in(file: Path) -> ModuleType:
+    """Import a file, under a name that hides no module of the same name."""
+    name = f"{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(sys.modules[name])
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return sys.modules[name]

@@ -1,15 +1,17 @@
 """Predicting with a bundle in this process, or on a server; both take the same requests and give the same answers."""
 
 import csv
+import glob
 import json
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cpt_cli.output import out
 from cpt_deploy.errors import DataError, ImageError, UsageError
+from cpt_deploy.image_files import SUFFIXES, images_below
 
 Body = Mapping[str, Any]
 """JSON of a request to `/predict`: rows by column in `inputs`, or one after the other in `instances`."""
@@ -27,6 +29,26 @@ class Predictor(NamedTuple):
 
     image: Callable[[Path], Any]
     rows: Callable[[Body], list[Any]]
+
+
+def image_files(given: Sequence[Path]) -> list[Path]:
+    """Return image files: of a folder those in it and below, sorted; of a shell pattern those that match.
+
+    Raises:
+        DataError: If a folder has no images, or nothing matches a pattern.
+    """
+    found: list[Path] = []
+    for path in given:
+        matches = [path]
+        if not path.exists() and glob.has_magic(str(path)):
+            # Path.glob takes no absolute patterns.
+            matches = sorted(map(Path, glob.glob(str(path.expanduser()), recursive=True)))  # noqa: PTH207
+        files = [file for match in matches for file in (images_below(match) if match.is_dir() else [match])]
+        if not files:
+            kinds = ", ".join(sorted(SUFFIXES))
+            raise DataError(f"Expected images at {path}, but found none", hint=f"files that count as images: {kinds}")
+        found += dict.fromkeys(files)
+    return found
 
 
 def local_predictor(path: Path, *, top_k: int, threads: int | None) -> Predictor:

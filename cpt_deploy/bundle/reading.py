@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cpt_deploy import readable
 from cpt_deploy.bundle.integrity.checksums import AGAIN_HINT
 from cpt_deploy.bundle.layout import CONFIG_FILE, FORMAT_VERSION, ONNX_FILE, SUMS_FILE
 from cpt_deploy.errors import BundleError
@@ -22,7 +23,7 @@ def check_directory(directory: Path) -> None:
     if (directory / "recipe.yaml").is_file():
         raise BundleError(
             f"Expected a bundle at {directory}, but it is the directory of a training run",
-            hint=f"export it first: cpt export {directory}",
+            hint=f"export it first: cpt export {readable.argument(directory)}",
         )
     if (directory / CONFIG_FILE).is_file() and (directory / ONNX_FILE).is_file():
         raise BundleError(f"Expected the file {SUMS_FILE} in {directory}, but it is missing", hint=AGAIN_HINT)

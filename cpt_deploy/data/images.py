@@ -126,11 +126,13 @@ class FileImages(ImageSet):
         paths: One path per label.
         left_out: Number of other files in the folders, which are not read as images, by file type.
         skipped: Files that cannot be decoded and were removed, see `without_bad`.
+        divided: Whether they are a part of a folder without splits, which was divided into training and test images.
     """
 
     paths: tuple[Path, ...]
     left_out: Mapping[str, int] = field(default_factory=dict)
     skipped: tuple[Path, ...] = ()
+    divided: bool = False
 
     def image(self, index: int) -> Image.Image:
         """Decode one file; see `ImageSet.image`."""

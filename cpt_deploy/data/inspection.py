@@ -91,8 +91,8 @@ def inspect_folder(root: Path, progress: Progress = lambda done, total: None) ->
     scans = {split: found for split in _SPLITS if (found := scan_folder(root, split)) is not None}
     if not scans:
         raise DataError(
-            f"Expected folders train and val (or test) with a folder per class in {root}, but found none",
-            hint="expected layout: ROOT/train/<class>/*.jpg and ROOT/val/<class>/*.jpg",
+            f"Expected a folder per class, or folders train and val with one per class, in {root}, but found none",
+            hint="expected layout: ROOT/train/<class>/*.jpg and ROOT/val/<class>/*.jpg, or ROOT/<class>/*.jpg",
         )
     sets = {
         split: FileImages(

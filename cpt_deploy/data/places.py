@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from cpt_deploy.errors import DataError
+from cpt_deploy.errors import DataError, MissingDataError
 
 DATA_DIR_VARIABLE = "CPT_DATA_DIR"
 
@@ -48,7 +48,7 @@ def find_folder(name: str, folders: Sequence[Path], required: Sequence[str], *, 
     absent = missing[best]
     if len(absent) == len(required):
         places = _listed([str(folder) for folder in folders[:2]], "or")
-        raise DataError(
+        raise MissingDataError(
             f"Expected data set {name} ({_listed(required)}) in {places}, but it is not there",
             hint=hint,
         )

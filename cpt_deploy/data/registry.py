@@ -12,8 +12,10 @@ from cpt_deploy.data.sources.cifar import load_cifar
 from cpt_deploy.data.sources.custom import load_custom
 from cpt_deploy.data.sources.digits import load_digits
 from cpt_deploy.data.sources.folders import load_folder
+from cpt_deploy.data.sources.made_up import PHOTOGRAPHS, made_up_images
 from cpt_deploy.data.sources.mnist import load_mnist
-from cpt_deploy.errors import DataError, UsageError
+from cpt_deploy.errors import DataError, MissingDataError, UnknownDataError, UsageError
+from cpt_deploy.recipe.smoke import MADE_UP
 from cpt_deploy.registry import Registry, nearest_names
 
 _DIGITS = tuple(str(digit) for digit in range(10))
@@ -70,10 +72,16 @@ def load_images(name_or_path: str | Path, *, split: Split, root: Path | None = N
         root: The folder of a known data set; by default `$CPT_DATA_DIR/<name>`, then the cache.
 
     Raises:
-        UsageError: If the name is unknown.
-        DataError: If files are missing or damaged; the message lists the files and the folders.
+        MissingDataError: If the name is unknown or its files are not there; the message lists the folders.
+        DataError: If files are damaged, or some are missing.
     """
     name = str(name_or_path)
+    if name.startswith(MADE_UP):
+        known = name.removeprefix(MADE_UP)
+        shape = datasets.get(known).preprocessing if known in datasets else PHOTOGRAPHS
+        return made_up_images(
+            name, split, shape, datasets.get(known).classes if known in datasets else _CLASSES.get(known, 10)
+        )
     if name in datasets:
         info = datasets.get(name)
         return info.load(info, split, candidate_folders(name, root))
@@ -92,10 +100,9 @@ def image_folder(name: str, root: Path | None = None) -> Path | None:
     """Return the folder of image files that `load_images` would read, or None if the data are of another kind.
 
     Raises:
-        UsageError: If the name is unknown.
-        DataError: If the path does not exist.
+        MissingDataError: If the name is unknown or the path does not exist.
     """
-    if name in datasets or ":" in name:
+    if name in datasets or ":" in name or name.startswith(MADE_UP):
         return None
     path = _find_path(name, root)
     is_other = path.is_file() or is_archive_folder(path) or _known_layout(path) is not None
@@ -144,12 +151,15 @@ def _find_path(name: str, root: Path | None) -> Path:
             raise DataError(f"Expected {found} to be a folder or an .npz file, but it is neither")
         return found
     if written.suffix or len(written.parts) > 1:
-        raise DataError(f"Expected a folder or an .npz file at {name}, but found nothing there")
-    raise UsageError(
+        raise MissingDataError(f"Expected a folder or an .npz file at {name}, but found nothing there")
+    raise UnknownDataError(
         f"Expected a known data set, a path or module:factory, but got {name!r}",
         hint=f"{nearest_names(name, datasets.names())}; ${DATA_DIR_VARIABLE} and {cache_folder()} have no such folder",
     )
 
+
+_CLASSES = {"imagenet": 1000}
+"""Number of classes of folders with a well-known name, for made-up images."""
 
 _LAYOUTS = {
     "mnist": ("MNIST/raw",),

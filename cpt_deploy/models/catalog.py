@@ -15,16 +15,13 @@ from cpt_deploy.models.cifar_mobilenet import CifarMobileNetV2
 from cpt_deploy.models.cifar_resnet import cifar_resnet, tiny_resnet
 from cpt_deploy.models.timm_models import TIMM_PREFIX, build_timm, timm_names
 from cpt_deploy.models.torchvision_models import PREFIX, build_torchvision, torchvision_names
-from cpt_deploy.registry import Registry, import_object, nearest_names
+from cpt_deploy.registry import ONNX_FILE, Registry, import_object, nearest_names
 
 ModelFactory = Callable[..., nn.Module]
 """A function that builds a model; it gets those of `num_classes`, `in_channels`, `input_size` that it accepts."""
 
 DEPTHS = (8, 20, 38, 74, 110, 152, 164)
 """Depths of the registered CIFAR ResNets; the paper uses those from 38 on."""
-
-ONNX_PREFIX = "onnx:"
-"""Beginning of the name of a model that an ONNX file holds, before its path."""
 
 models: Registry[ModelFactory] = Registry("model")
 """The project's own models, by name."""
@@ -89,10 +86,10 @@ def build_model(
             input_size=input_size,
             **args,
         )
-    elif name.startswith(ONNX_PREFIX):
+    elif name.startswith(ONNX_FILE):
         from cpt_deploy.models.onnx_module import build_onnx  # onnx takes long to import
 
-        path = Path(name.removeprefix(ONNX_PREFIX))
+        path = Path(name.removeprefix(ONNX_FILE))
         model = build_onnx(path, num_classes=num_classes, in_channels=in_channels, input_size=input_size, **args)
     elif ":" in name:
         model = _build_imported(name, shape, args)

@@ -11,12 +11,22 @@ TIMM_PREFIX = "timm/"
 
 
 def timm_names() -> list[str]:
-    """Return the names of timm's models, without the prefix, sorted; empty if timm is not installed."""
+    """Return the names of timm's models, without the prefix, sorted.
+
+    Raises:
+        MissingExtraError: If timm is not installed.
+    """
+    return list(_timm(f"{TIMM_PREFIX}*").list_models())
+
+
+def _timm(wanted: str) -> Any:
     try:
         import timm
-    except ImportError:
-        return []
-    return list(timm.list_models())
+    except ImportError as error:
+        raise MissingExtraError(
+            f"Expected timm, which has {wanted}, but it is not installed", hint="pip install 'cpt-deploy[timm]'"
+        ) from error
+    return timm
 
 
 def build_timm(name: str, *, num_classes: int, in_channels: int, input_size: tuple[int, int], **args: Any) -> nn.Module:
@@ -33,13 +43,7 @@ def build_timm(name: str, *, num_classes: int, in_channels: int, input_size: tup
         MissingExtraError: If timm is not installed.
         UsageError: If the model does not exist, or does not accept the arguments or the input size.
     """
-    try:
-        import timm
-    except ImportError as error:
-        raise MissingExtraError(
-            f"Expected timm, which has {TIMM_PREFIX}{name}, but it is not installed",
-            hint="pip install 'cpt-deploy[timm]'",
-        ) from error
+    timm = _timm(f"{TIMM_PREFIX}{name}")
     if not timm.is_model(name):
         raise UsageError(f"Expected a model of timm, but got {name!r}", hint=nearest_names(name, timm_names()))
     config = timm.get_pretrained_cfg(name)

@@ -94,7 +94,7 @@ class CyclicSchedule:
         if self.cycles > total_steps:
             raise UsageError(
                 f"Expected at most one precision cycle per step, but got {self.cycles} cycles in {total_steps} steps",
-                hint="train longer or set fewer cycles",
+                hint=f"train longer, or set fewer cycles: precision.cycles={max(total_steps // 10, 1)}",
             )
         cycle, offset = divmod(step * self.cycles, total_steps)
         z = offset / total_steps

@@ -12,7 +12,7 @@ from cpt_deploy.recipe.schema import (
     Recipe,
     SwaSettings,
 )
-from cpt_deploy.recipe.smoke import smoke_recipe
+from cpt_deploy.recipe.smoke import smoke_recipe, with_made_up_data
 
 __all__ = [
     "DataSettings",
@@ -31,4 +31,5 @@ __all__ = [
     "recipe_text",
     "save_recipe",
     "smoke_recipe",
+    "with_made_up_data",
 ]

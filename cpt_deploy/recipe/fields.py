@@ -3,11 +3,15 @@
 import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from cpt_deploy.registry import located
 
 Bits = Annotated[int, Field(ge=2, le=32)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, AfterValidator(located)]
+"""A known name or an import path; that of a file becomes absolute, so that a run is read from any directory."""
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 _EVERY = re.compile(r"(\d+)\s*(epoch|step)s?")

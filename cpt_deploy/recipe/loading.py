@@ -84,9 +84,9 @@ def load_recipe(source: str | Path | None = None, overrides: Sequence[str] = ())
     return recipe
 
 
-def recipe_text(recipe: Recipe) -> str:
-    """Return a recipe as YAML with every setting."""
-    values = recipe.model_dump(mode="json")
+def recipe_text(recipe: Recipe | Mapping[str, Any]) -> str:
+    """Return a recipe, or the values of one, as YAML with every setting."""
+    values = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else dict(recipe)
     return yaml.dump(values, Dumper=_RecipeDumper, sort_keys=False, width=120)
 
 

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from cpt_deploy.errors import UsageError
 from cpt_deploy.precision import PlateauRule, PrecisionSchedule, ProgressiveSchedule, build_schedule, progressive_stages
-from cpt_deploy.recipe.fields import Bits, Count, Fraction, Interval, Settings
+from cpt_deploy.recipe.fields import Bits, Count, Fraction, Interval, Name, Settings
 
 PROGRESSIVE = "progressive"
 Points = tuple[tuple[Fraction, Bits], ...]
@@ -45,7 +45,7 @@ class GroupSettings(Settings):
     """
 
     match: Annotated[str, Field(min_length=1)]
-    schedule: str | None = None
+    schedule: Name | None = None
     min_bits: Bits | None = None
     max_bits: Bits | None = None
     cycles: Count | None = None
@@ -63,12 +63,12 @@ class PrecisionSettings(Settings):
     the schedule of that name.
     """
 
-    schedule: str = "cosine"
+    schedule: Name = "cosine"
     min_bits: Bits = 3
     max_bits: Bits = 8
     cycles: Count = 32
     points: Points | None = None
-    grad_schedule: str = "static"
+    grad_schedule: Name = "static"
     grad_min_bits: Bits = 8
     grad_max_bits: Bits = 8
     grad_cycles: Count | None = None

@@ -5,25 +5,26 @@ Recipes are written by people, hence the validation by pydantic; builders turn t
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from cpt_deploy.recipe.fields import Count, Finite, Fraction, Interval, Settings
+from cpt_deploy.recipe.fields import Count, Finite, Fraction, Interval, Name, Settings
 from cpt_deploy.recipe.precision import PrecisionSettings
 from cpt_deploy.recipe.tasks import AUTO, tasks
 from cpt_deploy.registry import nearest_names
 
 
 class ModelSettings(Settings):
-    """The network: `tiny`, `torchvision/resnet18`, `timm/resnet18`, `onnx:FILE`, or your own as `module:factory`.
+    """The network: `tiny`, `torchvision/resnet18`, `timm/resnet18`, `onnx:FILE`, or your own.
 
-    An ONNX file holds an image classifier with its weights.
+    An ONNX file holds an image classifier with its weights. Your own is a function or class that returns a module, as
+    `file.py:factory` or `package.module:factory`.
 
     `weights` are the initial weights: a local file of float weights (.pth, .pt, .safetensors), or a finished run; a
     last layer with a different number of classes keeps its random initialisation. `weights_sha256` is the required
     digest of that file; a run records it.
     """
 
-    name: str = "tiny"
+    name: Name = "tiny"
     args: dict[str, Any] = Field(default_factory=dict)
     weights: str | None = None
     weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
@@ -35,14 +36,22 @@ class ModelSettings(Settings):
         return self
 
 
+def _size(value: Any) -> Any:
+    """Return the height and width of a size such as 64, "64" or "224x160"; anything else as it is."""
+    words = str(value).lower().split("x") if isinstance(value, int | str) and not isinstance(value, bool) else []
+    if len(words) not in (1, 2) or not all(word.strip().isdecimal() for word in words):
+        return value
+    return int(words[0]), int(words[-1])
+
+
 class InputSettings(Settings):
     """How an image becomes the model's input. Settings that are null come from the data set.
 
-    `size` is (height, width) in pixels, `resize` the length of the shorter side before the centre crop; `mean` and
-    `std` are per channel, for pixels scaled to 0..1.
+    `size` is the height and width in pixels, as 64, 224x160 or [224, 160], `resize` the length of the shorter side
+    before the centre crop; `mean` and `std` are per channel, for pixels scaled to 0..1.
     """
 
-    size: tuple[Count, Count] | None = None
+    size: Annotated[tuple[Count, Count] | None, BeforeValidator(_size)] = None
     channels: Literal[1, 3] | None = None
     resize: Count | None = None
     interpolation: Literal["bilinear", "bicubic", "nearest"] | None = None
@@ -63,11 +72,16 @@ class InputSettings(Settings):
 
 
 class AugmentStep(BaseModel):
-    """One augmentation: its name, and its parameters as further keys."""
+    """One augmentation: its name, and its parameters as further keys; or only its name."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    name: str
+    name: Name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -93,18 +107,18 @@ class TextSettings(Settings):
 class DataSettings(Settings):
     """The images or text, how they become inputs, and how the training images are augmented.
 
-    `name` is a known data set or corpus, a folder, an .npz or text file, or your own as `module:factory`; `root` is the
-    folder that holds a known one. `task` is decided by it where it is "auto": a corpus is for text generation
-    (`text`), images are to be classified (`input`, `augment`). `workers` is the number of loading processes, of each
-    process in a distributed run (null: none on a CPU, which they would share with the model, and up to eight of the
-    idle cores beside a GPU). Images that have to be decoded are kept in memory after the first time if all of them take
-    at most `cache_mb` megabytes (null: a quarter of the machine's memory; 0: never). Neither changes the result.
-    `limit` is the number of images of each split that are used, spread evenly over it, or of chunks of text, from its
-    beginning (null: all). `skip_bad` decodes all image files first and trains without those that cannot be read, where
-    one would otherwise stop the run.
+    `name` is a known data set or corpus, a folder, an .npz or text file, or your own as `file.py:factory` or
+    `package.module:factory`; `root` is the folder that holds a known one. `task` is decided by it where it is "auto": a
+    corpus is for text generation (`text`), images are to be classified (`input`, `augment`). `workers` is the number of
+    loading processes, of each process in a distributed run (null: none on a CPU, which they would share with the model,
+    and up to eight of the idle cores beside a GPU). Images that have to be decoded are kept in memory after the first
+    time if all of them take at most `cache_mb` megabytes (null: a quarter of the machine's memory; 0: never). Neither
+    changes the result. `limit` is the number of images of each split that are used, spread evenly over it, or of chunks
+    of text, from its beginning (null: all). `skip_bad` decodes all image files first and trains without those that
+    cannot be read, where one would otherwise stop the run.
     """
 
-    name: str = "digits"
+    name: Name = "digits"
     task: str = AUTO
     root: str | None = None
     input: InputSettings = InputSettings()
@@ -149,7 +163,7 @@ class LearningRateSettings(Settings):
 
     piecewise: times `gamma` at each of `milestones`. linear and cosine: from `decay_start` to `decay_end` down to
     `final_factor` times the rate. plateau: times `gamma` after each evaluation that is not the best so far. Warm-up
-    rises linearly from `warmup_factor` times the rate over the first `warmup_steps` steps.
+    takes the first `warmup_steps` steps: linear rises from `warmup_factor` times the rate, constant stays there.
     """
 
     name: Literal["piecewise", "linear", "cosine", "constant", "plateau"] = "cosine"
@@ -160,6 +174,7 @@ class LearningRateSettings(Settings):
     final_factor: Fraction = 0.0
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     warmup_factor: Fraction = 0.1
+    warmup: Literal["linear", "constant"] = "linear"
 
     @model_validator(mode="after")
     def _positions_in_order(self) -> Self:
@@ -173,13 +188,14 @@ class LearningRateSettings(Settings):
 
 
 class SwaSettings(Settings):
-    """Stochastic weight averaging: the mean of the weights at the end of each epoch from `start` on.
+    """Stochastic weight averaging: the mean of the weights from `start` on, taken `every` so often and at the end.
 
     `lr` is the constant learning rate from `start` on; null keeps the schedule.
     """
 
     enabled: bool = False
     start: Fraction = 0.75
+    every: Interval = "1 epoch"
     lr: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
 
 
@@ -189,10 +205,11 @@ class TrainSettings(Settings):
     Exactly one of `epochs` and `steps`. `eval_every` and `checkpoint_every` are intervals such as "1 epoch" or
     "390 steps"; a bare number means epochs (null: only at the end). `log_every` is in steps (null: 200 rows in a run,
     and at least one per 100 steps). `calibration_batches` is the number of training batches that calibrate BatchNorm
-    statistics and activation ranges at max_bits after the last step. `amp: auto` means bfloat16 autocast on CUDA only.
-    `compute` selects how a CPU trains quantized layers: `float32` and `bf16` run the fused training step on integers,
-    with backward products of that type; `modules` runs each module by itself; `auto` uses the fastest of them.
-    `cuda_graph` captures a classifier's step as a CUDA graph on one GPU and replays it.
+    statistics and activation ranges at max_bits after the last step; `final` is the state that is calibrated: the last
+    one, or that of the best evaluation. `amp: auto` means bfloat16 autocast on CUDA only. `compute` selects how a CPU
+    trains quantized layers: `float32` and `bf16` run the fused training step on integers, with backward products of
+    that type; `modules` runs each module by itself; `auto` uses the fastest of them. `cuda_graph` captures a
+    classifier's step as a CUDA graph on one GPU and replays it.
     """
 
     epochs: Count | None = None
@@ -210,6 +227,7 @@ class TrainSettings(Settings):
     cuda_graph: bool = False
     swa: SwaSettings = SwaSettings()
     calibration_batches: Annotated[int, Field(ge=0)] = 100
+    final: Literal["last", "best"] = "last"
     deterministic: bool = True
 
     @model_validator(mode="before")
@@ -223,6 +241,8 @@ class TrainSettings(Settings):
     def _one_length(self) -> Self:
         if self.epochs is not None and self.steps is not None:
             raise ValueError(f"Expected either epochs or steps, but got epochs={self.epochs} and steps={self.steps}")
+        if self.final == "best" and self.swa.enabled:
+            raise ValueError("Expected final to be last with swa, which averages over steps, but got best")
         return self
 
     def total_steps(self, steps_per_epoch: int) -> int:

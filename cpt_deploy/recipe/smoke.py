@@ -1,6 +1,11 @@
 """Reduce a recipe to a few steps on the CPU: the same network, data, schedules and files, but no useful accuracy."""
 
+from pathlib import Path
+
 from cpt_deploy.recipe.schema import Recipe
+
+MADE_UP = "made-up-"
+"""Prefix of data names: `made-up-cifar100` are random images of CIFAR-100's size with as many classes."""
 
 STEPS = 2
 BATCH = 2
@@ -36,3 +41,9 @@ def smoke_recipe(recipe: Recipe) -> Recipe:
             ),
         }
     )
+
+
+def with_made_up_data(recipe: Recipe) -> Recipe:
+    """Return a recipe on made-up samples of the shape of its data."""
+    name = MADE_UP + Path(recipe.data.name).name
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"name": name, "root": None})})

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cpt_deploy.bundle.processors.pixel_format import PixelFormat
 from cpt_deploy.recipe import Recipe, recipe_text
+from cpt_deploy.registry import ONNX_FILE, source_file
 
 if TYPE_CHECKING:
     from cpt_deploy.quantization import LayerSensitivity
@@ -126,17 +127,26 @@ def weights_in_words(facts: Mapping[str, Any]) -> str:
 
 def dataset_name(name: str) -> str:
     """Return the name of a data set for a bundle: of a path the last part, since bundles must not contain paths."""
-    return name if ":" in name else Path(name).name
+    return Path(name).name
 
 
-def architecture_name(name: str) -> str:
-    """Return the name of a model for a bundle: of an ONNX file without its folder."""
-    kind, _, path = name.partition(":")
-    return f"{kind}:{Path(path).name}" if kind == "onnx" else name
+def without_folder(value: Any) -> Any:
+    """Return settings for a bundle: names of files with code or models, at any depth, without their folders."""
+    if isinstance(value, dict):
+        return {key: without_folder(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [without_folder(entry) for entry in value]
+    if not isinstance(value, str):
+        return value
+    if value.startswith(ONNX_FILE):
+        return ONNX_FILE + Path(value.removeprefix(ONNX_FILE)).name
+    return Path(value).name if source_file(value) is not None else value
 
 
 def shippable(recipe: Recipe) -> str:
     """Return a recipe as YAML without the folders of the machine it ran on."""
-    data = recipe.data.model_copy(update={"root": None, "name": dataset_name(recipe.data.name)})
-    model = recipe.model.model_copy(update={"name": architecture_name(recipe.model.name)})
-    return recipe_text(recipe.model_copy(update={"data": data, "model": model}))
+    values = without_folder(recipe.model_dump(mode="json"))
+    values["data"] |= {"root": None, "name": dataset_name(recipe.data.name)}
+    if recipe.model.weights is not None:
+        values["model"]["weights"] = Path(recipe.model.weights).name
+    return recipe_text(values)

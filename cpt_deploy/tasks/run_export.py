@@ -16,9 +16,9 @@ from cpt_deploy.tasks.exporting import (
     BitAllocation,
     ExportOptions,
     Sensitivity,
-    architecture_name,
     dataset_name,
     shippable,
+    without_folder,
 )
 from cpt_deploy.tasks.interface import Task
 from cpt_deploy.tasks.reporting import Reporter
@@ -99,7 +99,7 @@ class RunExport:
         )
         identity = ModelIdentity(
             name=recipe.name,
-            architecture=architecture_name(recipe.model.name),
+            architecture=without_folder(recipe.model.name),
             task=self.task.name,
             processor=processor,
             facts={

@@ -9,11 +9,11 @@ import torch
 from cpt_deploy.bundle import Preprocessing
 from cpt_deploy.errors import DataError, UsageError
 from cpt_deploy.models.auxiliary_heads import split_auxiliary_heads
-from cpt_deploy.models.catalog import ONNX_PREFIX
 from cpt_deploy.models.pretrained import last_layer, load_pretrained, read_pretrained
 from cpt_deploy.models.torchvision_models import PREFIX, Normalization, published_normalization
 from cpt_deploy.quantization import QuantizedModel
 from cpt_deploy.recipe import Recipe
+from cpt_deploy.registry import ONNX_FILE
 from cpt_deploy.training.loop.setup import build_network, prepare_network
 from cpt_deploy.training.run_directory.run_directory import RunDirectory
 
@@ -51,12 +51,12 @@ def resolve_weights(recipe: Recipe) -> Recipe:
         DataError: If there is no such file, or it does not have the digest of the recipe.
     """
     settings = recipe.model
-    if settings.name.startswith(ONNX_PREFIX):
+    if settings.name.startswith(ONNX_FILE):
         from cpt_deploy.models.onnx_module import digest_of  # onnx takes long to import
 
-        path = Path(settings.name.removeprefix(ONNX_PREFIX)).expanduser().resolve()
+        path = Path(settings.name.removeprefix(ONNX_FILE)).expanduser().resolve()
         args = {"sha256": digest_of(path)} | settings.args
-        settings = settings.model_copy(update={"name": f"{ONNX_PREFIX}{path}", "args": args})
+        settings = settings.model_copy(update={"name": f"{ONNX_FILE}{path}", "args": args})
         recipe = recipe.model_copy(update={"model": settings})
     if settings.weights is None:
         return recipe

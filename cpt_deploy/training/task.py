@@ -4,7 +4,7 @@
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -161,6 +161,15 @@ class TrainingTask(ABC):
     def left_out(self) -> Mapping[str, int]:
         """Number of unused files of the data set, by their type or the reason."""
         return {}
+
+    @property
+    def divided(self) -> bool:
+        """Whether the data had no splits and were divided into training and test samples."""
+        return False
+
+    def doubts(self) -> Sequence[str]:
+        """Return reasons why nothing can be learnt from these data, each with what to do about it."""
+        return ()
 
     def check_processes(self, count: int) -> None:
         """Check that so many processes can train together.

@@ -19,16 +19,18 @@ from cpt_deploy.workflows.dataset_check import check_dataset
 from cpt_deploy.workflows.experiments.grids import TrainedGrid, train_grid
 from cpt_deploy.workflows.experiments.range_test import find_lower_bound, with_lower_bound
 from cpt_deploy.workflows.experiments.sweep import Sweep, sweep_run
-from cpt_deploy.workflows.export import describe_export, export_run
+from cpt_deploy.workflows.export import best_of, describe_export, export_run
 from cpt_deploy.workflows.float_models import FloatModel
 from cpt_deploy.workflows.inspected_files import inspect_model, validate_onnx_file, write_file_report
 from cpt_deploy.workflows.onnx_files import export_float_model
-from cpt_deploy.workflows.origins import find_origin
+from cpt_deploy.workflows.origins import find_origin, own_data
+from cpt_deploy.workflows.places import RUNS, bundle_at, run_at
 from cpt_deploy.workflows.prediction import Classifier, image_classifier
 from cpt_deploy.workflows.server_process import running_server
 from cpt_deploy.workflows.validation import check_bundle, validate_bundle
 
 __all__ = [
+    "RUNS",
     "BundleCheck",
     "Classifier",
     "Evidence",
@@ -42,6 +44,8 @@ __all__ = [
     "TrainedGrid",
     "ValidationOptions",
     "benchmark_bundle",
+    "best_of",
+    "bundle_at",
     "check_bundle",
     "check_dataset",
     "describe_export",
@@ -54,6 +58,8 @@ __all__ = [
     "inspect_model",
     "known_data",
     "known_models",
+    "own_data",
+    "run_at",
     "running_server",
     "sweep_run",
     "train_grid",

@@ -1,10 +1,13 @@
 """Export a run to the bundle that ships."""
 
+import filecmp
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpt_deploy.bundle import Bundle, OnnxRuntimeModel
+from cpt_deploy.recipe import load_recipe, save_recipe
 from cpt_deploy.tasks import SILENT, ExportOptions, ExportSummary, Reporter, task_of_run
 from cpt_deploy.tasks.exporting import weights_in_words
 from cpt_deploy.workflows.experiments.bit_allocation import allocated_bits, calibrate, given_bits
@@ -51,6 +54,47 @@ def export_run(
     note_reduced(export.run.model, bits.weights, reporter)
     calibrate(export, bits, reporter, anew=changed)
     return export.write(destination or run_dir / f"{bits.folder}{options.suffix}", bits)
+
+
+def best_of(run_dir: Path, reporter: Reporter = SILENT) -> Path:
+    """Return a run that ends with the best evaluation of a finished run: the directory `best` in it, made if needed.
+
+    Its model is that of the checkpoint, calibrated and evaluated as at the end of a run.
+
+    Args:
+        run_dir: The finished run.
+        reporter: Receives a message.
+
+    Raises:
+        CheckpointError: If the run is unfinished or damaged.
+        DataError: If its data cannot be read.
+    """
+    from cpt_deploy.training import RunDirectory, RunReport, train
+
+    origin, best = RunDirectory(run_dir), RunDirectory(run_dir / "best")
+    report = RunReport.read(origin.report)
+    recipe = load_recipe(origin.recipe)
+    if recipe.train.final == "best":
+        return run_dir
+    if best.report.is_file() and filecmp.cmp(origin.best, best.best, shallow=False):
+        return best.path
+    shutil.rmtree(best.path, ignore_errors=True)
+    best.last.parent.mkdir(parents=True)
+    copied = (origin.last, origin.best, origin.metrics, origin.tokenizer)
+    for file in filter(Path.is_file, copied):
+        shutil.copyfile(file, best.path / file.relative_to(run_dir))
+    swa = recipe.train.swa.model_copy(update={"enabled": False})
+    settings = recipe.train.model_copy(update={"final": "best", "swa": swa})
+    recipe = recipe.model_copy(update={"train": settings})
+    save_recipe(recipe, best.recipe)
+    chosen = train(recipe, best.path, resume=True)
+    metric, evaluation = chosen.metric, report.best
+    step = "" if evaluation is None else f" of step {evaluation.step:,}"
+    reporter.note(
+        f"calibrated the best checkpoint,{step}: {metric.title} {metric.text(chosen.figure)}, where the last one has "
+        f"{metric.text(report.figure)}"
+    )
+    return best.path
 
 
 def describe_export(bundle: Bundle) -> ExportSummary:

@@ -6,6 +6,7 @@ from pathlib import Path
 from cpt_deploy import readable
 from cpt_deploy.bundle import Bundle
 from cpt_deploy.errors import UsageError
+from cpt_deploy.recipe import load_recipe
 from cpt_deploy.tasks.evidence import Origin
 from cpt_deploy.tasks.exporting import SOURCE_DIGEST, SOURCE_FILE, SOURCE_MODEL, TRAINED_DIGEST
 
@@ -45,6 +46,21 @@ def is_run_of(run_dir: Path, bundle: Bundle) -> bool:
     """Return whether the trained weights of a run are those that a bundle was exported from."""
     weights = run_dir / "model.safetensors"
     return weights.is_file() and bundle.facts.get(TRAINED_DIGEST) == file_digest(weights)
+
+
+def own_data(bundle: Bundle, run: Path | None = None) -> tuple[str, Path | None] | None:
+    """Return name and folder of the data of a bundle's run, or the name in the bundle itself; None if it has none.
+
+    Args:
+        bundle: The bundle.
+        run: Its run, if known; None is the run whose directory contains the bundle.
+    """
+    found = run or find_run(bundle)
+    if found is not None and (found / "recipe.yaml").is_file():
+        data = load_recipe(found / "recipe.yaml").data
+        return data.name, None if data.root is None else Path(data.root)
+    name = bundle.facts.get("dataset")
+    return (name, None) if isinstance(name, str) and ":" not in name else None
 
 
 def file_digest(path: Path) -> str:

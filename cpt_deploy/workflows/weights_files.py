@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cpt_deploy.tasks import ExportOptions, Reporter
-from cpt_deploy.tasks.exporting import MAX_BITS, SOURCE_MODEL, dataset_name
+from cpt_deploy.tasks.exporting import MAX_BITS, SOURCE_MODEL, dataset_name, without_folder
 from cpt_deploy.workflows.experiments.bit_allocation import folder_name
 from cpt_deploy.workflows.export import note_reduced
 from cpt_deploy.workflows.float_models import (
@@ -69,11 +69,12 @@ def export_weights(
     processor = ImageProcessor(preprocessing, labels, options.pixels)
     identity = ModelIdentity(
         name=source.bundle_name,
-        architecture=opened.architecture,
+        architecture=without_folder(opened.architecture),
         task=IMAGE_CLASSIFICATION,
         processor=processor,
         facts={
-            "dataset": dataset_name(source.data), **source.facts(), SOURCE_MODEL: opened.architecture, **facts,
+            "dataset": dataset_name(source.data), **source.facts(), SOURCE_MODEL: without_folder(opened.architecture),
+            **facts,
         },
         calibrated=True,
     )  # fmt: skip

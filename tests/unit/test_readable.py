@@ -1,5 +1,6 @@
 """Numbers as people read them."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,31 @@ def test_paths_below_the_working_directory_are_shown_relative(tmp_path, monkeypa
     assert readable.path(tmp_path / "runs" / "a") == "runs/a"
     assert readable.path(Path("runs/a")) == "runs/a"
     assert readable.path(tmp_path.parent / "elsewhere") == str(tmp_path.parent / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.00305966, "0.00306"),
+        (1.5625, "1.56"),
+        (1, "1"),
+        (0, "0"),
+        (0.5, "0.5"),
+        (163.84, "164"),
+        (64_000.4, "64,000"),
+    ],
+)
+def test_figures_have_three_digits_and_no_exponent(value, text):
+    assert readable.figure(value) == text
+
+
+def test_counted_things_are_singular_or_plural():
+    assert readable.counted(1, "class", "classes") == "1 class"
+    assert readable.counted(1000, "class", "classes") == "1,000 classes"
+    assert readable.counted(2, "step") == "2 steps"
+
+
+def test_arguments_can_be_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert readable.argument(tmp_path / "my photos") == "'my photos'"
+    assert shlex.split(readable.argument(tmp_path / "it's")) == ["it's"]

@@ -32,7 +32,7 @@ def benchmark(
     The models are timed in alternation. The float32 and static models need the trained run and PyTorch; without these,
     only the bundle is measured. Memory is measured in a separate process for each file, at the largest batch.
     """
-    from cpt_deploy.workflows import benchmark_bundle
+    from cpt_deploy.workflows import benchmark_bundle, bundle_at
 
     batches, counts = number_list("--batch", batch), number_list("--threads", threads)
     if plot is not None:
@@ -40,7 +40,7 @@ def benchmark(
 
         check_plot_path(plot)
     report = benchmark_bundle(
-        bundle, batches=batches, threads=counts, run=run, seconds=seconds, provider=provider, reporter=out
+        bundle_at(bundle), batches=batches, threads=counts, run=run, seconds=seconds, provider=provider, reporter=out
     )
     fields = report.to_dict()
     if plot is not None:

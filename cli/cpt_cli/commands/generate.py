@@ -41,6 +41,7 @@ def generate(  # noqa: PLR0913, PLR0917  the options are its parameters
     continuation. The seed is shown, so that any text can be reproduced.
     """
     from cpt_cli.generation import TextOptions, local_text, remote_text
+    from cpt_deploy.workflows import bundle_at
 
     given = words or []
     expected = 1 if url is None else 0
@@ -55,7 +56,7 @@ def generate(  # noqa: PLR0913, PLR0917  the options are its parameters
     if not all(options.stop):
         raise UsageError("Expected --stop to be a string that is not empty")
     if url is None:
-        events = local_text(Path(given[0]), prompt, options, threads=threads)
+        events = local_text(bundle_at(Path(given[0])), prompt, options, threads=threads)
     else:
         events = remote_text(url, prompt, options, key_headers(api_key))
     texts = []

@@ -12,21 +12,24 @@ from cpt_deploy import readable
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="FILE|BUNDLE", help="ONNX file of any tool, or a bundle.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="FILE|BUNDLE|RUN", help="ONNX file of any tool, a bundle, or its run.")
+    ],
 ) -> None:
     """Show what onnxruntime makes of a model on this processor: what runs on integers, what stays in float and why.
 
     Needs no data. Findings say what to change in the tool that wrote the file; they are no errors.
     """
-    from cpt_deploy.workflows import inspect_model
+    from cpt_deploy.workflows import bundle_at, inspect_model
 
+    path = bundle_at(path)
     inspection = inspect_model(path)
     show_inspection(inspection)
     out.result({"path": path, **inspection.to_dict()})
     if inspection.quantized:
-        out.hint(f"cpt validate {readable.path(path)}")
+        out.hint(f"cpt validate {readable.argument(path)}")
     else:
-        out.hint(f"cpt export --from {readable.path(path)} --data inputs.npz")
+        out.hint(f"cpt export --from {readable.argument(path)} --data inputs.npz")
 
 
 COMMAND = Command(

@@ -11,6 +11,7 @@ from cpt_cli.command import Command
 from cpt_cli.output import out
 from cpt_cli.server_key import ApiKeyOption, key_headers
 from cpt_deploy import readable
+from cpt_deploy.bundle.layout import SUMS_FILE
 from cpt_deploy.errors import DataError, ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ def predict(
     paths: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="A bundle, then image files if it takes images. With --url the bundle can be left out.",
+            help="A bundle or its run, then images if it takes them: files, folders of them, or patterns such as "
+            "'photos/*.jpg'. With --url the bundle can be left out.",
             metavar="BUNDLE IMAGE...",
         ),
     ] = None,
@@ -44,10 +46,12 @@ def predict(
     Images are decoded and preprocessed as in the evaluation of training, both here and on the server. A file that is
     not an image is reported, the others are classified, and the exit code is 5.
     """
-    from cpt_cli.prediction import local_predictor, predict_rows, read_rows, remote_predictor
+    from cpt_cli.prediction import image_files, local_predictor, predict_rows, read_rows, remote_predictor
+    from cpt_deploy.workflows import bundle_at
 
     given = paths or []
-    bundle = given[0] if given and (url is None or given[0].is_dir()) else None
+    first = bundle_at(given[0]) if given else None
+    bundle = first if first is not None and (url is None or (first / SUMS_FILE).is_file()) else None
     images = given if bundle is None else given[1:]
     if (bundle is None and url is None) or bool(images) == (inputs is not None):
         raise UsageError(
@@ -55,16 +59,22 @@ def predict(
             + ("both" if images else "no bundle" if bundle is None and url is None else "neither"),
             hint="cpt predict BUNDLE IMAGE...; cpt predict BUNDLE --inputs FILE",
         )
+    images = image_files(images)
     rows = None if inputs is None else read_rows(inputs)
     with ExitStack() as stack:
         if url is not None:
             predictor = stack.enter_context(remote_predictor(url, bundle, top_k=top_k, headers=key_headers(api_key)))
         else:
-            predictor = local_predictor(given[0], top_k=top_k, threads=threads)
+            assert bundle is not None
+            predictor = local_predictor(bundle, top_k=top_k, threads=threads)
         if rows is not None:
             _show_rows(predict_rows(predictor, rows))
             return
-        results = [_classified(path, predictor, alone=len(images) == 1) for path in images]
+        results = []
+        with out.bar("predicting", len(images)) as bar:
+            for path in images:
+                results.append(_classified(path, predictor, alone=len(images) == 1))
+                bar.advance(len(results))
     _show(results)
     out.result({"results": results})
     failures = sum("error" in result for result in results)
@@ -119,7 +129,7 @@ def _written(value: Any) -> str:
 COMMAND = Command(
     predict,
     "cpt predict runs/digits/bundle-8bit digit.png",
-    "cpt predict runs/digits/bundle-8bit *.png --top-k 3 --json",
+    "cpt predict runs/digits photos/ --top-k 3 --json  # the run's bundle; all images in a folder",
     "cpt predict runs/prices/bundle-8bit --inputs houses.csv --json  # rows of tensors",
     "cpt predict --url http://127.0.0.1:8000 digit.png  # on a server",
 )

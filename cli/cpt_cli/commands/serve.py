@@ -22,8 +22,8 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
     bundle: Annotated[
         Path | None,
         typer.Argument(
-            metavar="BUNDLE|FILE|DIRECTORY",
-            help="Bundle that cpt export wrote, any ONNX file, or a directory of NAME/VERSION/ bundles and NAME.onnx.",
+            metavar="BUNDLE|RUN|FILE|DIRECTORY",
+            help="Bundle that cpt export wrote, its run, any ONNX file, or a directory of NAME/VERSION/ and NAME.onnx.",
         ),
     ] = None,
     host: Annotated[
@@ -156,6 +156,7 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
     environment variable, CPT_SERVE_PORT=9000, CPT_SERVE_MAX_BODY_BYTES, ..., or in a YAML file;
     docs/reference/server-settings.md lists them.
     """
+    from cpt_deploy.workflows import bundle_at
     from cpt_serving.repository.model_directory import find_models
     from cpt_serving.server import run
     from cpt_serving.settings import load_settings
@@ -163,7 +164,7 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
     terse = out.quiet or out.json_mode
     settings = load_settings(
         config=config,
-        bundle=bundle,
+        bundle=bundle and bundle_at(bundle),
         host=host,
         port=port,
         grpc_port=grpc_port,

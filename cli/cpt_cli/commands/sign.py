@@ -25,7 +25,9 @@ def sign(
     """
     from cpt_deploy.bundle import Bundle
     from cpt_deploy.bundle.integrity.signatures import sign_bundle
+    from cpt_deploy.workflows import bundle_at
 
+    bundle = bundle_at(bundle)
     opened = Bundle.open(bundle)
     signature = sign_bundle(opened, key)
     files = len(opened.digests) + 1
@@ -33,7 +35,7 @@ def sign(
     if opened.validation is None:
         out.note("the bundle has no evidence; run cpt validate before signing to include it in the signature")
     out.result({"bundle": bundle, "signature": signature, "files": files, "content_sha256": opened.content_sha256})
-    out.hint(f"cpt verify {readable.path(bundle)} --key PUBLIC_KEY")
+    out.hint(f"cpt verify {readable.argument(bundle)} --key PUBLIC_KEY")
 
 
 COMMAND = Command(sign, "cpt sign my-bundle --key release.key")

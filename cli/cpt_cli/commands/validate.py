@@ -1,5 +1,6 @@
 """`cpt validate`: measure a bundle and decide whether it may be served."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -9,23 +10,29 @@ from cpt_cli.command import Command, ProviderOption
 from cpt_cli.output import out
 from cpt_cli.shown.validation import require_passed, show_evidence
 from cpt_deploy import readable
-from cpt_deploy.errors import UsageError, ValidationFailedError
+from cpt_deploy.errors import MissingDataError, UsageError, ValidationFailedError
 
 
 def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
     bundle: Annotated[
         Path,
         typer.Argument(
-            metavar="BUNDLE|FILE", help="Bundle that cpt export wrote, or a quantized ONNX file of any other tool."
+            metavar="BUNDLE|RUN|FILE",
+            help="Bundle that cpt export wrote, its run, or a quantized ONNX file of any other tool.",
         ),
     ],
     data: Annotated[
         str | None,
         typer.Option(
             help="Data set to measure on, by name, path or import path; a file inputs.npz for models of tensors. "
-            "Without it, only the golden sample of a bundle is checked, and a file runs on random inputs."
+            "Without it an ONNX file runs on random inputs.",
+            show_default="that of the run or bundle",
         ),
     ] = None,
+    no_data: Annotated[
+        bool,
+        typer.Option("--no-data", help="Check only checksums, constants and the golden sample, which need no data."),
+    ] = False,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
     run: Annotated[
         Path | None, typer.Option(help="Run to compare with.", show_default="the run that contains the bundle")
@@ -83,7 +90,7 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
     An ONNX file of another tool is compared operator by operator with exact arithmetic, and with onnxruntime's
     optimizations off, which stands for other runtimes. Its evidence is written beside it.
     """
-    from cpt_deploy.workflows import ValidationOptions, validate_bundle
+    from cpt_deploy.workflows import ValidationOptions, bundle_at, validate_bundle
 
     if bundle.is_file():
         only_bundles = {
@@ -99,6 +106,12 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
     if float_source is not None:
         raise UsageError("Expected --float with an ONNX file, but got a bundle", hint="--from names its float model")
 
+    bundle = bundle_at(bundle)
+    if no_data and data is not None:
+        raise UsageError("Expected either --data or --no-data, but got both")
+    own = None if no_data or data is not None else _own_data(bundle, run)
+    if own is not None:
+        data, data_dir = own[0], data_dir or own[1]
     if data is None:
         only_with_data = {
             "--run": run, "--from": source, "--limit": limit, "--max-drop": max_drop, "--data-dir": data_dir,
@@ -107,7 +120,7 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
         for option, value in only_with_data.items():
             if value is not None:
                 raise UsageError(f"Expected --data with {option}, but got none", hint="name the data set to measure on")
-        _check_alone(bundle, provider, require_exact=require_exact)
+        _check_alone(bundle, provider, require_exact=require_exact, no_data=no_data)
         return
     options = ValidationOptions(
         data,
@@ -121,13 +134,20 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
         provider=provider,
         page=html,
     )
-    evidence = validate_bundle(bundle, options, reporter=out)
+    try:
+        evidence = validate_bundle(bundle, options, reporter=out)
+    except MissingDataError as error:
+        if own is None:
+            raise
+        out.warning(f"the metric is not measured, since its data are not here; --data names others. {error.message}")
+        _check_alone(bundle, provider, require_exact=require_exact, no_data=no_data)
+        return
     show_evidence(evidence)
     if evidence.page is not None:
         out.note(f"evidence: {readable.path(evidence.page)}")
     out.result({**evidence.content, "bundle": bundle})
     require_passed(evidence)
-    out.hint(f"cpt serve {readable.path(bundle)}")
+    out.hint(f"cpt serve {readable.argument(bundle)}")
 
 
 def _validate_file(path: Path, data: str | None, source: Path | None, limit: int | None, page: Path | None) -> None:
@@ -142,12 +162,19 @@ def _validate_file(path: Path, data: str | None, source: Path | None, limit: int
     out.result({**report.to_dict(), "file": path, "page": page})
     if not report.passed:
         raise ValidationFailedError("; ".join(report.reasons))
-    out.hint(f"cpt serve {readable.path(path)}")
+    out.hint(f"cpt serve {readable.argument(path)}")
 
 
-def _check_alone(bundle: Path, provider: str, *, require_exact: bool | None) -> None:
-    """Check a bundle without data."""
+def _own_data(bundle: Path, run: Path | None) -> tuple[str, Path | None] | None:
+    """Return the data of a bundle's run or of the bundle; None if it has none, or without PyTorch, which reads them."""
     from cpt_deploy.bundle import Bundle
+    from cpt_deploy.workflows import own_data
+
+    return own_data(Bundle.open(bundle, verify=False), run) if find_spec("torch") else None
+
+
+def _check_alone(bundle: Path, provider: str, *, require_exact: bool | None, no_data: bool) -> None:
+    """Check a bundle without data."""
     from cpt_deploy.workflows import check_bundle
 
     check = check_bundle(bundle, provider=provider, require_exact=require_exact)
@@ -157,18 +184,17 @@ def _check_alone(bundle: Path, provider: str, *, require_exact: bool | None) -> 
     out.result({"passed": check.passed, "bundle": bundle, **check.content})
     if not check.passed:
         raise ValidationFailedError(
-            "; ".join(check.reasons), hint=f"to find where: cpt validate {readable.path(bundle)} --data NAME"
+            "; ".join(check.reasons), hint=f"to find where: cpt validate {readable.argument(bundle)} --data NAME"
         )
-    dataset = Bundle.open(bundle, verify=False).facts.get("dataset", "NAME")
-    out.hint(f"cpt validate {readable.path(bundle)} --data {dataset}")
+    out.hint(f"cpt validate {readable.argument(bundle)}" + ("" if no_data else " --data NAME"))
 
 
 COMMAND = Command(
     validate,
-    "cpt validate runs/digits/bundle-8bit --data digits",
+    "cpt validate runs/digits/bundle-8bit  # on the test data of its run",
     "cpt validate my-bundle --data fashion-mnist --run runs/fashion --max-drop 1  # at most 1 point lost",
     "cpt validate my-bundle --data digits --html evidence.html  # a copy of the page in the bundle",
     "cpt validate my-bundle --data digits --provider cuda  # with onnxruntime-gpu",
     "cpt validate quantized.onnx --data inputs.npz --float model.onnx  # of any tool; arrays by input name",
-    "cpt validate my-bundle  # checksums, constants and golden sample only: needs neither data nor torch",
+    "cpt validate my-bundle --no-data  # checksums, constants and golden sample only: needs neither data nor torch",
 )

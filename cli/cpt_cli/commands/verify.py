@@ -20,13 +20,15 @@ def verify(
     """
     from cpt_deploy.bundle import Bundle
     from cpt_deploy.bundle.integrity.signatures import public_keys, require_signature
+    from cpt_deploy.workflows import bundle_at
 
     keys = public_keys(key)
+    bundle = bundle_at(bundle)
     opened = Bundle.open(bundle)
     fitting = require_signature(opened, keys)
     out.line(f"{readable.path(bundle)} is as it was signed with the key of {readable.path(fitting)}")
     out.result({"bundle": bundle, "key": fitting, "content_sha256": opened.content_sha256})
-    out.hint(f"cpt serve {readable.path(bundle)} --require-signature {readable.path(key)}")
+    out.hint(f"cpt serve {readable.argument(bundle)} --require-signature {readable.argument(key)}")
 
 
 COMMAND = Command(

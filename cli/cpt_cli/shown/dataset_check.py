@@ -25,7 +25,9 @@ def show_dataset_check(name: str, root: Path | None) -> None:
     findings = check_dataset(name, root, reporter=out)
     classes = dict.fromkeys(label for split in findings.splits for label in split.counts)
     sizes: dict[str, object] = {
-        split.split: f"{split.images:,} images, {len(split.counts)} classes" for split in findings.splits
+        split.split: f"{readable.counted(split.images, 'image')}, "
+        f"{readable.counted(len(split.counts), 'class', 'classes')}"
+        for split in findings.splits
     }
     out.fields(name, sizes)
     out.table(

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from cpt_deploy.training import RunReport
 
 
-def show_dry_run(recipe: "Recipe", directory: Path) -> None:
-    """Print the plan of a run."""
+def show_dry_run(recipe: "Recipe", directory: Path, *, doubts: bool = True) -> None:
+    """Print the plan of a run, and what makes it doubtful."""
     from cpt_deploy.training import plan_run
 
     plan = plan_run(recipe, directory)
-    show_plan(plan)
+    show_plan(plan, doubts=doubts)
     out.note("dry run: nothing was written")
     out.result(
         {
@@ -31,17 +31,21 @@ def show_dry_run(recipe: "Recipe", directory: Path) -> None:
             "relative_cost": plan.relative_cost,
             "pretrained": plan.pretrained,
             "left_out": plan.left_out,
+            "divided": plan.divided,
+            "doubts": plan.doubts,
             "recipe": plan.recipe.model_dump(mode="json"),
         }
     )
 
 
-def run_training(recipe: "Recipe", directory: Path, *, resume: bool = False, profile_steps: int = 0) -> "RunReport":
+def run_training(
+    recipe: "Recipe", directory: Path, *, resume: bool = False, profile_steps: int = 0, doubts: bool = True
+) -> "RunReport":
     """Train, show the progress and the result, and return the report."""
     from cpt_deploy.training import train as train_run
 
     finished_before = resume and (directory / "report.json").is_file()
-    with TrainingProgress() as progress:
+    with TrainingProgress(doubts=doubts) as progress:
         report = train_run(recipe, directory, resume=resume, reporter=progress, profile_steps=profile_steps)
     if finished_before:
         out.note(f"the run in {readable.path(directory)} was finished already")
@@ -53,11 +57,12 @@ def show_trained(report: "RunReport", directory: Path) -> None:
     """Print the result of a run, and the files in its directory."""
     files = files_bytes(directory)
     max_bits, cost = report.bits["max_bits"], report.cost
+    saved = readable.share(cost["saving"])
     out.fields(
         f"Trained {report.name}",
         {
             **_describe_result(report),
-            "cost": f"{cost['gbitops']:,.0f} GBitOPs, {readable.share(cost['saving'])} below static {max_bits} bits",
+            "cost": f"{readable.figure(cost['gbitops'])} GBitOPs, {saved} below static {max_bits} bits",
             "time": _describe_time(report),
             "run": readable.path(directory),
             "files": ", ".join(f"{name} ({readable.size(size)})" for name, size in files.items()),

@@ -20,9 +20,14 @@ SLOW_LOADING = 0.2
 
 
 class TrainingProgress:
-    """The `cpt_deploy.training.TrainReporter` that shows a run through `out`."""
+    """The `cpt_deploy.training.TrainReporter` that shows a run through `out`.
 
-    def __init__(self) -> None:
+    Args:
+        doubts: Whether to say what makes the plan doubtful.
+    """
+
+    def __init__(self, *, doubts: bool = True) -> None:
+        self._doubts = doubts
         self._stack = ExitStack()
         self._bar: Bar | None = None
         self._steps_per_epoch = 1
@@ -41,7 +46,7 @@ class TrainingProgress:
 
     def start(self, plan: "TrainPlan") -> None:
         """Show the plan and the bar."""
-        show_plan(plan)
+        show_plan(plan, doubts=self._doubts and not plan.first_step)
         self._steps_per_epoch = plan.steps_per_epoch
         self._epochs = plan.total_steps / plan.steps_per_epoch
         self._workers, self._unit = plan.workers, plan.unit
@@ -59,7 +64,7 @@ class TrainingProgress:
             tested = [self._last_result] if self._last_result else []
             self._bar.advance(progress.step, progress.total_steps, detail="  ".join([*figures, *tested]))
         if progress.step % self._steps_per_epoch == 0 or progress.step == progress.total_steps:
-            epoch = f"epoch {progress.step / self._steps_per_epoch:g}/{self._epochs:g}"
+            epoch = f"epoch {readable.figure(progress.step / self._steps_per_epoch)}/{readable.figure(self._epochs)}"
             self._line = "  ".join([epoch, *figures])
 
     def evaluated(self, evaluation: "Evaluation") -> None:
@@ -112,12 +117,14 @@ def _figures(progress: "StepProgress", unit: str) -> list[str]:
     return figures
 
 
-def show_plan(plan: "TrainPlan") -> None:
-    """Print the plan of a run."""
+def show_plan(plan: "TrainPlan", *, doubts: bool = True) -> None:
+    """Print the plan of a run, and what makes it doubtful."""
     recipe = plan.recipe
-    epochs = plan.total_steps / plan.steps_per_epoch
+    epochs = readable.figure(plan.total_steps / plan.steps_per_epoch)
+    length = f"{epochs} {'epoch' if epochs == '1' else 'epochs'}"
     parameters, macs = readable.count(plan.parameters), readable.count(plan.macs)
-    kinds = f", {plan.classes:,} classes" if plan.classes else ""
+    kinds = f", {readable.counted(plan.classes, 'class', 'classes')}" if plan.classes else ""
+    kinds += "; it has no splits: a fifth of each class is held out for testing" if plan.divided else ""
     samples = f"{plan.train_images:,} {plan.unit} to train and {plan.test_images:,} to test"
     out.fields(
         f"Training {recipe.name}",
@@ -128,7 +135,7 @@ def show_plan(plan: "TrainPlan") -> None:
             **({} if plan.conversion is None else {"computes on": plan.conversion.in_words}),
             "data": f"{recipe.data.name}, {samples}{kinds}",
             **({} if not plan.left_out else {"files left out": describe_left_out(plan.left_out)}),
-            "steps": f"{plan.total_steps:,} ({epochs:g} epochs of batches of {recipe.train.batch_size})",
+            "steps": f"{plan.total_steps:,} ({length} of batches of {recipe.train.batch_size})",
             "precision": _describe_precision(plan),
             "cost": _describe_cost(plan),
             "device": plan.device if plan.processes == 1 else f"{plan.processes} processes, first on {plan.device}",
@@ -136,6 +143,9 @@ def show_plan(plan: "TrainPlan") -> None:
             "run": readable.path(plan.run_dir),
         },
     )
+    if doubts:
+        for doubt in plan.doubts:
+            out.warning(doubt)
     if plan.pretrained is not None and plan.pretrained.published_input is not None:
         mean, std = (f"[{','.join(f'{value:g}' for value in values)}]" for values in plan.pretrained.published_input)
         out.warning(
@@ -153,7 +163,8 @@ def describe_pretrained(pretrained: "Pretrained") -> str:
     """Return one line with the pretrained weights of a run, and the layers left at their initialisation."""
     taken = f"{pretrained.tensors} tensors of {readable.path(Path(pretrained.file))}, SHA-256 {pretrained.sha256[:12]}…"
     if pretrained.fresh:
-        taken += f"; {' and '.join(pretrained.fresh)} fresh: the file's have {pretrained.classes:,} classes"
+        classes = readable.counted(pretrained.classes or 0, "class", "classes")
+        taken += f"; {' and '.join(pretrained.fresh)} fresh: the file's have {classes}"
     else:
         taken += ", the last layer's too"
     if pretrained.left_out:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from cpt_deploy import readable
 from cpt_deploy.bundle.formatting import json_bytes
 from cpt_deploy.bundle.layout import CONFIG_FILE, LABELS_FILE, PREPROCESSOR_FILE
 from cpt_deploy.bundle.processors.descriptions import PIXELS, described_ends, described_preprocessing
@@ -150,7 +151,7 @@ class ImageProcessor:
         more = len(self.labels) - _SHOWN_LABELS
         normalised = f"mean {list(self.preprocessing.mean)}, standard deviation {list(self.preprocessing.std)}"
         return CardText(
-            f"An image classifier with {len(self.labels)} classes",
+            f"An image classifier with {readable.counted(len(self.labels), 'class', 'classes')}",
             ("cpt predict . image.png      # here", "cpt serve .                  # over HTTP"),
             f"`{PREPROCESSOR_FILE}` describes how an image becomes the model's input.",
             {"normalised with": normalised, "classes": shown + (f" and {more} more" if more > 0 else "")},

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Literal
 
 from cpt_deploy.data.places import candidate_folders
-from cpt_deploy.errors import DataError
+from cpt_deploy.errors import DataError, MissingDataError
+from cpt_deploy.recipe.smoke import MADE_UP
 from cpt_deploy.registry import Registry
 
 TextSplit = Literal["train", "valid", "test"]
 SPLITS: tuple[TextSplit, ...] = ("train", "valid", "test")
 TEXT_SUFFIXES = (".txt", ".tokens", ".raw")
+_MADE_UP_WORDS = 2000
 HELD_OUT = 0.05
 """Share of a single-file text that is held out for validation, and again for testing: its end, the test text last."""
 
@@ -85,12 +87,26 @@ class Corpus:
         return text
 
 
+@dataclass(frozen=True)
+class MadeUpCorpus(Corpus):
+    """A text with as many different words as the corpus whose name it has after `MADE_UP`, for smoke runs."""
+
+    def text(self, split: TextSplit) -> str:
+        """Return the text of a split: in training every word once."""
+        known = self.name.removeprefix(MADE_UP)
+        types = corpora.get(known).types if known in corpora else 0
+        count = (types or _MADE_UP_WORDS) - 2  # a vocabulary also has the end of a line and <unk>
+        words = ["<unk>", *(f"w{number}" for number in range(count if split == "train" else _MADE_UP_WORDS // 2))]
+        return "".join(" ".join(words[start : start + 20]) + "\n" for start in range(0, len(words), 20))
+
+
 corpora: Registry[CorpusInfo] = Registry("corpus")
 """The corpora that a recipe can name; others are given by path."""
 
 
 def is_corpus(name_or_path: str) -> bool:
     """Return whether a name means text and not images: a known corpus, a text file, or a folder of text files."""
+    name_or_path = name_or_path.removeprefix(MADE_UP)
     if name_or_path in corpora:
         return True
     path = Path(name_or_path).expanduser()
@@ -111,19 +127,21 @@ def load_corpus(name_or_path: str | Path, root: Path | None = None) -> Corpus:
         DataError: If files are missing; the message names the files and the folder.
     """
     name = str(name_or_path)
+    if name.startswith(MADE_UP):
+        return MadeUpCorpus(name, {})
     if name not in corpora:
         path = Path(name).expanduser()
         if path.is_file():
             return Corpus(name, dict.fromkeys(SPLITS, path))
         if not path.is_dir():
-            raise DataError(f"Expected a text file or a folder of them at {name}, but found nothing there")
+            raise MissingDataError(f"Expected a text file or a folder of them at {name}, but found nothing there")
         return Corpus(name, _files_of(name, path, hint="name them train.txt, valid.txt and test.txt"))
     info = corpora.get(name)
     folders = candidate_folders(name, root)
     found = next((folder for folder in folders if folder.is_dir() and _text_files(folder)), None)
     if found is None:
         places = " or ".join(str(folder) for folder in folders[:2])
-        raise DataError(f"Expected corpus {name} in {places}, but it is not there", hint=info.obtain)
+        raise MissingDataError(f"Expected corpus {name} in {places}, but it is not there", hint=info.obtain)
     return Corpus(name, _files_of(name, found, hint=info.obtain))
 
 

@@ -4,9 +4,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cpt_deploy import readable
 from cpt_deploy.data import WHOLE, ArrayImages, FileImages, Share, eval_loader, training_stream
 from cpt_deploy.metric import ACCURACY
 from cpt_deploy.quantization import QuantizedModel, ScheduledModel
@@ -17,6 +19,7 @@ from cpt_deploy.training.evaluation import evaluate
 from cpt_deploy.training.fine_tuning import Pretrained, build_pretrained, resolve_weights
 from cpt_deploy.training.loop.inputs import calibration_inputs
 from cpt_deploy.training.loop.setup import RunData, build_cpt_model, load_data
+from cpt_deploy.training.reporting.plan_doubts import dropped_samples
 from cpt_deploy.training.reporting.reports import Evaluation
 from cpt_deploy.training.task import StepOutcome, Stop, TrainingTask
 
@@ -73,6 +76,25 @@ class Classification(TrainingTask):
             if isinstance(images, FileImages):
                 counts.update({**images.left_out, **({"unreadable": len(images.skipped)} if images.skipped else {})})
         return dict(counts.most_common())
+
+    @property
+    def divided(self) -> bool:
+        """See `TrainingTask`."""
+        return isinstance(self.data.test, FileImages) and self.data.test.divided
+
+    def doubts(self) -> list[str]:
+        """See `TrainingTask`."""
+        train = self.data.train
+        found = [dropped_samples(len(train), self.recipe.train.batch_size)]
+        seen = len(np.unique(train.labels))
+        if seen == 1:
+            found.append("all training images are of one class, which leaves nothing to tell apart")
+        elif seen < len(train.classes):
+            missing = [name for label, name in enumerate(train.classes) if label not in train.labels]
+            found.append(
+                f"{readable.counted(len(missing), 'class', 'classes')} without training images, such as {missing[0]}"
+            )
+        return [doubt for doubt in found if doubt is not None]
 
     def build_model(self) -> QuantizedModel:
         """Build the model, with the initial weights of the recipe, see `TrainingTask`."""

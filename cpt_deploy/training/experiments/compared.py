@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cpt_deploy import readable
 from cpt_deploy.errors import CheckpointError, UsageError
 from cpt_deploy.metric import Metric
 from cpt_deploy.recipe import Recipe, load_recipe
@@ -121,7 +122,7 @@ def read_finished_run(run_dir: Path) -> FinishedRun:
         what = "an unfinished run" if recipe_path.is_file() else "no run"
         raise CheckpointError(
             f"Expected a finished run in {run_dir}, but got {what}",
-            hint=f"cpt train --resume {run_dir} finishes it" if recipe_path.is_file() else None,
+            hint=f"cpt train --resume {readable.argument(run_dir)} finishes it" if recipe_path.is_file() else None,
         )
     return FinishedRun(run_dir, load_recipe(recipe_path), RunReport.read(directory.report))
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save
 
 import cpt_deploy
+from cpt_deploy import readable
 from cpt_deploy.errors import RunInterruptedError
 from cpt_deploy.precision import share_of_steps
 from cpt_deploy.report import plot_curves
@@ -18,6 +19,7 @@ from cpt_deploy.training.loop.progress import Stopwatch
 from cpt_deploy.training.loop.run import Run
 from cpt_deploy.training.loop.setup import RunObjects
 from cpt_deploy.training.reporting.reports import RunReport
+from cpt_deploy.training.run_directory.checkpoints import read_checkpoint
 from cpt_deploy.training.run_directory.files import disk_errors, write_atomically
 from cpt_deploy.training.run_directory.metrics_log import evaluation_columns
 from cpt_deploy.training.task import Final
@@ -35,6 +37,8 @@ def finish(run: Run) -> RunReport:
     settings = task.recipe.train
     if objects.averaged is not None:
         _take_average(objects)
+    if settings.final == "best":
+        _take_best(run)
     if settings.calibration_batches:
         _calibrate(run)
     calibration_seconds = watch.lap()
@@ -92,6 +96,18 @@ def _take_average(objects: RunObjects) -> None:
             parameter.copy_(average)
 
 
+def _take_best(run: Run) -> None:
+    """Replace the weights by those of the best evaluation.
+
+    Raises:
+        CheckpointError: If their checkpoint is damaged.
+    """
+    best = run.process_group.from_main(lambda: read_checkpoint(run.directory.best))
+    prefix = "model."
+    state = {name.removeprefix(prefix): tensor for name, tensor in best.tensors.items() if name.startswith(prefix)}
+    run.objects.model.load_state_dict(state)
+
+
 def _calibrate(run: Run) -> None:
     """Calibrate the model on training batches.
 
@@ -109,7 +125,7 @@ def _raise_if_interrupted(run: Run) -> None:
     raise RunInterruptedError(
         f"Stopped after the last step, before the model was calibrated; the state is saved in {run.directory.last}",
         signal_number=number,
-        hint=f"finish it: cpt train --resume {run.directory.path}",
+        hint=f"finish it: cpt train --resume {readable.argument(run.directory.path)}",
     )
 
 

@@ -55,4 +55,6 @@ def _decay(settings: LearningRateSettings, progress: float) -> float:
 def _warmup(settings: LearningRateSettings, step: int) -> float:
     if step >= settings.warmup_steps:
         return 1.0
+    if settings.warmup == "constant":
+        return settings.warmup_factor
     return settings.warmup_factor + (1.0 - settings.warmup_factor) * step / settings.warmup_steps

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cpt_deploy import readable
 from cpt_deploy.errors import RunInterruptedError, TrainingDivergedError
 from cpt_deploy.metric import perplexity_of
 from cpt_deploy.recipe import interval_steps
@@ -128,7 +129,7 @@ class TrainingLoop:
         if self.profiler is not None:
             self.profiler.step()
         averaged = self.objects.averaged
-        if averaged is not None and step >= settings.swa.start * self.total and (step % self.per_epoch == 0 or last):
+        if averaged is not None and step >= settings.swa.start * self.total and (self._due(settings.swa.every) or last):
             averaged.update_parameters(self.objects.model)
         if step % settings.steps_per_row(self.total) == 0 or last:
             self._log_row()
@@ -144,7 +145,7 @@ class TrainingLoop:
             raise RunInterruptedError(
                 f"Stopped after step {step} of {self.total}; the state is saved in {self.directory.last}",
                 signal_number=self.signal,
-                hint=f"continue: cpt train --resume {self.directory.path}",
+                hint=f"continue: cpt train --resume {readable.argument(self.directory.path)}",
             )
 
     def _evaluate(self) -> None:
@@ -185,8 +186,8 @@ class TrainingLoop:
             }
             checkpoint = capture(self.objects.model, self.objects.optimizer, self.objects.averaged, state, carried)
             path = self.directory.best if best else self.directory.last
-            hint = f"free some space, then: cpt train --resume {self.directory.path}; "
-            write_checkpoint(path, checkpoint, hint=hint + "the last good checkpoint is untouched")
+            hint = f"free some space, then: cpt train --resume {readable.argument(self.directory.path)}; "
+            write_checkpoint(path, checkpoint, hint=hint + self.directory.kept)
         self.watch.lap()
 
     def _read_losses(self) -> None:
@@ -197,11 +198,10 @@ class TrainingLoop:
             self.signal = self.signal or int(self.told_signal) or None
 
     def _diverged(self, step: int, found: str) -> TrainingDivergedError:
-        at, last = self._position(step), self.directory.last
-        kept = f"the last good checkpoint is {last}" if last.is_file() else "there is no checkpoint yet"
+        at = self._position(step)
         return TrainingDivergedError(
             f"Expected a finite loss, but got {found} at step {at.step} of {self.total}, "
-            f"at {at.bits} bits forward and {at.grad_bits} backward; {kept}",
+            f"at {at.bits} bits forward and {at.grad_bits} backward; {self.directory.kept}",
             hint="lower optimizer.lr, add lr.warmup_steps, set train.grad_clip, or raise precision.min_bits",
         )
 

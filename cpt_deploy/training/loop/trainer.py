@@ -3,6 +3,7 @@
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
+from cpt_deploy import readable
 from cpt_deploy.errors import ProcessLostError, RunInterruptedError, TrainingDivergedError
 from cpt_deploy.precision import AdaptiveSchedule, BitOpsMeter
 from cpt_deploy.recipe import Recipe, interval_steps
@@ -23,6 +24,7 @@ from cpt_deploy.training.loop.progress import RunProgress
 from cpt_deploy.training.loop.randomness import seeded
 from cpt_deploy.training.loop.run import Run
 from cpt_deploy.training.loop.setup import RunObjects, build_objects
+from cpt_deploy.training.reporting.plan_doubts import doubts_of
 from cpt_deploy.training.reporting.profiling import StepProfiler
 from cpt_deploy.training.reporting.reports import RunReport, SilentReporter, TrainPlan, TrainReporter
 from cpt_deploy.training.reporting.step_costs import StepCosts
@@ -130,12 +132,10 @@ def _carried_out(run: Run, profile_steps: int) -> RunReport:
     except RuntimeError as error:
         if not is_lost_connection(error):
             raise
-        last = run.directory.last
-        kept = f"the last good checkpoint is {last}" if last.is_file() else "there is no checkpoint yet"
         raise ProcessLostError(
             f"Expected all {run.process_group.count} processes to continue, but the connection to one was lost after "
-            f"step {run.progress.step} of {run.task.total_steps}; {kept}",
-            hint=f"continue with any number of processes: cpt train --resume {run.directory.path}",
+            f"step {run.progress.step} of {run.task.total_steps}; {run.directory.kept}",
+            hint=f"continue with any number of processes: cpt train --resume {readable.argument(run.directory.path)}",
         ) from error
 
 
@@ -227,6 +227,8 @@ def _plan(
         held_out=task.held_out,
         pretrained=task.pretrained,
         left_out=task.left_out,
+        divided=task.divided,
+        doubts=doubts_of(task, objects),
         conversion=objects.model.conversion,
     )
 

@@ -1,11 +1,12 @@
 """Plan, step progress, evaluations and final report of a run, and the reporter interface that receives them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from cpt_deploy import readable
 from cpt_deploy.errors import CheckpointError
 from cpt_deploy.metric import ACCURACY, Metric
 from cpt_deploy.recipe import Recipe
@@ -42,6 +43,8 @@ class TrainPlan:
         held_out: Name of the split that evaluations during training are on.
         pretrained: The pretrained weights; `None` if training starts from random weights.
         left_out: Number of unused files in the data set, by their type or the reason.
+        divided: Whether the data had no splits and were divided into training and test samples.
+        doubts: Reasons why the run may teach nothing, each with the setting that changes it.
         conversion: How the network was converted, and why.
         relative_cost: BitOPs of the scheduled layers relative to static precision at max_bits; `None` if a schedule
             depends on the loss.
@@ -67,6 +70,8 @@ class TrainPlan:
     held_out: str = "test"
     pretrained: "Pretrained | None" = None
     left_out: Mapping[str, int] = field(default_factory=dict)
+    divided: bool = False
+    doubts: Sequence[str] = ()
     conversion: "Conversion | None" = None
 
 
@@ -206,7 +211,7 @@ class RunReport:
         except FileNotFoundError as error:
             raise CheckpointError(
                 f"Expected the report of a finished run at {path}, but found none",
-                hint=f"finish the run first: cpt train --resume {path.parent}",
+                hint=f"finish the run first: cpt train --resume {readable.argument(path.parent)}",
             ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"Expected a whole report at {path}, but got: {error!r}") from error

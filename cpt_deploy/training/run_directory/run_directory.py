@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from cpt_deploy import readable
 from cpt_deploy.bundle.processors.tokenization import FILE_NAME
 from cpt_deploy.errors import CheckpointError, UsageError
 from cpt_deploy.recipe import Recipe, load_recipe, save_recipe
+from cpt_deploy.recipe.tasks import IMAGE_CLASSIFICATION, task_name
 from cpt_deploy.training.run_directory.files import disk_errors
 
 _MAY_CHANGE = {("model", "weights"), ("data", "root"), ("data", "workers"), ("data", "cache_mb"), ("train", "device")}
@@ -40,6 +42,11 @@ class RunDirectory:
         self.lock = path / "run.lock"
         self.last, self.best = (path / "checkpoints" / f"{name}.safetensors" for name in ("last", "best"))
 
+    @property
+    def kept(self) -> str:
+        """What is left of the run if it stops now, as part of a sentence."""
+        return f"the last good checkpoint is {self.last}" if self.last.is_file() else "there is no checkpoint yet"
+
     def create(self) -> None:
         """Create the directory, or accept an empty one.
 
@@ -51,7 +58,7 @@ class RunDirectory:
             if self.path.exists() and (not self.path.is_dir() or set(self.path.iterdir()) - {self.lock}):
                 raise UsageError(
                     f"Expected a new directory for the run, but {self.path} exists and is not empty",
-                    hint=f"continue it: cpt train --resume {self.path}; or name another directory",
+                    hint=f"continue it: cpt train --resume {readable.argument(self.path)}; or name another directory",
                 )
             self.path.mkdir(parents=True, exist_ok=True)
 
@@ -85,8 +92,24 @@ class RunDirectory:
             raise UsageError(
                 f"Expected the settings that the run in {self.path} began with, but these differ: "
                 + "; ".join(differences),
-                hint="begin a new run to change them",
+                hint=self._other_run(recipe, differences),
             )
+
+    def _other_run(self, given: Recipe, differences: list[str]) -> str:
+        """Return how to begin a run with other settings; one of another length can begin with this one's weights."""
+        longer = any(line.startswith(("train.epochs ", "train.steps ")) for line in differences)
+        if not longer or not self.report.is_file():
+            return "begin a new run to change them"
+        if task_name(given.data.task, given.data.name) != IMAGE_CLASSIFICATION:
+            return "schedules depend on the length: begin a new run"
+        length = f"epochs={given.train.epochs}" if given.train.steps is None else f"steps={given.train.steps}"
+        begin = f"model.weights={readable.argument(self.path)}"
+        if given.model.weights_sha256 is not None:
+            begin += " model.weights_sha256=null"
+        return (
+            "schedules depend on the length, so train further in a new run that begins with this one's weights: "
+            f"cpt train {readable.argument(self.recipe)} train.{length} {begin}"
+        )
 
 
 def _differences(begun: Any, given: Any, key: tuple[str, ...]) -> list[str]:

@@ -78,8 +78,8 @@ def test_all_faults_of_a_folder_are_found_at_once(photos):
     assert len(findings.errors) == 5
 
 
-def test_a_folder_without_splits_is_an_error(tmp_path):
-    with pytest.raises(DataError, match="Expected folders train and val"):
+def test_a_folder_without_classes_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="Expected a folder per class, or folders train and val"):
         inspect_folder(tmp_path)
 
 

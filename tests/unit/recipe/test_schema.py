@@ -7,7 +7,7 @@ from cpt_deploy.precision import relative_cost
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.recipe.fields import interval_steps
 from cpt_deploy.recipe.precision import PrecisionSettings
-from cpt_deploy.recipe.schema import TrainSettings
+from cpt_deploy.recipe.schema import DataSettings, InputSettings, ModelSettings, SwaSettings, TrainSettings
 
 
 def test_default_recipe_is_complete():
@@ -48,6 +48,39 @@ def test_bare_number_is_an_interval_in_epochs():
 
     assert interval_steps(train.eval_every, 50) == 100
     assert train.checkpoint_every == "1 epoch"
+
+
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [(64, (64, 64)), ("64", (64, 64)), ("224x160", (224, 160)), ("32X24", (32, 24)), ([8, 9], (8, 9)), (None, None)],
+)
+def test_size_is_one_number_or_two(given, size):
+    assert InputSettings(size=given).size == size
+
+
+@pytest.mark.parametrize("given", [0, "0x4", "axb", "1x2x3", -4, True, 2.5, [1]])
+def test_what_is_no_size_is_refused(given):
+    with pytest.raises(ValidationError):
+        InputSettings(size=given)
+
+
+def test_augmentation_without_parameters_is_its_name():
+    settings = DataSettings(augment=["randaugment", {"name": "hflip", "p": 0.3}])
+
+    assert [(step.name, step.parameters) for step in settings.augment] == [("randaugment", {}), ("hflip", {"p": 0.3})]
+
+
+def test_file_of_own_code_is_found_from_other_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    assert ModelSettings(name="nets/my net.py:build").name == f"{tmp_path}/nets/my net.py:build"
+    assert ModelSettings(name="package.module:build").name == "package.module:build"
+    assert ModelSettings(name="torchvision/resnet18").name == "torchvision/resnet18"
+
+
+def test_average_of_weights_is_not_the_best_state():
+    with pytest.raises(ValidationError, match="with swa"):
+        TrainSettings(final="best", swa=SwaSettings(enabled=True))
 
 
 def test_length_is_in_steps_or_epochs():

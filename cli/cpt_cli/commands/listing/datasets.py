@@ -35,8 +35,9 @@ def datasets(
     """List the known data sets and texts, and which of them are on this machine.
 
     They are searched in data.root of the recipe, in $CPT_DATA_DIR/NAME and in the user's cache. Any folder with
-    train/CLASS/*.jpg and val/CLASS/*.jpg, any .npz file, and any text file or folder of train, valid and test text can
-    be given by its path instead, and your own data set by its import path, data.name=package.module:factory.
+    train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg, of which a fifth is then held out, any .npz file, and any
+    text file or folder of train, valid and test text can be given by its path instead, and your own data set by its
+    import path, data.name=file.py:factory or package.module:factory.
 
     `cpt datasets check` decodes all images of a data set and lists its problems: images that cannot be read, files that
     are not read as images, classes that are empty or in one split only, and images that are in both splits. The

@@ -33,7 +33,7 @@ def models(
 ) -> None:
     """List models that `cpt train` knows, with parameters and multiply-accumulates (MACs) per image or token.
 
-    They are listed by task. Your own model is given by its import path: model.name=package.module:factory.
+    They are listed by task. Your own model is given by its import path: model.name=file.py:factory.
     """
     from cpt_deploy.tasks import ModelSize
     from cpt_deploy.workflows import known_models

@@ -38,8 +38,9 @@ def compare(
     with the same seed. Runs of tasks with different metrics are not compared with each other.
     """
     from cpt_deploy.training import group_runs, read_finished_run
+    from cpt_deploy.workflows import run_at
 
-    groups = group_runs([read_finished_run(run) for run in dict.fromkeys(runs)])
+    groups = group_runs([read_finished_run(run) for run in dict.fromkeys(map(run_at, runs))])
     entries = show_groups(groups)
     if plot is not None:
         _draw(groups, plot)

@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -46,6 +47,13 @@ class Activations(StrEnum):
     SYMMETRIC = "symmetric"
 
 
+class Checkpoint(StrEnum):
+    """The state of a run that is exported."""
+
+    LAST = "last"
+    BEST = "best"
+
+
 def _list_formats(value: bool) -> None:
     if not value:
         return
@@ -65,7 +73,11 @@ def _list_formats(value: bool) -> None:
 def export(  # noqa: PLR0913, PLR0917  the options are its parameters
     run: Annotated[
         Path | None,
-        typer.Argument(help="Directory that cpt train wrote; not with --from.", metavar="RUN", show_default=False),
+        typer.Argument(
+            help="Directory or name of a run, or one of its bundles; not with --from.",
+            metavar="RUN",
+            show_default=False,
+        ),
     ] = None,
     bits: Annotated[
         int | None,
@@ -117,6 +129,13 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
         bool,
         typer.Option("--list-formats", help="List the formats and exit.", callback=_list_formats, is_eager=True),
     ] = False,
+    checkpoint: Annotated[
+        Checkpoint | None,
+        typer.Option(
+            help="last: the state after the last step. best: that of the best evaluation, calibrated in RUN/best.",
+            show_default="last",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Export at bits that the run never trained at.")] = False,
     native: Annotated[
         bool,
@@ -238,7 +257,7 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
     """
     from cpt_cli.export_options import check_origin, parsed_numbers, parsed_pixels, parsed_size
     from cpt_deploy.bundle import chosen_formats
-    from cpt_deploy.workflows import ExportOptions, FloatModel, export_float_model, export_run
+    from cpt_deploy.workflows import ExportOptions, FloatModel, best_of, export_float_model, export_run, run_at
 
     number = int(channels) if channels in (Channels.ONE, Channels.THREE) else None
     order = channels if number is None else None
@@ -248,7 +267,7 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
         "--labels": labels, "--input-size": input_size, "--channels 1 or 3": number, "--mean": mean, "--std": std,
         "--name": name,
     }  # fmt: skip
-    check_origin(run, source, only_from, {"--budget": budget, "--force": force or None})
+    check_origin(run, source, only_from, {"--budget": budget, "--force": force or None, "--checkpoint": checkpoint})
     if bits is not None and budget is not None:
         raise UsageError(
             "Expected either --bits or --budget, but got both", hint="--budget chooses the bits of each layer"
@@ -266,6 +285,8 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
     )
     if source is None:
         assert run is not None
+        run = run_at(run)
+        run = best_of(run, out) if checkpoint is Checkpoint.BEST else run
         bundle = export_run(run, options, destination=destination, reporter=out)
     else:
         assert data is not None
@@ -300,14 +321,19 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
             "golden": summary.golden,
         }
     )
-    known = data if "dataset" in bundle.facts and data else bundle.facts.get("dataset")
-    command = "cpt serve" if known is None else "cpt validate"
-    out.hint(f"{command} {readable.path(bundle.path)}" + ("" if known is None else f" --data {known}"))
+    written = readable.argument(bundle.path)
+    if data is not None:
+        folder = "" if data_dir is None else f" --data-dir {readable.argument(data_dir)}"
+        out.hint(f"cpt validate {written} --data {quote(data)}{folder}")
+    else:
+        inside = run is not None and bundle.path.resolve().is_relative_to(run.resolve())
+        out.hint(f"cpt validate {written}" + ("" if inside or run is None else f" --run {readable.argument(run)}"))
 
 
 COMMAND = Command(
     export,
     "cpt export runs/digits --bits 4 --act-bits 4  # weights and activations at 4 bits; the default is 8",
+    "cpt export runs/digits --checkpoint best  # the model of the best evaluation",
     "cpt export runs/digits --budget 0.6  # bits by layer, 60 % of the size of 8-bit weights",
     "cpt export --from model.onnx --data photos/  # trained elsewhere, in float: calibration only",
     "cpt export --from detector.onnx --data inputs.npz  # any inputs and outputs: named tensors",

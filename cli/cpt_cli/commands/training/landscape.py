@@ -39,9 +39,11 @@ def landscape(  # noqa: PLR0913, PLR0917  the options are its parameters
     To resume an interrupted measurement, repeat the same command.
     """
     from cpt_deploy.analysis import Grid, LandscapeFiles, LandscapeSettings, load_minimum
+    from cpt_deploy.workflows import run_at
 
     grid = Grid(points, extent, dimensions)
-    minima = [load_minimum(run, split=split, images=images, seed=seed, device=device) for run in dict.fromkeys(runs)]
+    found_runs = dict.fromkeys(map(run_at, runs))
+    minima = [load_minimum(run, split=split, images=images, seed=seed, device=device) for run in found_runs]
     labels = _labels(minima)
     hashes = {label: minimum.weights_sha256 for label, minimum in zip(labels, minima, strict=True)}
     files = LandscapeFiles(folder, LandscapeSettings(grid, seed, split, minima[0].images, hashes))

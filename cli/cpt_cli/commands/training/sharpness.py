@@ -40,10 +40,11 @@ def sharpness(  # noqa: PLR0913, PLR0917  the options are its parameters
     quantized network itself.
     """
     from cpt_deploy.analysis import SharpnessSettings, load_minimum
+    from cpt_deploy.workflows import run_at
 
     settings = SharpnessSettings(eigenvalues, tolerance, probes, radius, steps, seed)
     entries = []
-    for run in dict.fromkeys(runs):
+    for run in dict.fromkeys(map(run_at, runs)):
         minimum = load_minimum(run, split=split, images=images, seed=seed, device=device)
         entries += [
             {"run": run, "name": minimum.name, "images": minimum.images, **found.to_dict()}

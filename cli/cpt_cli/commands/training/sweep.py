@@ -45,10 +45,10 @@ def sweep(
     Writes RUN/sweep: one bundle per export, sweep.json, sweep.md and sweep.png. Bundles and validations of an earlier
     sweep of the same weights are kept; only the times are measured again.
     """
-    from cpt_deploy.workflows import sweep_run
+    from cpt_deploy.workflows import run_at, sweep_run
 
     swept = sweep_run(
-        run,
+        run_at(run),
         bits=None if bits is None else [_number(word, "--bits") for word in bits.split(",")],
         activation_bits=None
         if act_bits is None
@@ -67,7 +67,7 @@ def sweep(
             out.warning(f"{entry['bundle']}: {entry['mismatching_integers']} integers differ; cpt validate shows where")
     out.note(f"written: {readable.path(swept.folder)}/sweep.json, sweep.md, sweep.png")
     out.result({"folder": swept.folder, **swept.content})
-    out.hint(f"cpt serve {readable.path(swept.folder / exports[-1]['bundle'])}")
+    out.hint(f"cpt serve {readable.argument(swept.folder / exports[-1]['bundle'])}")
 
 
 def _number(word: str, option: str) -> int:

@@ -11,12 +11,12 @@ from cpt_cli.recipes import parse_bounds, split_words
 from cpt_cli.shown.range_test import show_range_test
 from cpt_cli.shown.training import files_bytes, run_training, show_dry_run
 from cpt_deploy import readable
-from cpt_deploy.errors import UsageError
+from cpt_deploy.errors import MissingDataError, UsageError
 
 if TYPE_CHECKING:
     from cpt_deploy.recipe import Recipe
+    from cpt_deploy.training import RunReport
 
-RUNS = Path("runs")
 AUTO = "auto"
 
 
@@ -44,10 +44,21 @@ def train(  # noqa: PLR0913, PLR0917  the options are its parameters
     resume: Annotated[
         Path | None, typer.Option(help="Resume the run in this directory from its last checkpoint.")
     ] = None,
+    automatic_resume: Annotated[
+        bool,
+        typer.Option(
+            "--automatic-resume",
+            help="Resume the run of this recipe if it has begun, else begin it: for jobs that are started again.",
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan; write nothing.")] = False,
     smoke: Annotated[
         bool,
-        typer.Option("--smoke", help="Take two steps on the CPU, with few images, to check that everything works."),
+        typer.Option(
+            "--smoke",
+            help="Take two steps on the CPU, with few samples, to check that everything works; without the data, with "
+            "made-up samples.",
+        ),
     ] = False,
     bits: Annotated[
         str | None,
@@ -80,7 +91,8 @@ def train(  # noqa: PLR0913, PLR0917  the options are its parameters
 
     On several processors: torchrun --no-python --nproc-per-node 4 cpt train … (docs/how-to/distributed.md).
     """
-    from cpt_deploy.recipe import load_recipe, smoke_recipe
+    from cpt_deploy.recipe import load_recipe, smoke_recipe, with_made_up_data
+    from cpt_deploy.workflows import RUNS, run_at
 
     source, overrides = split_words(words or [])
     overrides += [
@@ -92,25 +104,41 @@ def train(  # noqa: PLR0913, PLR0917  the options are its parameters
         raise UsageError("Expected --smoke without --resume and --bits auto, but got it with one of them")
     if resume is not None and bits is not None:
         raise UsageError("Expected a run to resume with the bits that it began with, but got --bits")
+    if automatic_resume and (resume is not None or bits == AUTO):
+        raise UsageError("Expected --automatic-resume without --resume and --bits auto, but got it with one of them")
+    begun = resume is not None
     if resume is None:
         recipe = load_recipe(source, [*overrides, *_given_bounds(bits)])
         recipe = smoke_recipe(recipe) if smoke else recipe
-        directory = run_dir or _free_directory(recipe.name)
+        directory = run_dir or (RUNS / recipe.name if automatic_resume else _free_directory(recipe.name))
+        begun = automatic_resume and (directory / "recipe.yaml").is_file()
     else:
+        resume = run_at(resume)
         if source is not None or run_dir is not None:
             raise UsageError(
                 "Expected a run to resume without a recipe or --out, but got both",
-                hint=f"cpt train --resume {resume}; recipe and directory are those of the run",
+                hint=f"cpt train --resume {readable.argument(resume)}; recipe and directory are those of the run",
             )
         recipe, directory = load_recipe(_recipe_of(resume), overrides), resume
-    if dry_run:
-        show_dry_run(recipe, directory)
-        return
-    if bits == AUTO:
+    if bits == AUTO and not dry_run:
         recipe = _with_tested_bounds(recipe, directory)
-    report = run_training(recipe, directory, resume=resume is not None, profile_steps=profile)
+
+    def carry_out(recipe: "Recipe") -> "RunReport | None":
+        if dry_run:
+            return show_dry_run(recipe, directory, doubts=not smoke)
+        return run_training(recipe, directory, resume=begun, profile_steps=profile, doubts=not smoke)
+
+    try:
+        report = carry_out(recipe)
+    except MissingDataError as error:
+        if not smoke:
+            raise
+        out.warning(f"this smoke run takes made-up samples of the right shape. {error.message}")
+        report = carry_out(with_made_up_data(recipe))
+    if report is None:
+        return
     out.result({"run": directory, "report": report.to_dict(), "files_bytes": files_bytes(directory)})
-    out.hint(f"cpt export {readable.path(directory)}" + (" --bits 8" if report.bits["max_bits"] == 8 else ""))
+    out.hint(f"cpt export {readable.argument(directory)}" + (" --bits 8" if report.bits["max_bits"] == 8 else ""))
 
 
 def _given_bounds(bits: str | None) -> list[str]:
@@ -133,6 +161,8 @@ def _with_tested_bounds(recipe: "Recipe", directory: Path) -> "Recipe":
 
 def _free_directory(name: str) -> Path:
     """Return runs/NAME, or runs/NAME-N with the first number that is free."""
+    from cpt_deploy.workflows import RUNS
+
     candidate, number = RUNS / name, 2
     while candidate.exists():
         candidate, number = RUNS / f"{name}-{number}", number + 1

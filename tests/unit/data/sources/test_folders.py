@@ -45,7 +45,7 @@ def test_classes_get_readable_names(root):
     assert load_images(root, split="test").classes == ("Cat", "Dog, domestic")
 
 
-def test_folder_of_class_folders_is_a_test_set(root):
+def test_folder_with_the_name_of_a_test_split_is_a_test_set(root):
     assert len(load_images(root / "val", split="test")) == 4
     with pytest.raises(DataError, match="Expected train images"):
         load_images(root / "val", split="train")

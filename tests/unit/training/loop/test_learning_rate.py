@@ -48,6 +48,15 @@ def test_warmup_rises_linearly_from_its_factor():
     assert [learning_rate_factor(settings, step, 50) for step in (0, 5, 10, 20)] == pytest.approx([0.2, 0.6, 1, 1])
 
 
+def test_constant_warmup_is_that_of_the_authors():
+    settings = LearningRateSettings(
+        name="piecewise", milestones=(0.5, 0.75), warmup="constant", warmup_steps=400, warmup_factor=0.1
+    )
+    rates = [0.1 * learning_rate_factor(settings, step, 64_000) for step in (0, 399, 400, 31_999, 32_000)]
+
+    assert rates == pytest.approx([0.01, 0.01, 0.1, 0.1, 0.01])
+
+
 def test_averaging_takes_over_with_its_own_rate():
     settings = LearningRateSettings(name="constant")
     swa = SwaSettings(enabled=True, start=0.5, lr=0.05)

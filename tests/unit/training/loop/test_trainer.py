@@ -134,6 +134,13 @@ def test_averaged_weights_are_the_mean_of_the_epochs(recipe, tmp_path, train_unt
         assert torch.allclose(result[name], mean, rtol=1e-5, atol=1e-7)
 
 
+def test_weights_are_averaged_as_often_as_the_recipe_says(recipe, tmp_path):
+    train(recipe("train.swa={enabled: true, start: 0.5, every: 5 steps}"), tmp_path / "run")
+
+    kept = load_file(tmp_path / "run" / "checkpoints" / "last.safetensors")
+    assert int(kept["averaged.n_averaged"]) == 3  # after steps 15, 20 and 22, the last
+
+
 def test_gradient_clipping_bounds_a_step(recipe, tmp_path, train_until, interrupt):
     overrides = ("optimizer={momentum: 0, weight_decay: 0, lr: 1.0}", "lr.name=constant", "train.grad_clip=0.01")
     for step in (1, 2):

@@ -1,0 +1,59 @@
+"""Find the run or the bundle that a user means: by its path, by the name of a run below `runs/`, one by the other."""
+
+from pathlib import Path
+
+from cpt_deploy import readable
+from cpt_deploy.bundle import Bundle
+from cpt_deploy.bundle.layout import SUMS_FILE
+from cpt_deploy.errors import BundleError, UsageError
+from cpt_deploy.workflows.origins import find_run
+
+RUNS = Path("runs")
+"""Folder of the runs that are given no other place."""
+
+
+def run_at(given: Path) -> Path:
+    """Return the directory of a run that is given by its directory, its name below `runs/`, or one of its bundles.
+
+    Raises:
+        UsageError: If a bundle is given whose run is not around it.
+    """
+    path = _existing(given)
+    if not (path / SUMS_FILE).is_file():
+        return path
+    found = find_run(Bundle.open(path, verify=False))
+    if found is None:
+        raise UsageError(
+            f"Expected a run, but {readable.path(path)} is a bundle, and the run that it was exported from is not the "
+            "directory that contains it"
+        )
+    return found
+
+
+def bundle_at(given: Path) -> Path:
+    """Return a bundle that is given by its directory, or by that or the name of a run that has one bundle.
+
+    Any other path is returned as it is.
+
+    Raises:
+        BundleError: If the run has no bundle.
+        UsageError: If it has several.
+    """
+    path = _existing(given)
+    if not (path / "recipe.yaml").is_file():
+        return path
+    found = sorted(entry for entry in path.iterdir() if (entry / SUMS_FILE).is_file())
+    if not found:
+        raise BundleError(
+            f"Expected a bundle in the run {readable.path(path)}, but it has none yet",
+            hint=f"cpt export {readable.argument(path)}",
+        )
+    if len(found) > 1:
+        names = " or ".join(readable.argument(entry) for entry in found)
+        raise UsageError(f"Expected a run with one bundle, but {readable.path(path)} has {len(found)}", hint=names)
+    return found[0]
+
+
+def _existing(given: Path) -> Path:
+    below = RUNS / given
+    return below if not given.exists() and below.is_dir() else given
