@@ -19,8 +19,8 @@ from cpt_deploy.onnx_graph.writer import write_onnx
 MOST_MACS = 0.08
 #: Share of the error that has to go with them.
 LEAST_GAIN = 0.5
-#: Error of an output, as a share of its power, below which nothing is changed (17 dB).
-TOLERATED = 0.02
+#: Error of an output, as a share of its power, below which nothing is changed (20 dB).
+TOLERATED = 0.01
 
 
 def spare(
@@ -64,7 +64,10 @@ def spare(
             break
     if sum(errors[j] for j in spared) < LEAST_GAIN * sum(errors):
         return choice
-    return _only(choice, (operation for i, part in enumerate(stretches) if i not in spared for operation in part))
+    kept = _only(choice, (operation for i, part in enumerate(stretches) if i not in spared for operation in part))
+    return replace(
+        kept, spared=frozenset(node for i in spared for operation in stretches[i] for node in operation.nodes)
+    )
 
 
 def _stretches(choice: Choice) -> list[list[Found]]:
