@@ -57,15 +57,18 @@ class Equalizer:
             samples: Samples on which the channels' ranges are measured.
         """
         classes: dict[str, list[str]] = defaultdict(list)
-        for name in self.choice.quantized + [o.output for o in self.choice.operations if o.kind == "movement"]:
-            if not self._is_bound(name) and name not in classes[self._root(name)]:
+        for name in self.choice.quantized:
+            if not self._is_bound(name):
                 classes[self._root(name)].append(name)
-        peaks = self._peaks([name for names in classes.values() for name in names], samples)
-        factors = {}
-        for names in classes.values():
-            found = self._factors(names, peaks)
-            if found is not None:
-                factors.update(dict.fromkeys(names, found))
+        free = [names for names in classes.values() if self._is_free(names)]
+        if not free:
+            return self.choice, {}
+        peaks = self._peaks([name for names in free for name in names], samples)
+        factors: dict[str, Floats] = {}
+        for names in free:
+            largest = np.max([peaks[name] for name in names], axis=0)
+            if np.isfinite(largest).all() and largest.any():
+                factors.update(dict.fromkeys(names, np.maximum(largest / largest.max(), 1 / MAX_RATIO)))
         operations = tuple(_scaled(operation, factors) for operation in self.choice.operations)
         return replace(self.choice, operations=operations), factors
 
@@ -129,6 +132,12 @@ class Equalizer:
 
     # --- factors ----------------------------------------------------------------------------------------------------
 
+    def _is_free(self, names: list[str]) -> bool:
+        """Return whether layers read tensors, and all of them are depthwise."""
+        readers = [o for o in self.choice.operations if o.factor is not None and o.inputs[0] in names]
+        channels = self._shape(names[0])[1]
+        return bool(readers) and all(o.kind == "channelwise" or _groups(o) == channels for o in readers)
+
     def _peaks(self, names: list[str], samples: Iterable[Sample]) -> dict[str, Floats]:
         """Return the greatest absolute value of each channel of tensors, (C,) each."""
         probes, constants = [], {}
@@ -148,16 +157,6 @@ class Equalizer:
             results = runner.run(sample, [_PEAKS + name for name in names])
             peaks = {name: np.maximum(peak, results[_PEAKS + name]) for name, peak in peaks.items()}
         return peaks
-
-    def _factors(self, names: list[str], peaks: Mapping[str, Floats]) -> Floats | None:
-        """Return the factors of tensors that have the same ones; None if other layers than depthwise ones read them."""
-        activations = np.max([peaks[name] for name in names], axis=0)
-        readers = [o for o in self.choice.operations if o.factor is not None and o.inputs[0] in names]
-        depthwise = all(o.kind == "channelwise" or _groups(o) == len(activations) for o in readers)
-        if not readers or not depthwise or not np.isfinite(activations).all() or not activations.any():
-            return None
-        result: Floats = np.maximum(activations / activations.max(), 1 / MAX_RATIO)
-        return result
 
 
 def _groups(operation: Found) -> int:

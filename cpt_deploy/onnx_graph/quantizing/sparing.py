@@ -32,9 +32,9 @@ def spare(
 ) -> Choice:
     """Return the operations that stay on integers.
 
-    Stretches of integer operations between float ones are tried each alone. Those with the most error per
-    multiply-accumulate go back to float, if they are few enough and most of the error goes with them: an example is a
-    spectrum before its logarithm, for whose small values 8 bits are too few.
+    Stretches of integer operations between float ones are tried each alone, if outputs have more error than is
+    tolerated. Those with the most error per multiply-accumulate go back to float, if they are few enough and most of
+    the error goes with them: an example is a spectrum before its logarithm, for whose small values 8 bits are too few.
 
     Args:
         network: The network.
@@ -52,22 +52,21 @@ def spare(
     def error(operations: Iterable[Found]) -> float:
         return _error(lower(_only(choice, operations)), samples, wanted)
 
-    if error(choice.operations) < TOLERATED:
+    whole = error(choice.operations)
+    if whole < TOLERATED:
         return choice
     macs = [sum(macs_of(network, measured, network.nodes[i]) for o in part for i in o.nodes) for part in stretches]
-    errors = [error(part) for part in stretches]
+    budget = MOST_MACS * sum(macs)
+    errors = {i: error(part) for i, part in enumerate(stretches) if macs[i] <= budget}
     spared: list[int] = []
-    for i in sorted(range(len(stretches)), key=lambda i: -errors[i] / max(macs[i], 1)):
-        if sum(macs[j] for j in (*spared, i)) <= MOST_MACS * sum(macs):
+    for i in sorted(errors, key=lambda i: -errors[i] / max(macs[i], 1)):
+        if errors[i] >= TOLERATED * whole and sum(macs[j] for j in (*spared, i)) <= budget:
             spared.append(i)
-        if sum(errors[j] for j in spared) >= (1 - TOLERATED) * sum(errors):
-            break
-    if sum(errors[j] for j in spared) < LEAST_GAIN * sum(errors):
+    kept = [operation for i, part in enumerate(stretches) if i not in spared for operation in part]
+    if not spared or error(kept) > (1 - LEAST_GAIN) * whole:
         return choice
-    kept = _only(choice, (operation for i, part in enumerate(stretches) if i not in spared for operation in part))
-    return replace(
-        kept, spared=frozenset(node for i in spared for operation in stretches[i] for node in operation.nodes)
-    )
+    nodes = (node for i in spared for operation in stretches[i] for node in operation.nodes)
+    return replace(_only(choice, kept), spared=frozenset(nodes))
 
 
 def _stretches(choice: Choice) -> list[list[Found]]:
