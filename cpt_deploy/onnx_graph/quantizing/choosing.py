@@ -15,11 +15,13 @@ class Choice:
         operations: The integer operations, in order.
         real: Outputs of fully connected layers that are real numbers.
         entries: Real tensors that are quantized: inputs of the network, and results of float operators.
+        spared: Positions of operators that have an integer form, but would cause most of the error.
     """
 
     operations: tuple[Found, ...]
     real: frozenset[str]
     entries: tuple[str, ...]
+    spared: frozenset[int] = frozenset()
 
     @property
     def quantized(self) -> list[str]:

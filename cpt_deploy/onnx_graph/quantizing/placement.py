@@ -11,6 +11,8 @@ from cpt_deploy.onnx_graph.quantizing.choosing import Choice
 from cpt_deploy.onnx_graph.quantizing.found import Measured
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork, attributes_of, is_standard
 
+#: Reason of layers that `spare` keeps in float.
+SPARED = "most of the error would come from them"
 _RECURRENT = {"LSTM": 4, "GRU": 3, "RNN": 1}
 #: Operators that only move values or compute shapes.
 _MOVING = frozenset(
@@ -73,7 +75,8 @@ def placement_of(network: OnnxNetwork, measured: Mapping[str, Measured], choice:
             continue
         macs = macs_of(network, measured, node)
         if macs:
-            layers.append(FloatLayer(node.name or node.output[0], node.op_type, macs, _reason(network, measured, node)))
+            reason = SPARED if i in choice.spared else _reason(network, measured, node)
+            layers.append(FloatLayer(node.name or node.output[0], node.op_type, macs, reason))
         elif node.op_type not in _MOVING:
             others[node.op_type] += 1
     return Placement(integer, tuple(layers), dict(others.most_common()))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,12 @@ from cpt_deploy.errors import ConversionError, UsageError
 from cpt_deploy.integer.accumulators import check_accumulators
 from cpt_deploy.integer.graph import IntegerGraph
 from cpt_deploy.onnx_graph.quantizing.choosing import Choice, choose
+from cpt_deploy.onnx_graph.quantizing.equalizing import Equalizer
 from cpt_deploy.onnx_graph.quantizing.lowering import Lowering
 from cpt_deploy.onnx_graph.quantizing.measuring import Runner, Sample, measure_shapes
 from cpt_deploy.onnx_graph.quantizing.placement import Placement, placement_of
 from cpt_deploy.onnx_graph.quantizing.ranges import measure_ranges
+from cpt_deploy.onnx_graph.quantizing.sparing import spare
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
 from cpt_deploy.onnx_graph.reading.parts import crossing_values, stages_of
 from cpt_deploy.onnx_graph.reading.patterns import Finder
@@ -22,6 +24,10 @@ from cpt_deploy.onnx_graph.reading.signatures import signature_of
 from cpt_deploy.onnx_graph.reading.weights import BITS
 from cpt_deploy.quantization.numerics.affine import unsigned_quant_max
 
+#: Samples on which channels are compared before the ranges are measured on all.
+EQUALIZING = 4
+#: Samples on which errors of outputs are compared.
+COMPARED = 2
 #: Allowed difference of the network as it was read from the file, as a share of the greatest value of an output.
 _TOLERANCE = 1e-3
 #: Allowed difference, as a multiple of that between onnxruntime with and without its optimizations.
@@ -67,19 +73,27 @@ def quantize_onnx(network: OnnxNetwork, samples: Iterable[Sample], *, portable: 
     check_same(network, first)
     measured = measure_shapes(network, first)
     choice = choose(network, measured, Finder(network, measured).find())
-    stages = stages_of(network, choice.operations)
-    if crossing_values(network, stages):
+    if crossing_values(network, stages_of(network, choice.operations)):
         choice = Choice((), frozenset(), ())
-        stages = stages_of(network, ())
+    begin = [first, *islice(rest, EQUALIZING - 1)]
+    choice, factors = Equalizer(network, measured, choice).equalized(begin)
     layers = {operation.inputs[0]: operation for operation in choice.operations if operation.has_weights}
     axes = {
         name: len(measured[name].shape) - 1 if operation.kind == "connected" else 1
         for name, operation in layers.items()
     }
     ranges = measure_ranges(
-        network, measured, choice.quantized, axes, chain([first], rest), quant_max=unsigned_quant_max(BITS)
-    )
-    graph = Lowering(network, measured, choice, ranges, portable=portable).run(stages, signature_of(network, first))
+        network, measured, choice.quantized, axes, chain(begin, rest), factors=factors,
+        quant_max=unsigned_quant_max(BITS),
+    )  # fmt: skip
+    signature = signature_of(network, first)
+
+    def lower(choice: Choice) -> IntegerGraph:
+        stages = stages_of(network, choice.operations)
+        return Lowering(network, measured, choice, ranges, portable=portable).run(stages, signature)
+
+    choice = spare(network, measured, choice, lower, begin[:COMPARED])
+    graph = lower(choice)
     check_accumulators(graph)
     return QuantizedOnnx(graph, placement_of(network, measured, choice), ranges.samples)
 

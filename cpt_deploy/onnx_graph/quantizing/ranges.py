@@ -47,6 +47,7 @@ def measure_ranges(
     channels: Mapping[str, int],
     samples: Iterable[Sample],
     *,
+    factors: Mapping[str, Floats],
     quant_max: int,
 ) -> Ranges:
     """Measure tensors over samples.
@@ -59,6 +60,7 @@ def measure_ranges(
         names: Tensors to be quantized.
         channels: Tensors whose channels' means are wanted, with the axis of the channels.
         samples: The samples; one at a time is in memory.
+        factors: Factors (C,) by which the channels of tensors are divided before.
         quant_max: Greatest quantized value.
 
     Raises:
@@ -67,7 +69,7 @@ def measure_ranges(
     """
     seen = {name: _Seen() for name in names}
     means: dict[str, Floats] = {}
-    runner, outputs = _probed(network, measured, names, channels)
+    runner, outputs = _probed(network, measured, names, channels, factors)
     count = 0
     for sample in samples:
         results = runner.run(sample, outputs)
@@ -129,32 +131,44 @@ def _error(values: NDArray[np.float32], low: float, high: float, quant_max: int)
 
 
 def _probed(
-    network: OnnxNetwork, measured: Mapping[str, Measured], names: Sequence[str], channels: Mapping[str, int]
+    network: OnnxNetwork,
+    measured: Mapping[str, Measured],
+    names: Sequence[str],
+    channels: Mapping[str, int],
+    factors: Mapping[str, Floats],
 ) -> tuple[Runner, list[str]]:
     """Return the network with small outputs: ends, some values and channel means of tensors."""
     probes: list[onnx.NodeProto] = []
+    divisors: dict[str, NDArray[np.float32]] = {}
+    divided = {name: f"cpt_divided:{name}" for name in factors}
+    for name, factor in factors.items():
+        divisors[f"cpt_factors:{name}"] = factor.astype(np.float32).reshape(-1, *[1] * (len(measured[name].shape) - 2))
+        probes.append(helper.make_node("Div", [name, f"cpt_factors:{name}"], [divided[name]]))
     constants: dict[str, NDArray[Any]] = {
         "cpt_flat": np.array([-1]), "cpt_start": np.array([0]), "cpt_end": np.array([2**62]), "cpt_axis": np.array([0])
     }  # fmt: skip
     for name in names:
-        probes.append(helper.make_node("ReduceMin", [name], [_LOW + name], keepdims=0))
-        probes.append(helper.make_node("ReduceMax", [name], [_HIGH + name], keepdims=0))
+        source = divided.get(name, name)
+        probes.append(helper.make_node("ReduceMin", [source], [_LOW + name], keepdims=0))
+        probes.append(helper.make_node("ReduceMax", [source], [_HIGH + name], keepdims=0))
         step = int(np.prod(measured[name].shape, dtype=np.int64)) // PER_SAMPLE | 1  # odd, to meet all of an even axis
         constants[f"cpt_step_{step}"] = np.array([step])
         flat = f"cpt_flat:{name}"
-        probes.append(helper.make_node("Reshape", [name, "cpt_flat"], [flat]))
+        probes.append(helper.make_node("Reshape", [source, "cpt_flat"], [flat]))
         inputs = [flat, "cpt_start", "cpt_end", "cpt_axis", f"cpt_step_{step}"]
         probes.append(helper.make_node("Slice", inputs, [_VALUES + name]))
     for name, axis in channels.items():
         axes = [place for place in range(len(measured[name].shape)) if place != axis]
+        source = divided.get(name, name)
         if network.opsets[""] < _AXES_AS_INPUT:
-            probes.append(helper.make_node("ReduceMean", [name], [_MEANS + name], axes=axes, keepdims=0))
+            probes.append(helper.make_node("ReduceMean", [source], [_MEANS + name], axes=axes, keepdims=0))
         else:
             constants[f"cpt_axes_{axes}"] = np.array(axes)
-            inputs = [name, f"cpt_axes_{axes}"]
+            inputs = [source, f"cpt_axes_{axes}"]
             probes.append(helper.make_node("ReduceMean", inputs, [_MEANS + name], keepdims=0))
     outputs = [_LOW + name for name in names] + [_HIGH + name for name in names]
     outputs += [_VALUES + name for name in names] + [_MEANS + name for name in channels]
     model = network.to_model(probes, outputs)
     model.graph.initializer.extend(numpy_helper.from_array(x.astype(np.int64), key) for key, x in constants.items())
+    model.graph.initializer.extend(numpy_helper.from_array(x, key) for key, x in divisors.items())
     return Runner(model, network), outputs
