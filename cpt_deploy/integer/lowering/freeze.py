@@ -30,7 +30,7 @@ from cpt_deploy.integer.operations import (
     Quantize,
     QuantizedTensor,
 )
-from cpt_deploy.quantization.graph.capture.tracing import propagate_shapes, results_of, sizes_of
+from cpt_deploy.quantization.graph.capture.shapes import propagate_shapes, results_of, sizes_of
 from cpt_deploy.quantization.graph.entries import has_float_operations
 from cpt_deploy.quantization.graph.fusion import FusedOperation, Norm, fused_operations
 from cpt_deploy.quantization.graph.naming import own_name

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import fx
 
-from cpt_deploy.quantization.graph.capture.tracing import is_tensor
+from cpt_deploy.quantization.graph.capture.shapes import is_tensor
 from cpt_deploy.quantization.graph.entries import has_float_operations, insert_entries, insert_requantize
 from cpt_deploy.quantization.graph.fusion import FusedOperation, fused_operations
 from cpt_deploy.quantization.graph.naming import add_quantizer

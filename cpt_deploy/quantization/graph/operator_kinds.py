@@ -8,15 +8,9 @@ from torch import fx, nn
 
 from cpt_deploy.quantization.graph.capture.constants import ChannelwiseConstant
 from cpt_deploy.quantization.graph.capture.padding import Padding
+from cpt_deploy.quantization.graph.capture.shapes import describe, has_free_positions, is_tensor, shape_of, sizes_of
 from cpt_deploy.quantization.graph.capture.tracer import is_stochastic_depth
-from cpt_deploy.quantization.graph.capture.tracing import (
-    NoIntegerFormError,
-    describe,
-    has_free_positions,
-    is_tensor,
-    shape_of,
-    sizes_of,
-)
+from cpt_deploy.quantization.graph.capture.tracing import NoIntegerFormError
 from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer, Requantize
 from cpt_deploy.quantization.modules.layers import QuantizedLayer, is_quantizable
 from cpt_deploy.quantization.modules.recurrent import QuantizedRecurrent, RecurrentLayer

@@ -12,15 +12,9 @@ from cpt_deploy.quantization.graph.capture.exported import capture
 from cpt_deploy.quantization.graph.capture.functional_layers import lift_products
 from cpt_deploy.quantization.graph.capture.padding import lift_paddings
 from cpt_deploy.quantization.graph.capture.parametrized import as_parametrizations, check_capturable
+from cpt_deploy.quantization.graph.capture.shapes import describe, is_tensor, results_of, shape_of
 from cpt_deploy.quantization.graph.capture.sizes.outputs import fix_output_sizes
-from cpt_deploy.quantization.graph.capture.tracing import (
-    NoIntegerFormError,
-    describe,
-    is_tensor,
-    results_of,
-    shape_of,
-    trace,
-)
+from cpt_deploy.quantization.graph.capture.tracing import NoIntegerFormError, trace
 from cpt_deploy.quantization.graph.chosen_layers import excluded_modules, float_layers, mark_excluded
 from cpt_deploy.quantization.graph.comparison.equivalence import DiffersError, Reference
 from cpt_deploy.quantization.graph.comparison.handed_in import HandedIn, same_randomness, untouched
