@@ -68,23 +68,11 @@ def build_model(
         UsageError: If the name is unknown, or the model does not accept the arguments or images of that size.
         MissingExtraError: If it is a timm model and timm is not installed.
     """
-    shape = {"num_classes": num_classes, "in_channels": in_channels, "input_size": input_size}
+    shape: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels, "input_size": input_size}
     if name.startswith(PREFIX):
-        model = build_torchvision(
-            name.removeprefix(PREFIX),
-            num_classes=num_classes,
-            in_channels=in_channels,
-            input_size=input_size,
-            **args,
-        )
+        model = build_torchvision(name.removeprefix(PREFIX), **shape, **args)
     elif name.startswith(TIMM_PREFIX):
-        model = build_timm(
-            name.removeprefix(TIMM_PREFIX),
-            num_classes=num_classes,
-            in_channels=in_channels,
-            input_size=input_size,
-            **args,
-        )
+        model = build_timm(name.removeprefix(TIMM_PREFIX), **shape, **args)
     elif ":" in name:
         model = _build_imported(name, shape, args)
     elif name in models:

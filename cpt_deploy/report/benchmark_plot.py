@@ -1,4 +1,4 @@
-"""The plot of `cpt benchmark`: time per image of each model, by batch size and threads."""
+"""The plot of `cpt benchmark`: time per row of each model, by batch size and threads."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +26,7 @@ def check_plot_path(destination: Path) -> None:
 
 
 def plot_benchmark(report: Mapping[str, Any], destination: Path) -> None:
-    """Draw the median time per image, with a line up to the 99th percentile and the speed-up of the bundle.
+    """Draw the median time per row, with a line up to the 99th percentile and the speed-up of the bundle.
 
     Args:
         report: The fields of a benchmark report (`BenchmarkReport.to_dict()`).
@@ -44,7 +44,7 @@ def plot_benchmark(report: Mapping[str, Any], destination: Path) -> None:
             chosen = [entry for entry in latencies if entry["threads"] == count]
             _draw(axes, chosen, models, batches)
             axes.set_title(f"{count} thread{'s' if count > 1 else ''}", fontsize=9)
-            axes.set_ylabel("milliseconds per image" if column == 0 else "")
+            axes.set_ylabel("milliseconds per row" if column == 0 else "")
         figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(models))
         legend = "bar: median, line: to the 99th percentile, number: speed-up of the bundle"
         figure.suptitle(f"{report['bundle']} in onnxruntime\n{legend}", fontsize=9, parse_math=False)

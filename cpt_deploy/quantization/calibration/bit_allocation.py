@@ -17,7 +17,6 @@ from cpt_deploy.errors import DataError, UsageError
 from cpt_deploy.quantization.calibration.calibrate import inputs_of
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.modes import in_evaluation
-from cpt_deploy.quantization.state.scheduled_model import ScheduledModel
 from cpt_deploy.quantization.stateful import with_initial_state
 
 #: A budget is a fraction of the size of all weights at this number of bits.
@@ -96,7 +95,7 @@ def measure_sensitivity(
 
 
 def _measure(
-    model: ScheduledModel,
+    model: QuantizedModel,
     cost: Callable[[], float],
     candidates: Sequence[int],
     activation_bits: int | None,

@@ -14,7 +14,7 @@ from cpt_deploy.quantization.calibration.bias_rounding import round_biases
 from cpt_deploy.quantization.graph.capture.training_behaviour import keeps_statistics
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.modes import in_evaluation
-from cpt_deploy.quantization.state.scheduled_model import ScheduledModel, WeightBits
+from cpt_deploy.quantization.state.scheduled_model import WeightBits
 from cpt_deploy.quantization.stateful import State, call_with_state, carries_state, plain_inputs
 from cpt_deploy.signature import BATCH, TensorSpec
 
@@ -217,7 +217,7 @@ def _named(batch: Any) -> str:
 
 
 @contextmanager
-def calibrating(model: ScheduledModel, *, statistics: bool = True) -> Iterator[None]:
+def calibrating(model: QuantizedModel, *, statistics: bool = True) -> Iterator[None]:
     """Make BatchNorms and activation quantizers average over all batches equally; the rest is in evaluation mode."""
     norms = [module for module in model.modules() if statistics and keeps_statistics(module)]
     momenta = [norm.momentum for norm in norms]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cpt_deploy.data import WHOLE, ArrayImages, FileImages, Share, eval_loader, training_stream
 from cpt_deploy.metric import ACCURACY
-from cpt_deploy.quantization import QuantizedModel, ScheduledModel
+from cpt_deploy.quantization import QuantizedModel
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.recipe.tasks import IMAGE_CLASSIFICATION
 from cpt_deploy.training.distributed.process_group import ProcessGroup
@@ -107,10 +107,9 @@ class Classification(TrainingTask):
         return StepOutcome(self.loss(logits.float(), y), correct, len(y), self.step_samples)
 
     def evaluate(
-        self, model: ScheduledModel, device: torch.device, step: int, stop: Stop, process_group: ProcessGroup
+        self, model: QuantizedModel, device: torch.device, step: int, stop: Stop, process_group: ProcessGroup
     ) -> Evaluation | None:
         """Evaluate on the test images, see `TrainingTask`."""
-        assert isinstance(model, QuantizedModel)
         batches = eval_loader(
             self.data.test_inputs,
             self.data.preprocessing,

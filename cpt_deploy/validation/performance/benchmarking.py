@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from cpt_deploy.bundle import Bundle, OnnxRuntimeModel
 from cpt_deploy.bundle.runtime.cpu import CpuInfo, read_cpu
 from cpt_deploy.bundle.runtime.providers import CPU, provider_name
 from cpt_deploy.errors import UsageError
-from cpt_deploy.signature import INPUT_NAME
 from cpt_deploy.validation.performance.peak_memory import measure_peak_memory
 from cpt_deploy.validation.performance.software import software_versions
 from cpt_deploy.validation.performance.timing import interleaved, median_ratio
@@ -31,13 +29,13 @@ class Latency:
 
     Args:
         model: Its name.
-        batch: Images per call.
+        batch: Rows per call.
         threads: Threads of onnxruntime.
         rounds: Number of timed calls.
         p50_ms: Median, milliseconds.
         p90_ms: 90th percentile.
         p99_ms: 99th percentile.
-        images_per_s: Throughput at the median.
+        rows_per_s: Throughput at the median.
         bundle_speedup: Speed of the bundle relative to this model: the median over rounds of the ratio of both times.
     """
 
@@ -48,7 +46,7 @@ class Latency:
     p50_ms: float
     p90_ms: float
     p99_ms: float
-    images_per_s: float
+    rows_per_s: float
     bundle_speedup: float
 
 
@@ -112,8 +110,8 @@ def benchmark(
 
     Args:
         bundle: The bundle.
-        others: Further serialized ONNX models with the bundle's input and output, by name.
-        batches: Numbers of images per call.
+        others: Further serialized ONNX models with the bundle's inputs and outputs, by name.
+        batches: Numbers of rows per call.
         threads: Numbers of threads of onnxruntime.
         seconds: Time for each combination of batch and threads, all models together; at least ten rounds.
         provider: The execution provider of onnxruntime: "cpu", "cuda", "tensorrt", or onnxruntime's name of one.
@@ -132,7 +130,7 @@ def benchmark(
     latencies: list[Latency] = []
     combinations = [(count, batch) for count in threads for batch in batches]
     for done, (count, batch) in enumerate(combinations, start=1):
-        latencies += _time(models, _inputs(bundle, batch), count, seconds, provider)
+        latencies += _time(models, bundle, batch, count, seconds, provider)
         if progress is not None:
             progress(done, len(combinations))
     return BenchmarkReport(
@@ -147,21 +145,18 @@ def benchmark(
     )
 
 
-def _inputs(bundle: Bundle, batch: int) -> npt.NDArray[np.float32]:
-    """Return a batch of images, by repeating those of the golden sample."""
-    golden = bundle.golden.inputs[INPUT_NAME]
-    return np.ascontiguousarray(golden[np.arange(batch) % len(golden)])
-
-
 def _time(
-    models: Mapping[str, bytes], inputs: npt.NDArray[np.float32], threads: int, seconds: float, provider: str
+    models: Mapping[str, bytes], bundle: Bundle, batch: int, threads: int, seconds: float, provider: str
 ) -> list[Latency]:
+    """Time the models on a batch that repeats the rows of the bundle's golden sample; states are the initial ones."""
+    signature, golden = bundle.signature, bundle.golden.inputs
+    inputs = {name: np.ascontiguousarray(rows[np.arange(batch) % len(rows)]) for name, rows in golden.items()}
     # Threads of one model that spin after its call would slow down the next model.
     sessions = {
-        name: OnnxRuntimeModel(model, threads=threads, rest_between_runs=True, provider=provider)
+        name: OnnxRuntimeModel(model, signature, threads=threads, rest_between_runs=True, provider=provider)
         for name, model in models.items()
     }
-    runs = {name: lambda session=session: session.run({INPUT_NAME: inputs}) for name, session in sessions.items()}
+    runs = {name: lambda session=session: session.run(inputs) for name, session in sessions.items()}
     times = interleaved(runs, rounds=MOST_ROUNDS, seconds=seconds)
     results = []
     for name, measured in times.items():
@@ -169,13 +164,13 @@ def _time(
         results.append(
             Latency(
                 model=name,
-                batch=len(inputs),
+                batch=batch,
                 threads=threads,
                 rounds=len(measured),
                 p50_ms=p50,
                 p90_ms=p90,
                 p99_ms=p99,
-                images_per_s=1e3 * len(inputs) / p50,
+                rows_per_s=1e3 * batch / p50,
                 bundle_speedup=median_ratio(measured, times[BUNDLE]),
             )
         )
