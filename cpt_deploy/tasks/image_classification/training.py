@@ -15,7 +15,6 @@ from cpt_deploy.recipe.tasks import IMAGE_CLASSIFICATION
 from cpt_deploy.training.distributed.process_group import ProcessGroup
 from cpt_deploy.training.evaluation import evaluate
 from cpt_deploy.training.fine_tuning import Pretrained, build_pretrained, resolve_weights
-from cpt_deploy.training.loop.inputs import calibration_inputs
 from cpt_deploy.training.loop.setup import RunData, build_cpt_model, load_data
 from cpt_deploy.training.reporting.reports import Evaluation
 from cpt_deploy.training.task import StepOutcome, Stop, TrainingTask
@@ -124,9 +123,15 @@ class Classification(TrainingTask):
 
     def calibration_inputs(self, share: Share = WHOLE) -> Iterator[Tensor]:
         """Yield augmented training batches of the epochs after the last one, see `TrainingTask`."""
-        data = self.data
-        for inputs in calibration_inputs(
-            self.recipe, data.preprocessing, data.train_inputs, workers=self.workers, share=share
+        first = -(-self.total_steps // self.steps_per_epoch) * self.steps_per_epoch
+        last = first + max(self.recipe.train.calibration_batches, 1)
+        for inputs, _ in training_stream(
+            self.data.train_inputs,
+            self.data.augment,
+            batch_size=self.recipe.train.batch_size,
+            seed=self.recipe.seed,
+            batches=range(first + share.index, last, share.count),
+            workers=self.workers,
         ):
             yield inputs.contiguous(memory_format=torch.channels_last)
 
