@@ -25,7 +25,8 @@ from cpt_deploy.data import ImageSet, eval_loader, load_images
 from cpt_deploy.export import write_onnx
 from cpt_deploy.integer import freeze
 from cpt_deploy.quantization import calibrate
-from cpt_deploy.training import TrainedRun, calibration_inputs, load_run
+from cpt_deploy.training import TrainedRun, load_run
+from cpt_deploy.training.task import load_task
 
 DATASET = "fashion-mnist"
 BitAllocation = tuple[int, int]
@@ -42,12 +43,12 @@ def kinds() -> dict[str, list[BitAllocation]]:
     return {"cpt": everything, f"static{MAX_BITS}": everything, **{f"static{bits}": [(bits, bits)] for bits in BELOW}}
 
 
-def accuracy_at(run: TrainedRun, allocation: BitAllocation, train_images: ImageSet, test_images: ImageSet) -> float:
+def accuracy_at(run: TrainedRun, allocation: BitAllocation, test_images: ImageSet) -> float:
     """Return the accuracy in onnxruntime on the whole test set of a run frozen at some bits."""
     weights, activations = allocation
     calibrate(
         run.model,
-        calibration_inputs(run.recipe, run.expect_processor(ImageProcessor).preprocessing, train_images),
+        load_task(run.recipe, torch.device("cpu")).calibration_inputs(),
         weight_bits=weights,
         activation_bits=activations,
     )
@@ -59,7 +60,7 @@ def accuracy_at(run: TrainedRun, allocation: BitAllocation, train_images: ImageS
     return correct / len(test_images)
 
 
-def measure(run: TrainedRun, folder: Path, allocation: list[BitAllocation], images: tuple[ImageSet, ImageSet]) -> Any:
+def measure(run: TrainedRun, folder: Path, allocation: list[BitAllocation], images: ImageSet) -> Any:
     """Measure a run at all bits; results in `exports.json` in its folder are kept."""
     path = folder / "exports.json"
     known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
@@ -67,7 +68,7 @@ def measure(run: TrainedRun, folder: Path, allocation: list[BitAllocation], imag
     for pair in allocation:
         key = f"{pair[0]}/{pair[1]}"
         if key not in measured:
-            measured[key] = accuracy_at(run, pair, *images)
+            measured[key] = accuracy_at(run, pair, images)
             print(f"{folder.name} at {key} bits: {measured[key]:.4f}", file=sys.stderr, flush=True)
             path.write_text(json.dumps({"weights_sha256": run.weights_sha256, "accuracy": measured}, indent=1) + "\n")
     return {"accuracy": measured, "gbitops": run.report.cost["gbitops"], "seconds": run.report.seconds["training"]}
@@ -101,7 +102,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-learning"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    images = (load_images(DATASET, split="train", root=None), load_images(DATASET, split="test", root=None))
+    images = load_images(DATASET, split="test", root=None)
     results: dict[str, list[dict[str, Any]]] = {}
     arguments.folder.mkdir(parents=True, exist_ok=True)
     for seed in range(arguments.seeds):
@@ -112,7 +113,7 @@ def main() -> None:
     costs = {kind: statistics.mean(run["gbitops"] for run in results[kind]) for kind in ("cpt", f"static{MAX_BITS}")}
     title = (
         f"{MODEL} on Fashion-MNIST, {EPOCHS} epochs, CPT {MIN_BITS}-{MAX_BITS} bits in {CYCLES} cycles: accuracy (%) "
-        f"in onnxruntime on all {len(images[1]):,} test images, mean ± standard deviation of {arguments.seeds} seeds "
+        f"in onnxruntime on all {len(images):,} test images, mean ± standard deviation of {arguments.seeds} seeds "
         f"(`{command}`). The CPT run takes {costs['cpt'] / costs[f'static{MAX_BITS}']:.2f} of the BitOPs of static "
         f"{MAX_BITS} bits.\n\n"
     )

@@ -293,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def write(results: Sequence[dict[str, Any]], folder: Path) -> None:
     """Write the results and their table."""
     assert np.isfinite([result["loss"] for result in results if result["converts"]]).all()
-    header = ["network", "converts", "in float", "MACs on integers", "differing integers", "codes on its own way"]
+    header = ["network", "converts", "in float", "MACs on integers", "differing integers", "differing free-running"]
     info = machine()
     table = (
         "Networks with random weights after one CPT step, on two random inputs "

@@ -50,7 +50,7 @@ def files(name: str, shape: tuple[int, int, int]) -> dict[str, bytes]:
         "cpt-deploy": portable,
         "native": write_onnx(freeze(model)),
         "float32": floats,
-        "onnxruntime static": static_quantization(floats, [images(8, shape).numpy() for _ in range(4)]),
+        "onnxruntime static": static_quantization(floats, [{"image": images(8, shape).numpy()} for _ in range(4)]),
     }
 
 

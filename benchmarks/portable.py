@@ -37,10 +37,10 @@ from cpt_deploy.recipe import load_recipe
 from cpt_deploy.tasks.text_generation.evaluation import scores_of, token_losses
 from cpt_deploy.training import (
     TrainedRun,
-    calibration_inputs,
     load_run,
     train,
 )
+from cpt_deploy.training.task import load_task
 from cpt_deploy.validation import mcnemar_exact
 
 SHORT = ("train.epochs=null", "lr.warmup_steps=20", "train.calibration_batches=20")
@@ -93,7 +93,7 @@ def images_result(run: TrainedRun, name: str) -> dict[str, Any]:
     recipe = run.recipe.model_copy(
         update={"train": run.recipe.train.model_copy(update={"calibration_batches": 2 * CALIBRATION_BATCHES})}
     )
-    batches = list(calibration_inputs(recipe, run.expect_processor(ImageProcessor).preprocessing))
+    batches = list(load_task(recipe, torch.device("cpu")).calibration_inputs())
     half = max(len(batches) // 2, 1)
     test = load_images(recipe.data.name, split="test", root=None)
     right: dict[str, NDArray[np.bool_]] = {}

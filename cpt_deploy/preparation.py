@@ -38,24 +38,41 @@ def prepare(
 ) -> QuantizedModel:
     """Convert a float model to one that trains with cyclic precision and can be deployed.
 
-    The network is captured as a graph, its layers and activations get quantizers, and the result is compared with the
-    given network. A trial follows: the untrained network is frozen, written to ONNX and run by onnxruntime, so that a
-    model that cannot be deployed is refused before training. If the trial fails for an all-integer network, it is
-    repeated with operations in float.
+    Every Conv, Linear and Embedding gets a quantized weight and a quantized output gradient. Every activation that
+    integer execution needs gets a quantizer: after each layer (with its BatchNorm and ReLU, which fuse into it), sum,
+    product, concatenation and average, at the inputs and at the outputs. Activations that only scheduled layers read
+    follow the schedule; all others stay at max_bits, so the residual stream is never cut to min_bits. An Embedding has
+    the role of the first and the last layer; so have all layers in the modules that the model's attribute `ends` names.
+
+    A model with operations that have no integer form (LayerNorm, softmax, GELU, parameters outside of layers) keeps
+    them in float: quantizers are then inserted at the input of each Linear and around each Conv, and the operations
+    between are those of the model (`has_float_operations`). The attribute `conversion` of the result says which of both
+    was chosen, and why.
+
+    With its quantizers off, the result is compared with the original model, hooks and replaced forwards included, on
+    random batches in training and in evaluation. For that a copy of the model runs, with its hooks.
+
+    Then follows a trial: the untrained network is frozen, written to ONNX and run by onnxruntime, so that a model that
+    cannot be deployed is found before training. If the trial fails for an all-integer network, it is repeated with
+    operations in float.
 
     Args:
         model: A float model that takes tensors (N, ...) and returns tensors (N, ...), alone or in tuples, lists,
             dictionaries or dataclasses; it is copied, not changed.
         example_inputs: A tensor, e.g. `torch.zeros(2, 3, 32, 32)`; a tuple of tensors, one for each argument; or a
-            dictionary of tensors by the names of the arguments. float32 or int64 (token ids), the batch first.
-        config: Bounds and fixed or scheduled precision.
+            dictionary of tensors by the names of the arguments. float32 or int64 (token ids), the batch first. A single
+            tensor and a single result are named "image" ("input_ids" if it has integers) and "logits" in `signature`;
+            others have the names of arguments, keys and fields.
+        config: Bounds of the bits, and which layers are scheduled.
         dynamic_shapes: Free dimensions beside the batch, as in `torch.export`: `{2: Dim("height")}` for one tensor, a
             tuple or dictionary of these for several; `8 * Dim("height")` where sizes have to be multiples. A size that
             only states have may be 0: `Dim("past", min=0)`.
-        states: Pairs (input, output) of names: the output of a call is the input of the next.
+        states: Pairs (input, output) of names: the output of a call is the input of the next, as the keys and values of
+            a causal Transformer. In `signature` such an output is called by its input with "_after" at the end, and a
+            single other output "logits". The maximum of a free size also bounds the sum of all: a context.
 
     Returns:
-        The CPT model, at max_bits.
+        The CPT model, at max_bits. Its calls have the arguments and the result structure of the float model.
 
     Raises:
         UsageError: If the example inputs are not such tensors, or `dynamic_shapes` or `states` do not fit them.

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
 from trained_files import agreement, samples
 
 Outputs = list[NDArray[Any]]

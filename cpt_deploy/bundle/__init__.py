@@ -2,10 +2,9 @@
 
 from cpt_deploy.bundle.bundle import Bundle
 from cpt_deploy.bundle.card import CardFields, EvaluationResult
-from cpt_deploy.bundle.formats import FORMATS, ModelFormat, chosen_formats
-from cpt_deploy.bundle.golden import Golden, GoldenCheck, compare_golden, read_golden
-from cpt_deploy.bundle.integrity.evidence import Evidence, read_evidence, require_evidence
-from cpt_deploy.bundle.layout import FORMAT_VERSION
+from cpt_deploy.bundle.formats import FORMATS, chosen_formats
+from cpt_deploy.bundle.golden import Golden, compare_golden, read_golden
+from cpt_deploy.bundle.integrity.evidence import read_evidence, require_evidence
 from cpt_deploy.bundle.processors.image_processor import ImageProcessor
 from cpt_deploy.bundle.processors.images import MAX_PIXELS, decode_image, read_image
 from cpt_deploy.bundle.processors.postprocessing import Prediction, softmax, top_k
@@ -19,17 +18,13 @@ from cpt_deploy.bundle.writing import BundleContents, update_validation, write_b
 
 __all__ = [
     "FORMATS",
-    "FORMAT_VERSION",
     "MAX_PIXELS",
     "Bundle",
     "BundleContents",
     "CardFields",
     "EvaluationResult",
-    "Evidence",
     "Golden",
-    "GoldenCheck",
     "ImageProcessor",
-    "ModelFormat",
     "OnnxRuntimeModel",
     "Prediction",
     "Preprocessing",

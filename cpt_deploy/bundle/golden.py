@@ -104,7 +104,7 @@ class GoldenCheck:
     Args:
         values: Number of values compared.
         mismatches: Number of values that are not equal, or differ by more than their tolerance.
-        worst_codes: The largest difference of quantized outputs, in quantized values.
+        worst_difference: The largest difference of quantized outputs, in quantized values.
         same_labels: Whether the largest of the logits is the same in each row; without logits, whether the sample is
             reproduced.
         worst: The largest difference of a real value; infinite if one is not finite.
@@ -113,7 +113,7 @@ class GoldenCheck:
 
     values: int
     mismatches: int
-    worst_codes: int
+    worst_difference: int
     same_labels: bool
     worst: float = 0.0
     tolerance: float | None = None

@@ -49,7 +49,6 @@ class BundleContents:
             "cpt" section of config.json, and those that are numbers or text into the model card too.
         recipe: The recipe of the training run, as YAML text.
         card: The author's part of the model card.
-        results: Figures measured before export, for the model card.
         formats: Content of the model's further files, by the name of their format in `FORMATS`.
     """
 
@@ -67,7 +66,6 @@ class BundleContents:
     facts: Mapping[str, Any] = field(default_factory=dict)
     recipe: str | None = None
     card: CardFields = field(default_factory=CardFields)
-    results: Sequence[EvaluationResult] = ()
     formats: Mapping[str, bytes] = field(default_factory=dict)
 
 
@@ -98,7 +96,7 @@ def write_bundle(destination: str | Path, *, contents: BundleContents) -> Bundle
         layout.QUANTIZATION_FILE: json_bytes({**contents.quantization, "graph": contents.graph}),
         layout.GOLDEN_FILE: contents.golden.to_bytes(),
         layout.CARD_FILE: _card(
-            config, contents.signature, contents.processor, contents.results, onnx_bytes=len(contents.onnx)
+            config, contents.signature, contents.processor, (), onnx_bytes=len(contents.onnx)
         ).encode(),
     }
     parts |= {FORMATS[name].file: content for name, content in contents.formats.items()}

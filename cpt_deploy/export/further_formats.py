@@ -11,6 +11,7 @@ from cpt_deploy.errors import ConversionError
 from cpt_deploy.export.programs import WRITERS, load_program
 from cpt_deploy.integer.executor import IntegerExecutor
 from cpt_deploy.integer.graph import IntegerGraph
+from cpt_deploy.integer.operations import Recurrent
 
 
 def write_formats(graph: IntegerGraph, formats: Sequence[str], inputs: Mapping[str, Tensor]) -> dict[str, bytes]:
@@ -31,6 +32,12 @@ def write_formats(graph: IntegerGraph, formats: Sequence[str], inputs: Mapping[s
         if name not in WRITERS:
             continue
         title = FORMATS[name].title
+        if name == "pt2" and graph.signature.free and any(isinstance(o, Recurrent) for o in graph.operations):
+            raise ConversionError(
+                f"Expected a network whose sizes are fixed for the {title}, in which the steps of recurrent layers are "
+                f"written one by one, but {', '.join(graph.signature.free)} may vary",
+                hint=f"{FORMATS['onnx'].file} takes any length; prepare(...) without dynamic_shapes fixes it",
+            )
         if name == "torchscript" and graph.has_float_operations:
             raise ConversionError(
                 "Expected a network that is integer from end to end for TorchScript, whose tracing fixes the batch "

@@ -34,7 +34,7 @@ def dequantize(codes: Tensor, tensor: QuantizedTensor) -> Tensor:
 
 def requantize(accumulator: Tensor, multiplier: Tensor | float, output: QuantizedTensor) -> Tensor:
     """`rint(clamp(f32(acc) · m)) + z`: clamp in float, round half to even, add the zero point."""
-    low, high = output.least - output.zero_point, output.quant_max - output.zero_point
+    low, high = output.quant_min - output.zero_point, output.quant_max - output.zero_point
     scaled = accumulator.to(torch.float32) * multiplier
     return torch.round(scaled.clamp_(low, high)).add_(output.zero_point)
 
@@ -120,7 +120,7 @@ def max_pool(x: Tensor, operation: MaxPool) -> Tensor:
 
 
 def _saturate(codes: Tensor, tensor: QuantizedTensor) -> Tensor:
-    return codes.clamp_(tensor.least, tensor.quant_max)
+    return codes.clamp_(tensor.quant_min, tensor.quant_max)
 
 
 def _f32(value: float) -> np.float32:

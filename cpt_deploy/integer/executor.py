@@ -7,57 +7,19 @@ layer that could exceed it is computed in float64.
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from cpt_deploy.errors import UsageError
 from cpt_deploy.integer import arithmetic
+from cpt_deploy.integer import operations as ops
 from cpt_deploy.integer.float_calls import call, float_constants
 from cpt_deploy.integer.graph import IntegerGraph
 from cpt_deploy.integer.onnx_parts import OnnxSessions
-from cpt_deploy.integer.operations import (
-    Add,
-    Concatenate,
-    Constant,
-    Convolution,
-    Embed,
-    Float,
-    FullyConnected,
-    GlobalAverage,
-    Lookup,
-    MaxPool,
-    Movement,
-    Multiply,
-    OnnxPart,
-    Operation,
-    Pad,
-    Quantize,
-    QuantizedTensor,
-    ReadPixels,
-    Recurrent,
-    Reshape,
-    Slice,
-    Transpose,
-    WeightedOperation,
-    adds_real_bias,
-)
-from cpt_deploy.integer.recurrent import RecurrentSteps, Steps
+from cpt_deploy.integer.products import Layer, RecurrentSteps, Steps, fits_float32
 
 Inputs = Tensor | Mapping[str, Tensor]
 """The inputs of a graph by name, or its only input."""
-
-#: float32 represents all integers up to this magnitude.
-EXACT_FLOAT32 = 2**24
-
-
-def fits_float32(operation: WeightedOperation, source: QuantizedTensor) -> bool:
-    """Return whether float32 represents every partial sum of a layer exactly."""
-    reach = max(source.zero_point - source.least, source.quant_max - source.zero_point)
-    sums = np.abs(operation.executed_codes.astype(np.int64)).reshape(len(operation.codes), -1).sum(axis=1)
-    worst = sums * reach + np.abs(operation.bias.astype(np.int64))
-    return bool(worst.max(initial=0) < EXACT_FLOAT32)
 
 
 class IntegerExecutor(nn.Module):
@@ -79,10 +41,10 @@ class IntegerExecutor(nn.Module):
         for i, (key, values) in enumerate(float_constants(graph).items()):
             self.register_buffer(f"_constant_{i}", values)
             self._index[key] = i
-        for i, operation in enumerate(o for o in graph.operations if isinstance(o, Lookup)):
+        for i, operation in enumerate(o for o in graph.operations if isinstance(o, ops.Lookup)):
             self.register_buffer(f"_table_{i}", torch.from_numpy(operation.table.copy()))
             self._index[operation.output] = i
-        for i, operation in enumerate(o for o in graph.operations if isinstance(o, ReadPixels)):
+        for i, operation in enumerate(o for o in graph.operations if isinstance(o, ops.ReadPixels)):
             self.register_buffer(f"_pixels_{i}", torch.from_numpy(operation.table.copy()))
             self._index[operation.output] = i
         self._onnx = OnnxSessions(graph)
@@ -129,8 +91,8 @@ class IntegerExecutor(nn.Module):
         Returns:
             The quantized values; and the real values of layers whose output is not quantized, and of the outputs.
         """
-        products = {o.output for o in self.graph.operations if isinstance(o, FullyConnected | Embed)}
-        products |= {o.product for o in self.graph.operations if isinstance(o, Recurrent)}
+        products = {o.output for o in self.graph.operations if isinstance(o, ops.FullyConnected | ops.Embed)}
+        products |= {o.product for o in self.graph.operations if isinstance(o, ops.Recurrent)}
         signed = {name for name, tensor in self.graph.tensors.items() if tensor.signed}
         return {
             name: codes.to(torch.int8 if name in signed else torch.uint8) if name in self.graph.tensors else codes
@@ -159,15 +121,14 @@ class IntegerExecutor(nn.Module):
         values: dict[str, Any] = {name: x.detach() for name, x in inputs.items()}
         last_use = {name: i for i, operation in enumerate(self.graph.operations) for name in operation.inputs}
         for i, operation in enumerate(self.graph.operations):
-            if isinstance(operation, Recurrent):
+            if isinstance(operation, ops.Recurrent):
                 values.update(self._run_steps(operation, [self._real(n, values) for n in operation.inputs], given, own))
-            elif given and isinstance(operation, Quantize) and operation.output in given:
+            elif given and isinstance(operation, ops.Quantize) and operation.output in given:
                 if own is not None:
                     own[operation.output] = self._execute(operation, [values[name] for name in operation.inputs])
                 values[operation.output] = given[operation.output].to(torch.float32)
-            elif isinstance(operation, OnnxPart):
-                results = self._onnx.run(operation.output, self._read_by(operation, values))
-                values.update(zip(operation.results, results, strict=True))
+            elif isinstance(operation, ops.OnnxPart):
+                values.update(zip(operation.results, self._execute_part(operation, values), strict=True))
             else:
                 values[operation.output] = self._execute(operation, [values[name] for name in operation.inputs])
             if not keep:
@@ -176,12 +137,13 @@ class IntegerExecutor(nn.Module):
                         del values[name]
         return values
 
-    def _read_by(self, operation: OnnxPart, values: Mapping[str, Tensor]) -> list[Tensor]:
-        """Return the inputs of ONNX operators: real values, or quantized ones where only their shape is read."""
-        return [
+    def _execute_part(self, operation: ops.OnnxPart, values: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return all results of ONNX operators, which read real values, or quantized ones for their shape only."""
+        inputs = [
             self._stored(name, values[name]) if i in operation.codes else self._real(name, values)
             for i, name in enumerate(operation.inputs)
         ]
+        return self._onnx.run(operation.output, inputs)
 
     def _stored(self, name: str, x: Tensor) -> Tensor:
         """Return quantized values in the type that the ONNX file has them in; other tensors as they are."""
@@ -190,7 +152,7 @@ class IntegerExecutor(nn.Module):
 
     def _run_steps(
         self,
-        operation: Recurrent,
+        operation: ops.Recurrent,
         inputs: list[Tensor],
         given: Mapping[str, Tensor] | None,
         own: dict[str, Tensor] | None,
@@ -202,13 +164,13 @@ class IntegerExecutor(nn.Module):
         hidden = steps.hidden if codes is None else codes.to(torch.float32)
         return {operation.output: steps.result, operation.hidden: hidden, operation.product: steps.product}
 
-    def _execute(self, operation: Operation, inputs: list[Tensor]) -> Tensor:  # noqa: PLR0911
-        if isinstance(operation, Constant | Float | Embed | Quantize):
+    def _execute(self, operation: ops.Operation, inputs: list[Tensor]) -> Tensor:  # noqa: PLR0911
+        if isinstance(operation, ops.Constant | ops.Float | ops.Embed | ops.Quantize):
             return self._execute_real(operation, inputs)
-        if isinstance(operation, Movement):
+        if isinstance(operation, ops.Movement):
             stored = [self._stored(name, x) for name, x in zip(operation.inputs, inputs, strict=True)]
             return self._onnx.run(operation.output, stored)[0].to(torch.float32)
-        if isinstance(operation, ReadPixels):
+        if isinstance(operation, ops.ReadPixels):
             return arithmetic.read_pixels(
                 inputs[0], self.get_buffer(f"_pixels_{self._index[operation.output]}"), operation
             )
@@ -218,33 +180,33 @@ class IntegerExecutor(nn.Module):
             return product
         output = self.graph.tensors[operation.output]
         match operation:
-            case Convolution() | FullyConnected():
+            case ops.Convolution() | ops.FullyConnected():
                 result: Tensor = self._layers[self._index[operation.output]](x)
                 return result
-            case Add():
+            case ops.Add():
                 return arithmetic.add(inputs, sources, output)
-            case Multiply():
+            case ops.Multiply():
                 return arithmetic.multiply(inputs, sources, output)
-            case GlobalAverage():
+            case ops.GlobalAverage():
                 return arithmetic.global_average(x, sources[0], output)
-            case Concatenate():
+            case ops.Concatenate():
                 parts = [arithmetic.rescale(part, source, output) for part, source in zip(inputs, sources, strict=True)]
                 return torch.cat(parts, dim=operation.axis)
-            case Lookup():
+            case ops.Lookup():
                 table = self.get_buffer(f"_table_{self._index[operation.output]}").to(x.device)
-                return table[(x - sources[0].least).to(torch.int64)].to(torch.float32)
+                return table[(x - sources[0].quant_min).to(torch.int64)].to(torch.float32)
         return _moved(operation, x, sources[0], output)
 
-    def _execute_real(self, operation: Operation, inputs: list[Tensor]) -> Tensor:
+    def _execute_real(self, operation: ops.Operation, inputs: list[Tensor]) -> Tensor:
         tensors = [self.graph.tensors.get(name) for name in operation.inputs]
         values = [v if t is None else arithmetic.dequantize(v, t) for v, t in zip(inputs, tensors, strict=True)]
         match operation:
-            case Constant():
+            case ops.Constant():
                 return self.get_buffer(f"_constant_{self._index[operation.output]}")
-            case Float():
+            case ops.Float():
                 result: Tensor = call(operation, values)
                 return result
-            case Embed():
+            case ops.Embed():
                 codes, scales = (
                     self.get_buffer(f"_constant_{self._index[f'{operation.output}.{part}']}")
                     for part in ("codes", "scales")
@@ -253,71 +215,30 @@ class IntegerExecutor(nn.Module):
         return arithmetic.quantize(values[0], self.graph.tensors[operation.output])
 
 
-def _extras(operation: Operation) -> tuple[str, ...]:
+def _extras(operation: ops.Operation) -> tuple[str, ...]:
     """Return the names of results that no operation reads."""
-    return (operation.hidden, operation.product) if isinstance(operation, Recurrent) else ()
+    return (operation.hidden, operation.product) if isinstance(operation, ops.Recurrent) else ()
 
 
-def _executed(operation: WeightedOperation, graph: IntegerGraph) -> nn.Module:
-    if isinstance(operation, Recurrent):
+def _executed(operation: ops.WeightedOperation, graph: IntegerGraph) -> nn.Module:
+    if isinstance(operation, ops.Recurrent):
         source = graph.multiplied(operation)
         dtype = torch.float32 if fits_float32(operation, source) else torch.float64
         return RecurrentSteps(operation, source, dtype)
-    return _Layer(operation, graph)
+    return Layer(operation, graph)
 
 
-def _moved(operation: Operation, x: Tensor, source: QuantizedTensor, output: QuantizedTensor) -> Tensor:
+def _moved(operation: ops.Operation, x: Tensor, source: ops.QuantizedTensor, output: ops.QuantizedTensor) -> Tensor:
     match operation:
-        case MaxPool():
+        case ops.MaxPool():
             return arithmetic.max_pool(x, operation)
-        case Pad():
+        case ops.Pad():
             return arithmetic.pad(x, operation, source.zero_point)
-        case Reshape():
+        case ops.Reshape():
             free = [x.shape[axis] if size == 0 else size for axis, size in enumerate(operation.sizes)]
             return x.reshape(free or (x.shape[0], *output.shape))  # type: ignore[arg-type]
-        case Transpose():
+        case ops.Transpose():
             return x.permute(operation.permutation)
-        case Slice():
+        case ops.Slice():
             return x[(*[slice(None)] * operation.axis, slice(operation.start, operation.end))]
     raise AssertionError(f"unknown operation {type(operation).__name__}")
-
-
-class _Layer(nn.Module):
-    """A convolution or a fully connected layer on integers, (N, ...) → (N, ...), with int8 weights.
-
-    `y = rint(clamp(f32(acc) · m)) + z_y` with `m = f32(f32(s_x·s_w) / s_y)`; acc is exact and includes the bias.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    multiplier: Tensor
-
-    def __init__(self, operation: WeightedOperation, graph: IntegerGraph) -> None:
-        super().__init__()
-        self.operation = operation
-        self.source, self.output = graph.tensors[operation.inputs[0]], graph.tensors.get(operation.output)
-        self.dtype = torch.float32 if fits_float32(operation, self.source) else torch.float64
-        # f32(f32(s_x · s_w) / s_y), in this order; one per output channel, for all positions
-        multiplier = np.float32(self.source.scale) * operation.scales
-        if self.output is not None:
-            multiplier = multiplier / np.float32(self.output.scale)
-        per_channel = (-1, *([1] * (operation.codes.ndim - 2)))
-        self.register_buffer("weight", torch.from_numpy(operation.executed_codes.copy()))
-        self.register_buffer("bias", torch.from_numpy(operation.bias.astype(np.int32)))
-        self.register_buffer("multiplier", torch.from_numpy(multiplier.astype(np.float32).reshape(per_channel)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        dtype, weight, bias, multiplier = self.dtype, self.weight, self.bias, self.multiplier
-        if x.device.type != "cpu":
-            dtype = torch.float64  # other devices may use TF32 or Winograd convolutions, which are not exact
-            weight, bias, multiplier = (tensor.to(x.device) for tensor in (weight, bias, multiplier))
-        centred, weight, bias = (x - self.source.zero_point).to(dtype), weight.to(dtype), bias.to(dtype)
-        if isinstance(self.operation, Convolution):
-            accumulator = arithmetic.convolve(centred, weight, bias, self.operation)
-        else:
-            accumulator = functional.linear(centred, weight, bias)
-        if self.output is None and not adds_real_bias(self.source):
-            return accumulator.to(torch.float32) * multiplier
-        if self.output is None:
-            return (accumulator - bias).to(torch.float32) * multiplier + bias.to(torch.float32) * multiplier
-        return arithmetic.requantize(accumulator, multiplier, self.output)

@@ -7,7 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpt_deploy.errors import ConversionError
-from cpt_deploy.quantization.numerics.folding import Biases, Codes, Scales
+
+Codes = NDArray[np.int8]
+Scales = NDArray[np.float32]
+Biases = NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +45,14 @@ class QuantizedTensor:
         return size
 
     @property
-    def least(self) -> int:
+    def quant_min(self) -> int:
         """The minimum quantized value."""
         return -(2 ** (self.bits - 1)) if self.signed else 0
 
     @property
     def quant_max(self) -> int:
         """The maximum quantized value."""
-        return self.least + int(2**self.bits - 1)
+        return self.quant_min + int(2**self.bits - 1)
 
     @property
     def dtype(self) -> type[np.int8 | np.uint8]:

@@ -11,10 +11,11 @@ def graph_from_bundle(bundle: Bundle) -> IntegerGraph:
     Raises:
         BundleError: If the two files do not describe a graph.
     """
+    tensors = bundle.load_tensors()
     try:
-        return from_dict(bundle.quantization["graph"], bundle.load_tensors())
-    except (KeyError, TypeError, ValueError) as error:
+        return from_dict(bundle.quantization["graph"], tensors)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
         raise BundleError(
-            f"Expected {bundle.path} to hold an integer graph, but it is incomplete: {error!r}",
+            f"Expected quantization.json of {bundle.path} to describe the integer graph, but got: {error!r}",
             hint="export the bundle again",
         ) from error

@@ -15,6 +15,7 @@ from cpt_deploy.models.cifar_mobilenet import CifarMobileNetV2
 from cpt_deploy.models.cifar_resnet import cifar_resnet, tiny_resnet
 from cpt_deploy.models.timm_models import TIMM_PREFIX, build_timm, timm_names
 from cpt_deploy.models.torchvision_models import PREFIX, build_torchvision, torchvision_names
+from cpt_deploy.quantization.modes import in_evaluation
 from cpt_deploy.registry import ONNX_FILE, Registry, import_object, nearest_names
 
 ModelFactory = Callable[..., nn.Module]
@@ -69,28 +70,15 @@ def build_model(
         UsageError: If the name is unknown, or the model does not accept the arguments or images of that size.
         MissingExtraError: If it is a timm model and timm is not installed.
     """
-    shape = {"num_classes": num_classes, "in_channels": in_channels, "input_size": input_size}
+    shape: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels, "input_size": input_size}
     if name.startswith(PREFIX):
-        model = build_torchvision(
-            name.removeprefix(PREFIX),
-            num_classes=num_classes,
-            in_channels=in_channels,
-            input_size=input_size,
-            **args,
-        )
+        model = build_torchvision(name.removeprefix(PREFIX), **shape, **args)
     elif name.startswith(TIMM_PREFIX):
-        model = build_timm(
-            name.removeprefix(TIMM_PREFIX),
-            num_classes=num_classes,
-            in_channels=in_channels,
-            input_size=input_size,
-            **args,
-        )
+        model = build_timm(name.removeprefix(TIMM_PREFIX), **shape, **args)
     elif name.startswith(ONNX_FILE):
         from cpt_deploy.models.onnx_module import build_onnx  # onnx takes long to import
 
-        path = Path(name.removeprefix(ONNX_FILE))
-        model = build_onnx(path, num_classes=num_classes, in_channels=in_channels, input_size=input_size, **args)
+        model = build_onnx(Path(name.removeprefix(ONNX_FILE)), **shape, **args)
     elif ":" in name:
         model = _build_imported(name, shape, args)
     elif name in models:
@@ -130,11 +118,9 @@ def _check_output(name: str, model: nn.Module, num_classes: int, input_shape: tu
     """Run one black image, so that an input size the model cannot process fails now and not hours later."""
     parameter = next(model.parameters(), None)
     image = torch.zeros(1, *input_shape, device=None if parameter is None else parameter.device)
-    training = model.training
-    model.eval()
     size = " x ".join(map(str, input_shape))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), in_evaluation(model):
             logits = model(image)
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).strip().partition("\n")[0]
@@ -142,8 +128,6 @@ def _check_output(name: str, model: nn.Module, num_classes: int, input_shape: tu
             f"Expected images that model {name} can take, but {size} (channels x height x width) fails: {reason}",
             hint="larger images may work: set data.input.size",
         ) from error
-    finally:
-        model.train(training)
     got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if got != (1, num_classes):
         raise UsageError(f"Expected model {name} to return logits of shape (1, {num_classes}), but got {got}")

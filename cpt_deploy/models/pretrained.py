@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cpt_deploy.errors import DataError, UsageError
 from cpt_deploy.models.weights_source import WEIGHTS_SUFFIXES, WeightsSource
+from cpt_deploy.quantization.modes import in_evaluation
 from cpt_deploy.quantization.state.scheduled_model import BITS_KEY
 
 _RUN_PREFIX = "network."
@@ -72,12 +73,10 @@ def last_layer(network: nn.Module, input_shape: tuple[int, ...]) -> str | None:
     called: list[str] = []
     layers = [(name, part) for name, part in network.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)]
     hooks = [part.register_forward_hook(lambda *_, name=name: called.append(name)) for name, part in layers]
-    training = network.training
     try:
-        with torch.no_grad():
-            network.eval()(torch.zeros(1, *input_shape))
+        with torch.no_grad(), in_evaluation(network):
+            network(torch.zeros(1, *input_shape))
     finally:
-        network.train(training)
         for hook in hooks:
             hook.remove()
     return called[-1] if called else None

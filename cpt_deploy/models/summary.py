@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cpt_deploy.models.catalog import build_model
+from cpt_deploy.quantization.modes import in_evaluation
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,7 @@ def summarize(model: nn.Module, input_shape: tuple[int, ...]) -> ModelSummary:
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
     device = next((parameter.device for parameter in model.parameters()), None)
-    training = model.training
-    model.eval()
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
+    with torch.no_grad(), in_evaluation(model), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, *input_shape, device=device))
-    model.train(training)
     # The counter counts a multiplication and an addition as two operations.
     return ModelSummary(parameters, counter.get_total_flops() // 2)

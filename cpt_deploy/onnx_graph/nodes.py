@@ -73,7 +73,7 @@ class GraphNodes:
             self.node("QuantizeLinear", [real, *parameters], unclipped)
             low, high = (
                 self.constant(f"code_{code}", np.array(code, dtype=tensor.dtype))
-                for code in (tensor.least, tensor.quant_max)
+                for code in (tensor.quant_min, tensor.quant_max)
             )
             self.node("Clip", [unclipped, low, high], tensor.name)
         else:

@@ -95,7 +95,7 @@ class _Body:
         codes = f"{name}{IN_BODY}"
         if hidden.bits < 8:
             unclipped = self._add("QuantizeLinear", [h, scale, zero], self._name("unclipped"))
-            bounds = (("least", hidden.least), ("quant_max", hidden.quant_max))
+            bounds = (("quant_min", hidden.quant_min), ("quant_max", hidden.quant_max))
             limits = [self._constant(key, np.array(code, hidden.dtype)) for key, code in bounds]
             self._add("Clip", [unclipped, *limits], codes)
         else:

@@ -6,12 +6,31 @@ does each of these somewhere, and its VNNI kernels saturate where others wrap ar
 partial sum: if it fits into int32, no kernel overflows in any order of summation.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
 INT32_MOST = 2**31 - 1
 
 Sums = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class ReducedLayer:
+    """A layer whose weights have a reduced range: to limit pairs of products or, with many inputs, int32 sums.
+
+    Attributes:
+        layer: Its module path.
+        channels: Number of its output channels.
+        reduced_channels: Number of channels whose range is smaller than their bits allow.
+        min_quant_max: The smallest max quantized value of a channel; 127 is that of 8 bits.
+    """
+
+    layer: str
+    channels: int
+    reduced_channels: int
+    min_quant_max: int
 
 
 def worst_sums(

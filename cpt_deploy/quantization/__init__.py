@@ -14,7 +14,7 @@ from cpt_deploy.quantization.modules.synchronized_norm import set_synchronized, 
 from cpt_deploy.quantization.state.config import LayerGroup, QuantizationConfig
 from cpt_deploy.quantization.state.cyclic_precision import CyclicPrecision
 from cpt_deploy.quantization.state.portability import make_native, reduced_layers
-from cpt_deploy.quantization.state.scheduled_model import ScheduledModel, WeightBits
+from cpt_deploy.quantization.state.scheduled_model import WeightBits
 from cpt_deploy.quantization.state.symmetric import make_symmetric
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "LayerSensitivity",
     "QuantizationConfig",
     "QuantizedModel",
-    "ScheduledModel",
     "WeightBits",
     "allocate_bits",
     "calibrate",

@@ -87,7 +87,7 @@ class QuantizedModel(ScheduledModel):
         self.signature = signature
         self.calling = calling
         self.compute: Compute = "auto"
-        self._program: FusedStep | None = None
+        self._fused: FusedStep | None = None
         self._obstacles: set[str] = set()
         self._normalises_samples: bool | None = None
 
@@ -152,13 +152,13 @@ class QuantizedModel(ScheduledModel):
             f"there are no kernels for {device!r}": device not in ("cpu", "cuda"),
             "weights and inputs are not all float32": dtypes != {torch.float32},
             "autocast is on": device == "cpu" and torch.is_autocast_enabled("cpu"),
-            f"codes of {bits} bits do not fit into a byte": bits > CODE_BITS,
+            f"integers of {bits} bits do not fit into a byte": bits > CODE_BITS,
         }
         return next((reason for reason, holds in reasons.items() if holds), None)
 
     def _fused_step(self) -> FusedStep:
-        self._program = self._program or FusedStep(self.network, self.signature)
-        return self._program
+        self._fused = self._fused or FusedStep(self.network, self.signature)
+        return self._fused
 
     @staticmethod
     def _engine(path: ExecutionPath, device: str) -> Engine:
@@ -169,7 +169,7 @@ class QuantizedModel(ScheduledModel):
         if obstacle not in self._obstacles:
             self._obstacles.add(obstacle)
             warnings.warn(
-                f"training steps run module by module, not on codes, which is slower: {obstacle}",
+                f"training steps run module by module, not on integers, which is slower: {obstacle}",
                 CptWarning,
                 stacklevel=3,
             )
@@ -185,12 +185,12 @@ class QuantizedModel(ScheduledModel):
 
     def modules_replaced(self) -> None:
         """Drop the fused step after modules of the network were replaced; to be called by whoever replaces them."""
-        self._program = None
+        self._fused = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Exclude the fused step, which copies build themselves, and add the node metadata that pickling would lose."""
         notes = [{key: node.meta[key] for key in _NOTED if key in node.meta} for node in _called(self.network)]
-        return {**self.__dict__, "_program": None, "_notes": notes}
+        return {**self.__dict__, "_fused": None, "_notes": notes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the metadata of the graph's nodes."""

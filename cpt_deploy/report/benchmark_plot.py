@@ -1,4 +1,4 @@
-"""The plot of `cpt benchmark`: time per image of each model, by batch size and threads."""
+"""The plot of `cpt benchmark`: time per row of each model, by batch size and threads."""
 
 import math
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ _TAIL = 2.0
 
 @picture
 def plot_benchmark(report: Mapping[str, Any], destination: Path) -> Any:
-    """Draw the median time per image, with a line up to the 99th percentile and the speed-up of the bundle.
+    """Draw the median time per row, with a line up to the 99th percentile and the speed-up of the bundle.
 
     Args:
         report: The fields of a benchmark report (`BenchmarkReport.to_dict()`).
@@ -42,7 +42,7 @@ def plot_benchmark(report: Mapping[str, Any], destination: Path) -> Any:
     logarithmic = panels[0].get_yscale() == "log"
     panels[0].set_ylim(top=(2 if logarithmic else 1.1) * max(_top(entry, _TAIL * max(heights)) for entry in latencies))
     for axes in grid[:, 0]:
-        axes.set_ylabel("milliseconds per image" + (", logarithmic" if logarithmic else ""))
+        axes.set_ylabel("milliseconds per row" + (", logarithmic" if logarithmic else ""))
     for axes in panels[len(threads) :]:
         axes.set_axis_off()
     tails = "line: to the 99th percentile, cut where its milliseconds stand"
@@ -52,7 +52,7 @@ def plot_benchmark(report: Mapping[str, Any], destination: Path) -> Any:
 
 
 def _top(entry: Mapping[str, Any], highest: float) -> float:
-    """Return the upper end of the line to the 99th percentile, per image."""
+    """Return the upper end of the line to the 99th percentile, per row."""
     return float(max(entry["p50_ms"] / entry["batch"], min(entry["p99_ms"] / entry["batch"], highest)))
 
 

@@ -3,17 +3,17 @@
 None imports torch until a function needs it.
 """
 
-from cpt_deploy.tasks.catalogs import DataEntry, ModelEntry, ModelSize
-from cpt_deploy.tasks.evidence import BundleCheck, Evidence, Origin, Table, ValidationOptions, ValidationSummary
-from cpt_deploy.tasks.exporting import BitAllocation, ExportOptions, ExportSummary, Sensitivity
+from cpt_deploy.tasks.catalogs import DataCheck, DataEntry, ModelEntry, ModelSize
+from cpt_deploy.tasks.evidence import BundleCheck, Evidence, Origin, Table, ValidationOptions
+from cpt_deploy.tasks.exporting import ExportOptions, ExportSummary
 from cpt_deploy.tasks.finding import task_named, task_of_run
 from cpt_deploy.tasks.interface import Task
 from cpt_deploy.tasks.reporting import SILENT, Progress, Reporter
 
 __all__ = [
     "SILENT",
-    "BitAllocation",
     "BundleCheck",
+    "DataCheck",
     "DataEntry",
     "Evidence",
     "ExportOptions",
@@ -23,11 +23,9 @@ __all__ = [
     "Origin",
     "Progress",
     "Reporter",
-    "Sensitivity",
     "Table",
     "Task",
     "ValidationOptions",
-    "ValidationSummary",
     "task_named",
     "task_of_run",
 ]

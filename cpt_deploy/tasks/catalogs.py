@@ -1,6 +1,6 @@
-"""Entries of the catalogs of `cpt models` and `cpt datasets`: the models and data that a task knows by name."""
+"""Entries of the catalogs of `cpt models` and `cpt datasets`, and the check of a data set."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,3 +66,26 @@ class DataEntry:
     obtain: str
     problem: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """What `cpt datasets check` finds in a data set, in words.
+
+    Args:
+        sizes: Size of each split.
+        table: Names of columns, then rows of cells: the content of the splits.
+        problems: Entries of each problem, by its title; `errors` says which of them prevent training.
+        notes: What else is worth knowing.
+        errors: What prevents training, one line each.
+        repair: How to go on with errors.
+        content: The same for the JSON output.
+    """
+
+    sizes: Mapping[str, str]
+    table: Sequence[Sequence[str]]
+    problems: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    errors: Sequence[str] = ()
+    repair: str | None = None
+    content: Mapping[str, Any] = field(default_factory=dict)

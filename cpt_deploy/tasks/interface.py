@@ -13,7 +13,8 @@ from cpt_deploy.bundle import CardFields, OnnxRuntimeModel, Processor
 from cpt_deploy.errors import UsageError
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.signature import Signature
-from cpt_deploy.tasks.catalogs import DataEntry, ModelEntry, ModelSize
+from cpt_deploy.tasks.catalogs import DataCheck, DataEntry, ModelEntry, ModelSize
+from cpt_deploy.tasks.reporting import Reporter
 
 GOLDEN_SAMPLES = 8
 
@@ -110,6 +111,20 @@ class Task(ABC):
     def known_data(self, pattern: str) -> Sequence[DataEntry]:
         """Return the data that recipes can name and that match a shell pattern."""
         return ()
+
+    def check_data(self, data: str, root: Path | None, reporter: Reporter) -> DataCheck:
+        """Read all samples of a data set, and return its content and problems.
+
+        Args:
+            data: Name, path or import path of the data.
+            root: Folder of known data; None is the default.
+            reporter: Receives the progress.
+
+        Raises:
+            DataError: If there is no such data set.
+            UsageError: If the task has no check.
+        """
+        raise UsageError(f"Expected data that can be checked, but the task {self.name} has no check of {data!r}")
 
     def card(self, run: "TrainedRun") -> CardFields:
         """Return the author's part of the model card."""

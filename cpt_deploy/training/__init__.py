@@ -6,7 +6,6 @@ from cpt_deploy.training.experiments.range_test import RangeTest, range_test
 from cpt_deploy.training.experiments.seed_curves import seed_curves
 from cpt_deploy.training.experiments.trials import TrialOutcome, TrialQueue
 from cpt_deploy.training.fine_tuning import Pretrained
-from cpt_deploy.training.loop.inputs import calibration_inputs
 from cpt_deploy.training.loop.interruption import Interruption
 from cpt_deploy.training.loop.setup import prepare_network
 from cpt_deploy.training.loop.trainer import plan_run, train
@@ -37,7 +36,6 @@ __all__ = [
     "TrainingTask",
     "TrialOutcome",
     "TrialQueue",
-    "calibration_inputs",
     "choose_device",
     "disk_errors",
     "group_runs",

@@ -1,17 +1,59 @@
 """Evaluate the accuracy of a model on a set of images, at max_bits."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from cpt_deploy.quantization import QuantizedModel
+from cpt_deploy.quantization.modes import in_evaluation
 from cpt_deploy.training.distributed.process_group import ALONE, ProcessGroup
 from cpt_deploy.training.reporting.reports import Evaluation
 
+Batch = TypeVar("Batch")
+
 MANY_CLASSES = 5
 """Top-5 accuracy is meaningful only with more classes than this."""
+
+
+def summed(
+    model: QuantizedModel,
+    batches: Iterable[Batch],
+    measured: Callable[[Batch], Sequence[Tensor]],
+    count: int,
+    *,
+    device: torch.device,
+    stop: Callable[[], bool] = lambda: False,
+    process_group: ProcessGroup = ALONE,
+) -> list[float] | None:
+    """Sum figures of a model at max_bits in evaluation mode, in float64, over the batches of all processes.
+
+    Args:
+        model: The model; its mode and bits are restored afterwards.
+        batches: In a distributed run this process's own.
+        measured: Returns the figures of a batch, 0-dim each on the device.
+        count: Their number.
+        device: Device of the model.
+        stop: Called before each batch; if it returns true, evaluation stops.
+        process_group: The processes that evaluate together, each of which must call this.
+
+    Returns:
+        The sums, or `None` if `stop` returned true in one of the processes.
+    """
+    totals = torch.zeros(count, dtype=torch.float64, device=device)
+    stopped = False
+    with torch.no_grad(), in_evaluation(model), model.at_max_bits():
+        for batch in batches:
+            stopped = stop()
+            if stopped:
+                break
+            totals += torch.stack([figure.double() for figure in measured(batch)])
+    *sums, stopped_in = (
+        process_group.gather(torch.cat([totals.cpu(), totals.new_tensor([stopped]).cpu()])).sum(dim=0).tolist()
+    )
+    return None if stopped_in else sums
 
 
 def evaluate(
@@ -39,31 +81,18 @@ def evaluate(
         The evaluation of all images of all processes, or `None` if `stop` returned true in one of them.
     """
     began = time.perf_counter()
-    totals = torch.zeros(3, dtype=torch.float64, device=device)  # summed loss, hits, hits among the top five
-    images, stopped = 0, False
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), model.at_max_bits():
-            for inputs, labels in batches:
-                stopped = stop()
-                if stopped:
-                    break
-                logits = model(inputs.to(device))
-                target = labels.to(device)
-                loss = torch.nn.functional.cross_entropy(logits, target, reduction="sum")
-                hits = (logits.argmax(dim=1) == target).sum()
-                best = logits.topk(min(MANY_CLASSES, classes), dim=1).indices
-                totals += torch.stack([loss, hits, (best == target[:, None]).sum()])
-                images += len(target)
-    finally:
-        model.train(training)
-    gathered = process_group.gather(
-        torch.tensor([*totals.tolist(), float(images), float(stopped)], dtype=torch.float64)
-    )
-    loss_sum, top1, top5, count, stopped_in = gathered.sum(dim=0).tolist()
-    if stopped_in:
+
+    def measured(batch: tuple[Tensor, Tensor]) -> list[Tensor]:
+        logits, target = model(batch[0].to(device)), batch[1].to(device)
+        loss = torch.nn.functional.cross_entropy(logits, target, reduction="sum")
+        best = logits.topk(min(MANY_CLASSES, classes), dim=1).indices
+        hits = (logits.argmax(dim=1) == target).sum(), (best == target[:, None]).sum()
+        return [loss, *hits, target.new_tensor(len(target))]
+
+    sums = summed(model, batches, measured, 4, device=device, stop=stop, process_group=process_group)
+    if sums is None:
         return None
+    loss_sum, top1, top5, count = sums
     return Evaluation(
         step=step,
         loss=loss_sum / count,

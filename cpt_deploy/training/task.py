@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cpt_deploy.data import WHOLE, Share
 from cpt_deploy.errors import UsageError
 from cpt_deploy.metric import Metric
-from cpt_deploy.quantization import ScheduledModel, class_divergence
+from cpt_deploy.quantization import QuantizedModel, class_divergence
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.recipe.tasks import task_name, tasks
 from cpt_deploy.training.distributed.process_group import ProcessGroup
@@ -98,7 +98,7 @@ class TrainingTask(ABC):
         """Number of batches of an epoch."""
 
     @abstractmethod
-    def build_model(self) -> ScheduledModel:
+    def build_model(self) -> QuantizedModel:
         """Build the CPT model with its initial weights, on the CPU."""
 
     @abstractmethod
@@ -110,7 +110,7 @@ class TrainingTask(ABC):
         """Compute the loss of a batch.
 
         Args:
-            model: The `training_module` of the model from `build_model`, or its replica.
+            model: The model from `build_model`, or its replica.
             batch: From `stream`.
             device: Device of the model.
             autocast: Whether float operations compute in bfloat16.
@@ -118,7 +118,7 @@ class TrainingTask(ABC):
 
     @abstractmethod
     def evaluate(
-        self, model: ScheduledModel, device: torch.device, step: int, stop: Stop, process_group: ProcessGroup
+        self, model: QuantizedModel, device: torch.device, step: int, stop: Stop, process_group: ProcessGroup
     ) -> Evaluation | None:
         """Evaluate on the held-out split at max_bits; `None` if a process was told to stop."""
 
@@ -193,12 +193,12 @@ class TrainingTask(ABC):
             CheckpointError: If they do not.
         """
 
-    def state(self, model: ScheduledModel, process_group: ProcessGroup) -> Mapping[str, Tensor]:
+    def state(self, model: QuantizedModel, process_group: ProcessGroup) -> Mapping[str, Tensor]:
         """Return what the next step needs of the one before, over all processes, each of which must call this."""
         return {}
 
     def restore(  # noqa: B027  likewise
-        self, state: Mapping[str, Tensor], model: ScheduledModel, device: torch.device, process_group: ProcessGroup
+        self, state: Mapping[str, Tensor], model: QuantizedModel, device: torch.device, process_group: ProcessGroup
     ) -> None:
         """Continue from a result of `state`, in whatever number of processes."""
 
@@ -215,7 +215,7 @@ class TrainingTask(ABC):
         synchronization.calibrate(_until(batches, stop))
 
     def evaluate_calibrated(
-        self, model: ScheduledModel, device: torch.device, step: int, stop: Stop, process_group: ProcessGroup
+        self, model: QuantizedModel, device: torch.device, step: int, stop: Stop, process_group: ProcessGroup
     ) -> Final | None:
         """Evaluate the calibrated model; `None` if a process was told to stop."""
         result = self.evaluate(model, device, step, stop, process_group)

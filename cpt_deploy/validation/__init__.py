@@ -5,6 +5,7 @@ Imports PyTorch only for a bundle's integer executor or a trained model.
 
 from cpt_deploy.bundle.runtime.cpu import CpuInfo, read_cpu
 from cpt_deploy.bundle.runtime.operators import float_operators, optimized_operators
+from cpt_deploy.integer.accumulators import Accumulator, LayerSaturation, layer_saturation
 from cpt_deploy.validation.accuracy.noninferiority import (
     MAX_DROP,
     NonInferiority,
@@ -15,30 +16,26 @@ from cpt_deploy.validation.accuracy.noninferiority import (
 from cpt_deploy.validation.accuracy.reference import TRAINED_TEST, Recorded, Reference
 from cpt_deploy.validation.accuracy.samples import OTHER_DATA, Batch, Runtime, Samples, Scores, spread
 from cpt_deploy.validation.accuracy.scoring import Accuracy, Perplexity, RSquared, Scoring
-from cpt_deploy.validation.accuracy.statistics import Proportion, mcnemar_exact, wilson_interval
+from cpt_deploy.validation.accuracy.statistics import mcnemar_exact, wilson_interval
 from cpt_deploy.validation.comparison import PairResult, RuntimeResult, TensorResult
 from cpt_deploy.validation.gate import constant_reasons
-from cpt_deploy.validation.integers.accumulators import Accumulator, bundle_accumulators, overflow_reasons
-from cpt_deploy.validation.integers.compare_integers import GraphComparison, compare_integers
-from cpt_deploy.validation.integers.integer_model import ExecutedGraph, IntegerModel, bundled_integer_model
+from cpt_deploy.validation.integers.compare_integers import compare_integers
+from cpt_deploy.validation.integers.integer_model import bundled_integer_model
 from cpt_deploy.validation.integers.intermediate_outputs import (
-    IntermediateOutput,
-    ObservableModel,
     add_intermediate_outputs,
     quantized_tensors,
     with_intermediate_outputs,
 )
 from cpt_deploy.validation.integers.saturation import (
-    LayerSaturation,
     Portability,
+    bundle_accumulators,
     bundle_portability,
     bundle_saturation,
-    layer_saturation,
+    overflow_reasons,
 )
-from cpt_deploy.validation.measuring import ValidationReporter
-from cpt_deploy.validation.onnx.constants import ConstantDifference, ConstantsResult, compare_constants
-from cpt_deploy.validation.performance.benchmarking import BenchmarkReport, Footprint, Latency, benchmark
-from cpt_deploy.validation.performance.side_by_side import RelativeLatency, compare_latency
+from cpt_deploy.validation.onnx.constants import compare_constants
+from cpt_deploy.validation.performance.benchmarking import BenchmarkReport, benchmark
+from cpt_deploy.validation.performance.side_by_side import compare_latency
 from cpt_deploy.validation.performance.software import software_versions
 from cpt_deploy.validation.performance.static_quantization import static_quantization
 from cpt_deploy.validation.performance.timing import interleaved, median_ratio
@@ -53,26 +50,15 @@ __all__ = [
     "Accuracy",
     "Batch",
     "BenchmarkReport",
-    "ConstantDifference",
-    "ConstantsResult",
     "CpuInfo",
-    "ExecutedGraph",
-    "Footprint",
-    "GraphComparison",
-    "IntegerModel",
-    "IntermediateOutput",
-    "Latency",
     "LayerSaturation",
     "NonInferiority",
-    "ObservableModel",
     "PairResult",
     "Perplexity",
     "Portability",
-    "Proportion",
     "RSquared",
     "Recorded",
     "Reference",
-    "RelativeLatency",
     "Runtime",
     "RuntimeResult",
     "Samples",
@@ -80,7 +66,6 @@ __all__ = [
     "Scoring",
     "TensorResult",
     "ValidationReport",
-    "ValidationReporter",
     "add_intermediate_outputs",
     "benchmark",
     "bundle_accumulators",

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from cpt_deploy.bundle.golden import compared_values
 from cpt_deploy.validation.comparison import TensorResult
 
 
@@ -40,30 +39,6 @@ class GraphFacts:
     operators: dict[str, int]
     float_operators: dict[str, int]
     unannounced: dict[str, int]
-
-
-@dataclass(frozen=True)
-class GoldenFacts:
-    """The reproduction of the bundle's golden sample by onnxruntime.
-
-    Args:
-        values: Number of output values.
-        mismatches: Number of differing values.
-        worst_difference: The max difference of integers.
-        tolerance: Max difference of a real value; `None` if integers have to be equal.
-        worst: The max difference of real values; `None` if one was not finite.
-    """
-
-    values: int
-    mismatches: int
-    worst_difference: int
-    tolerance: float | None = None
-    worst: float | None = None
-
-    @property
-    def what(self) -> str:
-        """Name of the compared values, for messages."""
-        return compared_values(self.tolerance)
 
 
 @dataclass(frozen=True)

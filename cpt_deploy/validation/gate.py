@@ -6,8 +6,7 @@ from math import isfinite
 from cpt_deploy.bundle import FORMATS
 from cpt_deploy.bundle.runtime.providers import CPU
 from cpt_deploy.validation.accuracy.noninferiority import NonInferiority
-from cpt_deploy.validation.integers.accumulators import overflow_reasons
-from cpt_deploy.validation.integers.saturation import portability_reasons
+from cpt_deploy.validation.integers.saturation import overflow_reasons, portability_reasons
 from cpt_deploy.validation.onnx.constants import ConstantsResult
 from cpt_deploy.validation.report import ValidationReport
 

@@ -23,7 +23,7 @@ from cpt_deploy.validation.comparison import (
     TrainedCodes,
 )
 from cpt_deploy.validation.integers.inside import InsideComparison
-from cpt_deploy.validation.integers.integer_model import Execution, IntegerModel, Replay
+from cpt_deploy.validation.integers.integer_model import ExecutedGraph, Execution
 from cpt_deploy.validation.integers.intermediate_outputs import ObservableModel
 
 TRAINED, EXECUTOR, SERVED, UNOPTIMIZED = "trained", "executor", "onnxruntime", "onnxruntime-unoptimized"
@@ -60,11 +60,11 @@ class Subject:
     served: OnnxRuntimeModel
     unoptimized: OnnxRuntimeModel
     trained: Reference | None
-    executor: IntegerModel | None
+    executor: ExecutedGraph | None
     observable: ObservableModel | None
     formats: Mapping[str, Runtime] = field(default_factory=dict)
     provider: str = "cpu"
-    replay: Replay | None = None
+    replay: ExecutedGraph | None = None
     output_scales: Mapping[str, float] = field(default_factory=dict)
 
     def runtimes(self) -> list[str]:
@@ -259,7 +259,7 @@ class _Work:
 class _Executed:
     """The integer model, which carries its states from batch to batch."""
 
-    def __init__(self, signature: Signature, model: IntegerModel) -> None:
+    def __init__(self, signature: Signature, model: ExecutedGraph) -> None:
         self.model = model
         self._carried = Carried(signature, self._run)
         self._last: Execution | None = None

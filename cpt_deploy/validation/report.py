@@ -5,15 +5,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cpt_deploy.bundle import FORMATS, EvaluationResult
+from cpt_deploy.bundle.golden import GoldenCheck
 from cpt_deploy.bundle.runtime.cpu import CpuInfo
 from cpt_deploy.bundle.runtime.providers import CPU
+from cpt_deploy.integer.accumulators import Accumulator, LayerSaturation
 from cpt_deploy.metric import Metric
 from cpt_deploy.validation.accuracy.details import Confusion, OutputPairs
 from cpt_deploy.validation.accuracy.noninferiority import NonInferiority
 from cpt_deploy.validation.comparison import PairResult, RuntimeResult, ServedOutputs, TensorResult, TrainedCodes
-from cpt_deploy.validation.facts import DatasetFacts, FloatFacts, Gate, GoldenFacts, GraphFacts, RecordedFacts
-from cpt_deploy.validation.integers.accumulators import Accumulator
-from cpt_deploy.validation.integers.saturation import LayerSaturation, Portability, saturation_entry
+from cpt_deploy.validation.facts import DatasetFacts, FloatFacts, Gate, GraphFacts, RecordedFacts
+from cpt_deploy.validation.integers.saturation import Portability, saturation_entry
 from cpt_deploy.validation.onnx.constants import ConstantsResult
 
 
@@ -73,7 +74,7 @@ class ValidationReport:
     runtimes: tuple[RuntimeResult, ...]
     comparisons: tuple[PairResult, ...]
     tensors: tuple[TensorResult, ...] | None
-    golden: GoldenFacts
+    golden: GoldenCheck
     graph: GraphFacts | None
     saturation: tuple[LayerSaturation, ...]
     cpu: CpuInfo

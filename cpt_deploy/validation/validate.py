@@ -13,24 +13,24 @@ from cpt_deploy.bundle.runtime.operators import float_operators, optimized_opera
 from cpt_deploy.bundle.runtime.providers import keeps_operators, provider_name
 from cpt_deploy.bundle.runtime.sessions import PORTABLE_KEY
 from cpt_deploy.errors import BundleError, DataError, UsageError
+from cpt_deploy.integer.accumulators import LayerSaturation
 from cpt_deploy.validation.accuracy.noninferiority import MAX_DROP, NonInferiority, check_allowed
 from cpt_deploy.validation.accuracy.reference import Reference, processor_differences, recorded_metric
 from cpt_deploy.validation.accuracy.samples import OTHER_DATA, Samples
 from cpt_deploy.validation.accuracy.scoring import Scoring
 from cpt_deploy.validation.comparison import IntegerComparison
-from cpt_deploy.validation.facts import DatasetFacts, FloatFacts, Gate, GoldenFacts, GraphFacts, RecordedFacts
+from cpt_deploy.validation.facts import DatasetFacts, FloatFacts, Gate, GraphFacts, RecordedFacts
 from cpt_deploy.validation.gate import judge
-from cpt_deploy.validation.integers.accumulators import bundle_accumulators
-from cpt_deploy.validation.integers.integer_model import ExecutedGraph, IntegerModel, bundled_integer_model
+from cpt_deploy.validation.integers.integer_model import ExecutedGraph, bundled_integer_model
 from cpt_deploy.validation.integers.intermediate_outputs import with_intermediate_outputs
-from cpt_deploy.validation.integers.saturation import LayerSaturation, bundle_portability, bundle_saturation
+from cpt_deploy.validation.integers.saturation import bundle_accumulators, bundle_portability, bundle_saturation
 from cpt_deploy.validation.measuring import SERVED, TRAINED, Measurement, Subject, ValidationReporter, measure
 from cpt_deploy.validation.onnx.constants import compare_constants
 from cpt_deploy.validation.onnx.formats import load_formats, program_files
 from cpt_deploy.validation.performance.software import software_versions
 from cpt_deploy.validation.report import ValidationReport
 
-ChosenIntegerModel = IntegerModel | Literal["bundled"] | None
+ChosenIntegerModel = ExecutedGraph | Literal["bundled"] | None
 """An integer model, the executor on the bundle's own graph, or none."""
 
 
@@ -89,7 +89,6 @@ def validate(  # noqa: PLR0913  subject, samples and requirements
     _check_fit(samples, trained, contradicting)
     subject, missing = _subject(bundle, trained, integer_model, gate, provider)
     measured = measure(subject, samples, scoring, reporter)
-    check = subject.served.reproduce_golden(bundle.golden)
     return judge(
         ValidationReport(
             bundle=bundle.name,
@@ -104,7 +103,7 @@ def validate(  # noqa: PLR0913  subject, samples and requirements
             runtimes=measured.runtimes.runtimes(),
             comparisons=measured.runtimes.comparisons(),
             tensors=None if measured.integers is None else measured.integers.results(),
-            golden=GoldenFacts(check.values, check.mismatches, check.worst_codes, check.tolerance, check.worst),
+            golden=subject.served.reproduce_golden(bundle.golden),
             graph=_graph_facts(bundle, provider),
             saturation=saturation,
             accumulators=bundle_accumulators(bundle),

@@ -5,7 +5,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cpt_deploy.bundle import Bundle, ImageProcessor
+from cpt_deploy.bundle import Bundle
+from cpt_deploy.bundle.runtime.tensors import checked_inputs
 from cpt_deploy.tasks import SILENT, Origin, Reporter, task_named
 from cpt_deploy.workflows.float_models import ONNX_SUFFIX
 from cpt_deploy.workflows.origins import find_origin
@@ -28,13 +29,13 @@ def benchmark_bundle(
     provider: str = "cpu",
     reporter: Reporter = SILENT,
 ) -> "BenchmarkReport":
-    """Time a classifier's bundle, the float32 export of its network, and onnxruntime's quantization of that export.
+    """Time a bundle of any task, the float32 export of its network, and onnxruntime's quantization of that export.
 
     The last two need the origin of the bundle, and PyTorch; without these only the bundle is measured.
 
     Args:
         path: The bundle.
-        batches: Batch sizes, in images per call.
+        batches: Batch sizes, in rows per call: of its golden sample, which is repeated.
         threads: Numbers of threads of onnxruntime.
         run: The run of the bundle; None is the run whose directory contains it.
         seconds: Duration of the measurement of each batch size and thread count.
@@ -78,29 +79,28 @@ def _others(bundle: Bundle, run: Path | None, reporter: Reporter) -> dict[str, b
         )
         return {}
     from cpt_deploy.export import write_float_onnx
-    from cpt_deploy.signature import INPUT_NAME
     from cpt_deploy.validation import static_quantization
+    from cpt_deploy.validation.performance.benchmarking import as_float
 
     if origin.source is not None and origin.source.suffix == ONNX_SUFFIX:
         floats = float_classifier(bundle, origin.source)
     else:
         floats = write_float_onnx(_quantized(bundle, origin))
-    processor = bundle.expect_processor(ImageProcessor)
-    images = processor.preprocessing.normalize(processor.pixels_of(bundle.golden.inputs[INPUT_NAME]))
-    # The times do not depend on the accuracy of the ranges, so a few images are enough to calibrate.
-    return {FLOAT: floats, STATIC: static_quantization(floats, [images])}
+    # The times do not depend on the accuracy of the ranges, so a few samples are enough to calibrate.
+    inputs = checked_inputs(*as_float(bundle, bundle.golden.inputs))
+    return {FLOAT: floats, STATIC: static_quantization(floats, [inputs])}
 
 
 def _quantized(bundle: Bundle, origin: Origin) -> "QuantizedModel":
     """Return the model that a bundle was frozen from; that of a float model has no ranges."""
-    import torch
-
     from cpt_deploy.quantization import QuantizationConfig, prepare
+    from cpt_deploy.quantization.graph.signature import zeros_of
     from cpt_deploy.training import load_run
+    from cpt_deploy.validation.performance.benchmarking import as_float
 
     if origin.run is not None:
         return load_run(origin.run).model
     assert origin.source is not None
-    shape = bundle.expect_processor(ImageProcessor).preprocessing.input_shape
+    signature, _ = as_float(bundle, bundle.golden.inputs)
     network = source_network(task_named(bundle.task), bundle, origin.source)
-    return prepare(network, torch.zeros(2, *shape), QuantizationConfig()).eval()
+    return prepare(network, zeros_of(signature, 2), QuantizationConfig()).eval()

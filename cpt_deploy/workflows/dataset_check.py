@@ -1,39 +1,22 @@
-"""Check a data set of images, and report its content and its errors."""
+"""Check a data set by reading all of its samples, and report its content and its problems."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from cpt_deploy.errors import DataError
-from cpt_deploy.tasks import SILENT, Reporter
-
-if TYPE_CHECKING:
-    from cpt_deploy.data import Findings
+from cpt_deploy.recipe.tasks import AUTO, task_name
+from cpt_deploy.tasks import SILENT, DataCheck, Reporter, task_named
 
 
-def check_dataset(name: str, root: Path | None = None, *, reporter: Reporter = SILENT) -> "Findings":
-    """Decode all images of a data set.
+def check_dataset(name: str, root: Path | None = None, *, task: str = AUTO, reporter: Reporter = SILENT) -> DataCheck:
+    """Read all samples of a data set.
 
     Args:
-        name: A folder, or another data set as in `data.name` of a recipe.
+        name: A path, or another data set as in `data.name` of a recipe.
         root: Folder of a known data set.
+        task: The task that it is for, as in `data.task` of a recipe.
         reporter: Receives messages and progress.
 
     Raises:
         DataError: If there is no such data set.
+        UsageError: If its task has no check.
     """
-    from cpt_deploy.data import image_folder, inspect_folder, inspect_images, load_images
-
-    with reporter.bar("decoding", 1) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.advance(done, total)
-
-        folder = image_folder(name, root)
-        if folder is not None:
-            return inspect_folder(folder, progress)
-        images: dict[Any, Any] = {"test": load_images(name, split="test", root=root)}
-        try:
-            images = {"train": load_images(name, split="train", root=root), **images}
-        except DataError as error:  # a test set without a training set
-            reporter.note(error.message)
-        return inspect_images(images, progress)
+    return task_named(task_name(task, name)).check_data(name, root, reporter)

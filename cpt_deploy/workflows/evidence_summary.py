@@ -53,7 +53,7 @@ def _facts(report: "ValidationReport") -> dict[str, str]:
         facts["onnxruntime on"] = report.provider
     if report.constants is not None:
         changed = report.constants.differences
-        compared = f"{report.constants.compared:,} codes, scales, zero points and biases"
+        compared = f"{report.constants.compared:,} quantized weights, scales, zero points and biases"
         facts["model.onnx"] = f"differs, first in {changed[0].tensor}" if changed else f"{compared} are as exported"
     if report.graph is not None:
         floats = ", ".join(f"{count} {name}" for name, count in report.graph.float_operators.items())
@@ -81,7 +81,7 @@ def _output_lines(report: "ValidationReport") -> dict[str, str]:
         )
     if trained is not None:
         lines[f"{report.reference}, executor"] = (
-            f"{trained.differing:,} of {trained.values:,} output values differ, by {trained.worst} codes at most"
+            f"{trained.differing:,} of {trained.values:,} output values differ, by {trained.worst} steps at most"
         )
     return lines
 

@@ -13,7 +13,7 @@ from cpt_deploy.tasks.exporting import weights_in_words
 from cpt_deploy.workflows.experiments.bit_allocation import allocated_bits, calibrate, given_bits
 
 if TYPE_CHECKING:
-    from cpt_deploy.quantization import ScheduledModel, WeightBits
+    from cpt_deploy.quantization import QuantizedModel, WeightBits
 
 
 def export_run(
@@ -119,7 +119,7 @@ def _computes_on(facts: Mapping[str, Any]) -> str:
     return f"{share} of the MACs on integers; in float {named}, since {reason}"
 
 
-def note_reduced(model: "ScheduledModel", weight_bits: "WeightBits", reporter: Reporter) -> None:
+def note_reduced(model: "QuantizedModel", weight_bits: "WeightBits", reporter: Reporter) -> None:
     """Report the layers whose range is reduced so that none of their sums saturates or overflows.
 
     Args:

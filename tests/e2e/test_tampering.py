@@ -54,9 +54,9 @@ def move_zero_point(graph, constants):
 
 
 EDITS = {
-    "one weight code": (shift(f"{LAYER}.weight_codes", -1), "weight codes"),
+    "one weight code": (shift(f"{LAYER}.weight_codes", -1), "quantized weights"),
     "one weight scale": (shift(f"{LAYER}.weight_scales", 1e-5), "weight scales"),
-    "one bias": (shift(f"{LAYER}.bias_codes", 200), "bias codes"),
+    "one bias": (shift(f"{LAYER}.bias_codes", 200), "quantized biases"),
     "the scale of activations": (shift(f"{LAYER}.scale", 1e-3), "scale"),
     "the zero point of activations": (move_zero_point, "zero point"),
 }

@@ -14,7 +14,7 @@ from cpt_deploy import readable
 
 def benchmark(
     bundle: Annotated[Path, typer.Argument(help="Bundle that cpt export wrote.")],
-    batch: Annotated[str, typer.Option(metavar="N,...", help="Images per call.")] = "1,8,32",
+    batch: Annotated[str, typer.Option(metavar="N,...", help="Rows per call.")] = "1,8,32",
     threads: Annotated[str, typer.Option(metavar="N,...", help="Threads of onnxruntime.")] = "1",
     run: Annotated[
         Path | None,

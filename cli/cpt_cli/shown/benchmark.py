@@ -14,11 +14,11 @@ def show_benchmark(report: "BenchmarkReport") -> None:
     from cpt_deploy.validation.performance.benchmarking import BUNDLE
 
     compared = len(report.footprints) > 1
-    columns = ["threads", "batch", "model", "p50 ms", "p90 ms", "p99 ms", "images/s"]
+    columns = ["threads", "batch", "model", "p50 ms", "p90 ms", "p99 ms", "rows/s"]
     rows = [
         [
             entry.threads, entry.batch, entry.model, f"{entry.p50_ms:.3f}", f"{entry.p90_ms:.3f}",
-            f"{entry.p99_ms:.3f}", f"{entry.images_per_s:,.0f}",
+            f"{entry.p99_ms:.3f}", f"{entry.rows_per_s:,.0f}",
             *(["" if entry.model == BUNDLE else f"{entry.bundle_speedup:.2f}x"] if compared else []),
         ]
         for entry in report.latencies

@@ -12,8 +12,8 @@ from cpt_deploy.errors import ConversionError
 from cpt_deploy.integer.float_calls import encode, float_call
 from cpt_deploy.integer.lowering.float_forms import CEILED, average_with_factors, by_own_statistics, needs_factors
 from cpt_deploy.integer.operations import Constant, Embed, Float, Operation, QuantizedTensor
+from cpt_deploy.quantization.graph.capture.shapes import describe
 from cpt_deploy.quantization.graph.capture.tracer import is_stochastic_depth
-from cpt_deploy.quantization.graph.capture.tracing import describe
 from cpt_deploy.quantization.graph.capture.training_behaviour import is_normalisation
 from cpt_deploy.quantization.graph.operator_kinds import IS_FLOAT, module_of
 from cpt_deploy.quantization.modules.attention import ScaledDotProductAttention

@@ -30,8 +30,8 @@ from cpt_deploy.integer.operations import (
     Quantize,
     QuantizedTensor,
 )
-from cpt_deploy.quantization.graph.capture.tracing import propagate_shapes, results_of, sizes_of
-from cpt_deploy.quantization.graph.entries import has_float_operations
+from cpt_deploy.quantization.graph.activation_quantizers import has_float_operations
+from cpt_deploy.quantization.graph.capture.shapes import propagate_shapes, results_of, sizes_of
 from cpt_deploy.quantization.graph.fusion import FusedOperation, Norm, fused_operations
 from cpt_deploy.quantization.graph.naming import own_name
 from cpt_deploy.quantization.graph.operator_kinds import Kind, kind_of, module_of
@@ -117,45 +117,28 @@ class _Lowering:
         self.floats = FloatLowering(self.network, self.finished, model.signature)
 
     def run(self) -> IntegerGraph:
-        if self.has_floats:
-            self._run_with_floats(self.floats)
-        else:
-            self._run_integers()
+        for node in self.network.graph.nodes:
+            self._lower(node)
         outputs = tuple(self.floats.name_of(node) for node in results_of(self.network.graph))
         return IntegerGraph(self.signature, outputs, tuple(self.operations), self.tensors)
 
-    def _run_integers(self) -> None:
-        for node in self.network.graph.nodes:
-            module = self._module(node)
-            if isinstance(module, ActivationQuantizer):
-                self._lower_quantizer(node, module)
-            elif isinstance(module, Requantize):
-                self._lower_requantize(node, module)
-            elif self._is_kept(node):
+    def _lower(self, node: fx.Node) -> None:
+        module = self._module(node)
+        if isinstance(module, ActivationQuantizer):
+            self._lower_quantizer(node, module)
+        elif isinstance(module, Requantize):
+            self._lower_requantize(node, module)
+        elif isinstance(module, QuantizedRecurrent):
+            self._lower_recurrent(node, module)
+        elif not self.has_floats:
+            if self._is_kept(node):
                 self._lower_kept(node)
-
-    def _run_with_floats(self, floats: FloatLowering) -> None:
-        for node in self.network.graph.nodes:
-            module = self._module(node)
-            if node.op in ("placeholder", "output"):
-                continue
-            if isinstance(module, ActivationQuantizer) and node.all_input_nodes[0] in floats.names:
-                name = self._new_name(f"{own_name(node)}_codes")
-                bits = max(self._bits_of(module.role), module.min_bits)
-                self._finish(node, quantized_tensor(name, module, bits, sizes_of(node)))
-                self.operations.append(Quantize((floats.names[node.all_input_nodes[0]],), name))
-            elif isinstance(module, ActivationQuantizer):
-                self._lower_quantizer(node, module)
-            elif isinstance(module, Requantize):
-                self._lower_requantize(node, module)
-            elif isinstance(module, QuantizedRecurrent):
-                self._lower_recurrent(node, module)
-            elif isinstance(module, QuantizedLinear):
-                operation = self._lower_layer(node, None, self.finished[node.all_input_nodes[0]], None)
-                self.operations.append(operation)
-                floats.names[node] = operation.output
-            else:
-                self.operations.extend(floats.lower(node, self.layer_bits))
+        elif isinstance(module, QuantizedLinear):
+            operation = self._lower_layer(node, None, self.finished[node.all_input_nodes[0]], None)
+            self.operations.append(operation)
+            self.floats.names[node] = operation.output
+        elif node.op not in ("placeholder", "output"):
+            self.operations.extend(self.floats.lower(node, self.layer_bits))
 
     def _module(self, node: fx.Node) -> nn.Module | None:
         return module_of(node, self.network)
@@ -167,13 +150,15 @@ class _Lowering:
     # --- activations --------------------------------------------------------------------------------------------------
 
     def _lower_quantizer(self, node: fx.Node, quantizer: ActivationQuantizer) -> None:
-        name, operation = own_name(node), self.ending[node]
-        tensor = quantized_tensor(
-            name, quantizer, max(self._bits_of(quantizer.role), quantizer.min_bits), sizes_of(node)
-        )
-        if operation.head.op == "placeholder":
-            self.operations.append(Quantize((self.floats.names[operation.head],), name))
+        name, real = own_name(node), self.floats.names.get(node.all_input_nodes[0])
+        if real is not None and self.has_floats:
+            name = self._new_name(f"{name}_codes")
+        bits = max(self._bits_of(quantizer.role), quantizer.min_bits)
+        tensor = quantized_tensor(name, quantizer, bits, sizes_of(node))
+        if real is not None:
+            self.operations.append(Quantize((real,), name))
         else:
+            operation = self.ending[node]
             clamps = tensor.signed and operation.clamps  # else saturating at quant_min implements ReLU
             made = replace(tensor, name=self._new_name(f"{name}_unclamped")) if clamps else tensor
             lowered, made = self._lower_operation(operation, made)

@@ -48,20 +48,20 @@ def tabulate(module: nn.Module, source: QuantizedTensor, output: QuantizedTensor
         ConversionError: If no scale nearby keeps the margin.
     """
     function, parameters = _FUNCTIONS[type(module)]
-    codes = torch.arange(256, dtype=torch.float64) + source.least
+    codes = torch.arange(256, dtype=torch.float64) + source.quant_min
     with torch.no_grad():
         values = module((codes - source.zero_point) * source.scale).numpy()
     values = values[: 2**source.bits]
     for nudge in _NUDGES:
         moved = replace(output, scale=float(np.float32(output.scale * (1.0 + nudge))))
         positions = values / moved.scale + moved.zero_point
-        inside = (positions > moved.least - 1) & (positions < moved.quant_max + 1)
+        inside = (positions > moved.quant_min - 1) & (positions < moved.quant_max + 1)
         to_boundary = np.abs(positions - np.floor(positions) - 0.5)
         if np.all(to_boundary[inside] > MARGIN):
             table = np.zeros(256, dtype=moved.dtype)
-            table[: len(values)] = np.clip(np.rint(positions), moved.least, moved.quant_max)
+            table[: len(values)] = np.clip(np.rint(positions), moved.quant_min, moved.quant_max)
             return Lookup((source.name,), moved.name, function, parameters(module), table), moved
     raise ConversionError(
         f"Expected a scale near {output.scale} at which every code of {function} rounds safely, but found none",
-        hint="this needs values that sit exactly between two codes; calibrate the model on other batches",
+        hint="this needs values that sit exactly between two quantized values; calibrate the model on other batches",
     )

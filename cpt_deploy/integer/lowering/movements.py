@@ -9,7 +9,7 @@ from torch import fx, nn
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.integer.operations import MaxPool, Operation, Pad, QuantizedTensor, Reshape, Slice, Transpose
 from cpt_deploy.quantization.graph.capture.padding import Padding
-from cpt_deploy.quantization.graph.capture.tracing import is_tensor, seen_shapes, sizes_of
+from cpt_deploy.quantization.graph.capture.shapes import is_tensor, seen_shapes, sizes_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from torch.nn import functional
 from cpt_deploy.errors import DataError, UsageError
 from cpt_deploy.quantization.calibration.calibrate import inputs_of
 from cpt_deploy.quantization.model import QuantizedModel
-from cpt_deploy.quantization.state.scheduled_model import ScheduledModel
+from cpt_deploy.quantization.modes import in_evaluation
 from cpt_deploy.quantization.stateful import with_initial_state
 
 #: A budget is a fraction of the size of all weights at this number of bits.
@@ -95,7 +95,7 @@ def measure_sensitivity(
 
 
 def _measure(
-    model: ScheduledModel,
+    model: QuantizedModel,
     cost: Callable[[], float],
     candidates: Sequence[int],
     activation_bits: int | None,
@@ -117,21 +117,18 @@ def _measure(
 @contextmanager
 def _batch_statistics(model: QuantizedModel) -> Iterator[None]:
     """Inside the context BatchNorms use batch statistics and keep their averages; the rest is in evaluation mode."""
-    modes = {module: module.training for module in model.modules()}
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    try:
-        model.eval()
-        for norm in norms:
-            norm.train()
-            norm.momentum = 0.0
-            norm.num_batches_tracked = None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone()
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, kept, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, count
-        for module, mode in modes.items():
-            module.training = mode
+    with in_evaluation(model):
+        try:
+            for norm in norms:
+                norm.train()
+                norm.momentum, count = 0.0, norm.num_batches_tracked
+                norm.num_batches_tracked = None if count is None else count.clone()
+            yield
+        finally:
+            for norm, (momentum, count) in zip(norms, kept, strict=True):
+                norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 def allocate_bits(

@@ -13,7 +13,8 @@ from cpt_deploy.errors import DataError
 from cpt_deploy.quantization.calibration.bias_rounding import round_biases
 from cpt_deploy.quantization.graph.capture.training_behaviour import keeps_statistics
 from cpt_deploy.quantization.model import QuantizedModel
-from cpt_deploy.quantization.state.scheduled_model import ScheduledModel, WeightBits
+from cpt_deploy.quantization.modes import in_evaluation
+from cpt_deploy.quantization.state.scheduled_model import WeightBits
 from cpt_deploy.quantization.stateful import State, call_with_state, carries_state, plain_inputs
 from cpt_deploy.signature import BATCH, TensorSpec
 
@@ -216,27 +217,24 @@ def _named(batch: Any) -> str:
 
 
 @contextmanager
-def calibrating(model: ScheduledModel, *, statistics: bool = True) -> Iterator[None]:
+def calibrating(model: QuantizedModel, *, statistics: bool = True) -> Iterator[None]:
     """Make BatchNorms and activation quantizers average over all batches equally; the rest is in evaluation mode."""
-    modes = {module: module.training for module in model.modules()}
     norms = [module for module in model.modules() if statistics and keeps_statistics(module)]
     momenta = [norm.momentum for norm in norms]
     quantizers = [quantizer for _, quantizer in model.quantizers()]
-    try:
-        model.eval()
-        for norm in norms:
-            norm.train()
-            norm.reset_running_stats()
-            norm.momentum = None  # cumulative average
-        for quantizer in quantizers:
-            quantizer.train()
-            quantizer.reset()
-            quantizer.cumulative = True
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for quantizer in quantizers:
-            quantizer.cumulative = False
-        for module, mode in modes.items():
-            module.training = mode
+    with in_evaluation(model):
+        try:
+            for norm in norms:
+                norm.train()
+                norm.reset_running_stats()
+                norm.momentum = None  # cumulative average
+            for quantizer in quantizers:
+                quantizer.train()
+                quantizer.reset()
+                quantizer.cumulative = True
+            yield
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+            for quantizer in quantizers:
+                quantizer.cumulative = False

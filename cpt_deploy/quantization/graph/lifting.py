@@ -8,11 +8,10 @@ from torch import fx, nn
 
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.quantization.graph.capture.functional_layers import lift_products
-from cpt_deploy.quantization.graph.capture.tracing import describe
-from cpt_deploy.quantization.graph.capture.training_behaviour import replace_by_module
+from cpt_deploy.quantization.graph.capture.shapes import describe
 from cpt_deploy.quantization.graph.chosen_layers import EXCLUDED
 from cpt_deploy.quantization.graph.fusion import fused_operation
-from cpt_deploy.quantization.graph.naming import free_name
+from cpt_deploy.quantization.graph.naming import free_name, replace_by_module
 from cpt_deploy.quantization.graph.operator_kinds import IS_FLOAT, Kind, kind_of, module_of
 from cpt_deploy.quantization.kernels import Clamp
 from cpt_deploy.quantization.modules.layers import CONVOLUTIONS

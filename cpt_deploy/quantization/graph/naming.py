@@ -57,6 +57,19 @@ def place(traced: fx.GraphModule, name: str, module: nn.Module) -> None:
         traced.set_submodule(name, module)
 
 
+def replace_by_module(
+    traced: fx.GraphModule, node: fx.Node, name: str, module: nn.Module, arguments: tuple[Any, ...]
+) -> fx.Node:
+    """Replace a node by a call of a module."""
+    place(traced, name, module)
+    with traced.graph.inserting_after(node):
+        lifted = traced.graph.call_module(name, arguments)
+    lifted.meta.update(node.meta)
+    node.replace_all_uses_with(lifted)
+    traced.graph.erase_node(node)
+    return lifted
+
+
 # --- a network's own names --------------------------------------------------------------------------------------------
 
 

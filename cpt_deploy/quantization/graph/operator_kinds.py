@@ -8,15 +8,9 @@ from torch import fx, nn
 
 from cpt_deploy.quantization.graph.capture.constants import ChannelwiseConstant
 from cpt_deploy.quantization.graph.capture.padding import Padding
+from cpt_deploy.quantization.graph.capture.shapes import describe, has_free_positions, is_tensor, shape_of, sizes_of
 from cpt_deploy.quantization.graph.capture.tracer import is_stochastic_depth
-from cpt_deploy.quantization.graph.capture.tracing import (
-    NoIntegerFormError,
-    describe,
-    has_free_positions,
-    is_tensor,
-    shape_of,
-    sizes_of,
-)
+from cpt_deploy.quantization.graph.capture.tracing import NoIntegerFormError
 from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer, Requantize
 from cpt_deploy.quantization.modules.layers import QuantizedLayer, is_quantizable
 from cpt_deploy.quantization.modules.recurrent import QuantizedRecurrent, RecurrentLayer
@@ -28,14 +22,14 @@ class Kind(Enum):
 
     LAYER = "a layer with weights"
     NORM = "batch normalisation"
-    TABLE = "a function of one code: 256 entries"
+    TABLE = "a function of one quantized value: 256 entries"
     CONSTANT = "multiplication by and addition of numbers"
     ADD = "sum of two tensors"
     MULTIPLY = "product of two tensors"
     CONCATENATE = "concatenation of channels"
     AVERAGE = "average pooling"
     GLOBAL_AVERAGE = "mean over all positions"
-    KEEP = "codes are moved, selected or left alone: same scale before and after"
+    KEEP = "quantized values are moved, selected or left alone: same scale before and after"
     QUANTIZER = "a quantizer"
     RECURRENT = "a layer of an LSTM or GRU, in one direction"
     FLOAT = "computed in float: between quantizers, or where no integer form would gain anything"

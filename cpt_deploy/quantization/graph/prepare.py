@@ -12,15 +12,9 @@ from cpt_deploy.quantization.graph.capture.exported import capture
 from cpt_deploy.quantization.graph.capture.functional_layers import lift_products
 from cpt_deploy.quantization.graph.capture.padding import lift_paddings
 from cpt_deploy.quantization.graph.capture.parametrized import as_parametrizations, check_capturable
+from cpt_deploy.quantization.graph.capture.shapes import describe, is_tensor, results_of, shape_of
 from cpt_deploy.quantization.graph.capture.sizes.outputs import fix_output_sizes
-from cpt_deploy.quantization.graph.capture.tracing import (
-    NoIntegerFormError,
-    describe,
-    is_tensor,
-    results_of,
-    shape_of,
-    trace,
-)
+from cpt_deploy.quantization.graph.capture.tracing import NoIntegerFormError, trace
 from cpt_deploy.quantization.graph.chosen_layers import excluded_modules, float_layers, mark_excluded
 from cpt_deploy.quantization.graph.comparison.equivalence import DiffersError, Reference
 from cpt_deploy.quantization.graph.comparison.handed_in import HandedIn, same_randomness, untouched
@@ -58,41 +52,16 @@ def prepare(
     states: States = None,
     trial: Trial | None = None,
 ) -> QuantizedModel:
-    """Convert a float model to one that trains with cyclic precision and can be frozen to integers.
-
-    Every Conv, Linear and Embedding gets a quantized weight and a quantized output gradient. Every activation that
-    integer execution needs gets a quantizer: after each layer (with its BatchNorm and ReLU, which fuse into it), sum,
-    product, concatenation and average, at the inputs and at the outputs. Activations that only scheduled layers read
-    follow the schedule; all others stay at max_bits, so the residual stream is never cut to min_bits. An Embedding has
-    the role of the first and the last layer; so have all layers in the modules that the model's attribute `ends` names.
-
-    A model with operations that have no integer form (LayerNorm, softmax, GELU, parameters outside of layers) keeps
-    them in float: quantizers are then inserted at the input of each Linear and around each Conv, and the operations
-    between are those of the model (`has_float_operations`). The attribute `conversion` of the result says which of both
-    was chosen, and why.
-
-    With its quantizers off, the result is compared with the original model, hooks and replaced forwards included, on
-    random batches in training and in evaluation. For that a copy of the model runs, with its hooks.
+    """Convert a float model to one that trains with cyclic precision; `cpt_deploy.prepare` documents it.
 
     Args:
-        model: A float model that takes tensors (N, ...) and returns tensors (N, ...), alone or in tuples, lists,
-            dictionaries or dataclasses; it is copied, not changed.
-        example_inputs: A tensor, e.g. `torch.zeros(2, 3, 32, 32)`; a tuple of tensors, one for each argument; or a
-            dictionary of tensors by the names of the arguments. float32 or int64 (token ids), the batch first. A single
-            tensor and a single result are named "image" ("input_ids" if it has integers) and "logits" in `signature`;
-            others have the names of arguments, keys and fields.
+        model: The float model.
+        example_inputs: Its inputs.
         config: Bounds of the bits, and which layers are scheduled.
-        dynamic_shapes: Free dimensions beside the batch, as in `torch.export`: `{2: Dim("height")}` for one tensor, a
-            tuple or dictionary of these for several; `8 * Dim("height")` where sizes have to be multiples. A size that
-            only states have may be 0: `Dim("past", min=0)`.
-        states: Pairs (input, output) of names: the output of a call is the input of the next, as the keys and values of
-            a causal Transformer. In `signature` such an output is called by its input with "_after" at the end, and a
-            single other output "logits". The maximum of a free size also bounds the sum of all: a context.
+        dynamic_shapes: Free dimensions beside the batch.
+        states: Pairs (input, output) of names.
         trial: Raises a ConversionError for a prepared model that cannot be deployed; then a model that keeps operations
             in float is tried. `cpt_deploy.prepare` freezes the model and writes it as ONNX.
-
-    Returns:
-        The CPT model, at max_bits. Its calls have the arguments and the result structure of the float model.
 
     Raises:
         UsageError: If the example inputs are not such tensors, or `dynamic_shapes` or `states` do not fit them.

@@ -11,6 +11,7 @@ from torch.utils import _pytree
 
 from cpt_deploy.errors import ConversionError, UsageError
 from cpt_deploy.quantization.graph.signature import zeros_of
+from cpt_deploy.quantization.modes import in_evaluation
 from cpt_deploy.signature import AFTER, OUTPUT_NAME, Signature, Size, TensorSpec, size_at, size_of
 
 
@@ -177,12 +178,9 @@ def _shapes(
     network: fx.GraphModule, signature: Signature, sizes: Mapping[str, int], rows: int
 ) -> list[tuple[int, ...]]:
     """Return the shapes of a network's results for given free sizes."""
-    modes = {module: module.training for module in network.modules()}
     device = next((parameter.device for parameter in network.parameters()), None)
-    with torch.no_grad():
-        result = network.eval()(*zeros_of(signature, rows, sizes, device=device))
-    for module, mode in modes.items():
-        module.training = mode
+    with torch.no_grad(), in_evaluation(network):
+        result = network(*zeros_of(signature, rows, sizes, device=device))
     shapes = [tuple(tensor.shape) for tensor in ([result] if isinstance(result, Tensor) else result)]
     if any(shape[:1] != (rows,) for shape in shapes):
         raise ConversionError(

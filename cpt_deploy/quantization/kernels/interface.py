@@ -159,6 +159,10 @@ class GradientTerms(NamedTuple):
     r: Tensor
 
 
+Both = tuple[QuantizationParameters, QuantizationParameters]
+"""Quantization parameters of the two operands of a sum."""
+
+
 class Kernels(Protocol):
     """The functions of a backend.
 
@@ -200,18 +204,11 @@ class Kernels(Protocol):
     def real_weight(self, codes: Tensor, scales: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:
         """Return `codes · (scales · step)` in a float type; codes int8 (O, ...), scales (O,), step 0-dim."""
 
-    def add_range(
-        self, a: Tensor, b: Tensor, qparams_each: tuple[QuantizationParameters, QuantizationParameters], clamp: Clamp
-    ) -> tuple[Tensor, Tensor]:
+    def add_range(self, a: Tensor, b: Tensor, qparams_each: Both, clamp: Clamp) -> tuple[Tensor, Tensor]:
         """Return the range of the clamped sum of two quantized tensors."""
 
     def add_quantize(
-        self,
-        a: Tensor,
-        b: Tensor,
-        qparams_each: tuple[QuantizationParameters, QuantizationParameters],
-        clamp: Clamp,
-        qparams: QuantizationParameters,
+        self, a: Tensor, b: Tensor, qparams_each: Both, clamp: Clamp, qparams: QuantizationParameters
     ) -> tuple[Tensor, Tensor]:
         """Return the quantized clamped sum, and a bit per element in memory order: 1 if the clamp did not change it."""
 

@@ -6,21 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cpt_deploy.quantization.kernels import interface as k
 from cpt_deploy.quantization.kernels import native_types as c
 from cpt_deploy.quantization.kernels import parameters
-from cpt_deploy.quantization.kernels.interface import (
-    AccumulatorScale,
-    Average,
-    BatchNorm,
-    Clamp,
-    GradientTerms,
-    Normalised,
-    Observed,
-    OutputGradient,
-    QuantizationParameters,
-    QuantMax,
-    Statistics,
-)
 from cpt_deploy.quantization.kernels.layout import aligned, channels_of, dense
 
 #: Return values of kernels, as `Status` in kernels.h.
@@ -63,13 +51,13 @@ class NativeKernels:
         self._call("range", dense(x), x.numel(), found)
         return found[0], found[1]
 
-    def quantize(self, x: Tensor, qparams: QuantizationParameters) -> Tensor:
+    def quantize(self, x: Tensor, qparams: k.QuantizationParameters) -> Tensor:
         x = dense(x)
         codes = torch.empty_like(x, dtype=torch.uint8)
         self._call("quantize", x, x.numel(), qparams, codes)
         return codes
 
-    def requantize(self, codes: Tensor, source: QuantizationParameters, target: QuantizationParameters) -> Tensor:
+    def requantize(self, codes: Tensor, source: k.QuantizationParameters, target: k.QuantizationParameters) -> Tensor:
         out = torch.empty_like(codes)
         self._call("requantize", codes, codes.numel(), source, target, out)
         return out
@@ -79,7 +67,7 @@ class NativeKernels:
         self._call("centre", codes, codes.numel(), zero_point.item(), out, _is_bf16(out))
         return out
 
-    def dequantize(self, codes: Tensor, qparams: QuantizationParameters) -> Tensor:
+    def dequantize(self, codes: Tensor, qparams: k.QuantizationParameters) -> Tensor:
         out = torch.empty_like(codes, dtype=torch.float32)
         self._call("dequantize", codes, codes.numel(), qparams, out)
         return out
@@ -96,20 +84,13 @@ class NativeKernels:
         self._call("real_weight", codes, len(codes), inputs, scales, step, out, _is_bf16(out))
         return out
 
-    def add_range(
-        self, a: Tensor, b: Tensor, qparams_each: tuple[QuantizationParameters, QuantizationParameters], clamp: Clamp
-    ) -> tuple[Tensor, Tensor]:
+    def add_range(self, a: Tensor, b: Tensor, qparams_each: k.Both, clamp: k.Clamp) -> tuple[Tensor, Tensor]:
         b, found = aligned(b, a), torch.empty(2)
         self._call("add_range", a, b, a.numel(), *qparams_each, clamp, found)
         return found[0], found[1]
 
     def add_quantize(
-        self,
-        a: Tensor,
-        b: Tensor,
-        qparams_each: tuple[QuantizationParameters, QuantizationParameters],
-        clamp: Clamp,
-        qparams: QuantizationParameters,
+        self, a: Tensor, b: Tensor, qparams_each: k.Both, clamp: k.Clamp, qparams: k.QuantizationParameters
     ) -> tuple[Tensor, Tensor]:
         b, codes, passed = aligned(b, a), torch.empty_like(a), torch.empty((a.numel() + 7) // 8, dtype=torch.uint8)
         self._call("add_quantize", a, b, a.numel(), *qparams_each, clamp, qparams, codes, passed)
@@ -120,14 +101,14 @@ class NativeKernels:
         self._call("mask", gradient, passed, gradient.numel(), out, _is_bf16(gradient))
         return out
 
-    def statistics(self, x: Tensor) -> Statistics:
+    def statistics(self, x: Tensor) -> k.Statistics:
         rows, channels = _rows_and_channels(x)
-        found = Statistics(*torch.empty(4, channels).unbind())
+        found = k.Statistics(*torch.empty(4, channels).unbind())
         self._call("statistics", x, rows, channels, *map(Tensor.data_ptr, found))
         return found
 
     def affine_quantize(
-        self, x: Tensor, factor: Tensor, offset: Tensor, clamp: Clamp, qparams: QuantizationParameters
+        self, x: Tensor, factor: Tensor, offset: Tensor, clamp: k.Clamp, qparams: k.QuantizationParameters
     ) -> Tensor:
         codes = torch.empty_like(x, dtype=torch.uint8)
         self._call("affine_quantize", x, *_rows_and_channels(x), factor, offset, clamp, qparams, codes)
@@ -141,18 +122,18 @@ class NativeKernels:
         self._call("scale_sums", sums, *_rows_and_channels(sums), shift, factor, offset, out)
         return out
 
-    def gradient_sums(self, output: OutputGradient, mean: Tensor) -> tuple[Tensor, Tensor]:
+    def gradient_sums(self, output: k.OutputGradient, mean: Tensor) -> tuple[Tensor, Tensor]:
         passed, products = torch.empty(2, channels_of(output.x)).unbind()
         self._call("gradient_sums", output, mean, passed, products, _is_bf16(output.gradient))
         return passed, products
 
-    def gradient_range(self, output: OutputGradient, terms: GradientTerms) -> tuple[Tensor, Tensor]:
+    def gradient_range(self, output: k.OutputGradient, terms: k.GradientTerms) -> tuple[Tensor, Tensor]:
         found = torch.empty(2)
         self._call("gradient_range", output, terms, found, _is_bf16(output.gradient))
         return found[0], found[1]
 
     def gradient_codes(
-        self, output: OutputGradient, terms: GradientTerms, step: Tensor, seed: Tensor, dtype: torch.dtype
+        self, output: k.OutputGradient, terms: k.GradientTerms, step: Tensor, seed: Tensor, dtype: torch.dtype
     ) -> Tensor:
         codes = torch.empty_like(output.gradient, dtype=dtype)
         types = (_is_bf16(output.gradient), _is_bf16(codes))
@@ -165,11 +146,11 @@ class NativeKernels:
         self._call("round_gradient", gradient, gradient.numel(), step.item(), int(seed) & 0xFFFFFFFF, out)
         return out
 
-    def observe(self, low: Tensor, high: Tensor, average: Average | None, quant_max: QuantMax) -> Observed:
+    def observe(self, low: Tensor, high: Tensor, average: k.Average | None, quant_max: k.QuantMax) -> k.Observed:
         (low, high), out = parameters.whole(low, high), torch.empty(8)
         self._call("observe", low, high, average, *quant_max, out)
         bottom, top, *each = out.unbind()
-        return Observed(bottom, top, QuantizationParameters(*each[:3]), QuantizationParameters(*each[3:]))
+        return k.Observed(bottom, top, k.QuantizationParameters(*each[:3]), k.QuantizationParameters(*each[3:]))
 
     def gradient_step(self, low: Tensor, high: Tensor, quant_max: Tensor) -> Tensor:
         (low, high), step = parameters.whole(low, high), torch.empty(())
@@ -178,30 +159,31 @@ class NativeKernels:
 
     def normalise(
         self,
-        statistics: Statistics,
-        unit: AccumulatorScale,
+        statistics: k.Statistics,
+        unit: k.AccumulatorScale,
         bias: Tensor | None,
-        norm: BatchNorm | None,
-        clamp: Clamp,
+        norm: k.BatchNorm | None,
+        clamp: k.Clamp,
         count: int,
-    ) -> tuple[Normalised, tuple[Tensor, Tensor]]:
+    ) -> tuple[k.Normalised, tuple[Tensor, Tensor]]:
         out, ends = torch.empty(5, len(unit.weight)), torch.empty(2)
         following = c.BatchNorm() if norm is None else norm
         self._call("normalise", statistics, *unit, bias, following, clamp, count, len(unit.weight), out, ends)
-        return Normalised(*out.unbind()), (ends[0], ends[1])
+        return k.Normalised(*out.unbind()), (ends[0], ends[1])
 
     def normalisation_terms(
-        self, norm: Normalised, passed: Tensor, products: Tensor, count: int
-    ) -> tuple[GradientTerms, Tensor]:
+        self, norm: k.Normalised, passed: Tensor, products: Tensor, count: int
+    ) -> tuple[k.GradientTerms, Tensor]:
         out = torch.empty(3, len(passed))
         read = (norm.mean, norm.gain, norm.deviation, passed, products)
         self._call("normalisation_terms", *read, count, len(passed), out)
         q, r, grad_gamma = out.unbind()
-        return GradientTerms(norm.gain, q, r), grad_gamma
+        return k.GradientTerms(norm.gain, q, r), grad_gamma
 
 
 _STRUCTURES = {
-    Clamp: c.Clamp, GradientTerms: c.Terms, Statistics: c.Statistics, Average: c.Average, BatchNorm: c.BatchNorm
+    k.Clamp: c.Clamp, k.GradientTerms: c.Terms, k.Statistics: c.Statistics, k.Average: c.Average,
+    k.BatchNorm: c.BatchNorm,
 }  # fmt: skip
 
 
@@ -209,9 +191,9 @@ def _converted(value: Any) -> Any:
     """Return an argument of a kernel as ctypes takes it."""
     if isinstance(value, Tensor):
         return value.data_ptr()
-    if isinstance(value, QuantizationParameters):
+    if isinstance(value, k.QuantizationParameters):
         return c.QParams(*(number.item() for number in value))
-    if isinstance(value, OutputGradient):
+    if isinstance(value, k.OutputGradient):
         return c.OutputGradient(*map(_converted, value), *_rows_and_channels(value.x))
     structure = _STRUCTURES.get(type(value))
     return value if structure is None else structure(*map(_converted, value))

@@ -3,18 +3,7 @@
 import torch
 from torch import Tensor
 
-from cpt_deploy.quantization.kernels.interface import (
-    AccumulatorScale,
-    Average,
-    BatchNorm,
-    Clamp,
-    GradientTerms,
-    Normalised,
-    Observed,
-    QuantizationParameters,
-    QuantMax,
-    Statistics,
-)
+from cpt_deploy.quantization.kernels import interface as k
 from cpt_deploy.quantization.numerics import affine
 
 
@@ -24,24 +13,24 @@ def whole(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def observe(low: Tensor, high: Tensor, average: Average | None, quant_max: QuantMax) -> Observed:
+def observe(low: Tensor, high: Tensor, average: k.Average | None, quant_max: k.QuantMax) -> k.Observed:
     """Extend a range to include 0, update the moving average, if any, and return it with its parameters."""
     low, high = affine.including_zero(*whole(low, high))
     if average is not None:
         take(low, high, average)
     own = quant_max.own.clamp(min=quant_max.own_min) if quant_max.own_min else quant_max.own
     qparams_each = (qparams_on(low, high, most, symmetric=quant_max.symmetric) for most in (own, quant_max.scheduled))
-    return Observed(low, high, *qparams_each)
+    return k.Observed(low, high, *qparams_each)
 
 
-def qparams_on(low: Tensor, high: Tensor, quant_max: Tensor, *, symmetric: bool) -> QuantizationParameters:
+def qparams_on(low: Tensor, high: Tensor, quant_max: Tensor, *, symmetric: bool) -> k.QuantizationParameters:
     """Return the quantization parameters of a range that includes 0, given the max quantized value."""
     parameters = affine.symmetric_parameters if symmetric else affine.affine_parameters
-    return QuantizationParameters(*parameters(low, high, quant_max), quant_max)
+    return k.QuantizationParameters(*parameters(low, high, quant_max), quant_max)
 
 
 @torch.no_grad()
-def take(low: Tensor, high: Tensor, average: Average) -> None:
+def take(low: Tensor, high: Tensor, average: k.Average) -> None:
     """Update a moving average with a range, 0-dim."""
     average.batches.add_(1)
     weight = torch.clamp(1.0 / average.batches, min=average.momentum).to(average.low.dtype)
@@ -73,18 +62,18 @@ def scale(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def normalise(
-    statistics: Statistics,
-    unit: AccumulatorScale,
+    statistics: k.Statistics,
+    unit: k.AccumulatorScale,
     bias: Tensor | None,
-    norm: BatchNorm | None,
-    clamp: Clamp,
+    norm: k.BatchNorm | None,
+    clamp: k.Clamp,
     count: int,
-) -> tuple[Normalised, tuple[Tensor, Tensor]]:
+) -> tuple[k.Normalised, tuple[Tensor, Tensor]]:
     """Return a layer's normalisation and its output's range, and update the running averages of the BatchNorm."""
     per = unit.input * unit.weight
     if norm is None:
         offset = torch.zeros_like(per) if bias is None else bias.detach()
-        result = Normalised(per, offset, statistics.mean, torch.ones_like(per), torch.zeros_like(per))
+        result = k.Normalised(per, offset, statistics.mean, torch.ones_like(per), torch.zeros_like(per))
     else:
         moments = statistics.mean * per, statistics.variance * per.square()
         result = normalised(*moments, statistics.mean, per, bias, norm, count)
@@ -92,9 +81,9 @@ def normalise(
 
 
 def normalised(
-    mean: Tensor, variance: Tensor, centre: Tensor, unit: Tensor, bias: Tensor | None, norm: BatchNorm,
+    mean: Tensor, variance: Tensor, centre: Tensor, unit: Tensor, bias: Tensor | None, norm: k.BatchNorm,
     count: int | Tensor,
-) -> Normalised:  # fmt: skip
+) -> k.Normalised:  # fmt: skip
     """Return a layer's normalisation, given mean and variance of its sums in real values.
 
     Args:
@@ -113,23 +102,25 @@ def normalised(
     inverse = torch.rsqrt(variance + norm.eps)
     gain = norm.weight * inverse
     offset = torch.addcmul(norm.bias, mean, gain, value=-1)  # BatchNorm cancels the layer's bias
-    return Normalised(gain * unit, offset, centre, gain, inverse * unit)
+    return k.Normalised(gain * unit, offset, centre, gain, inverse * unit)
 
 
-def ends(statistics: Statistics, norm: Normalised, clamp: Clamp) -> tuple[Tensor, Tensor]:
+def ends(statistics: k.Statistics, norm: k.Normalised, clamp: k.Clamp) -> tuple[Tensor, Tensor]:
     """Return the range of a normalised and clamped output."""
     values = torch.stack([statistics.low, statistics.high]) * norm.factor + norm.offset
     low, high = torch.aminmax(values.clamp_(*clamp))
     return low, high
 
 
-def normalisation_terms(norm: Normalised, passed: Tensor, products: Tensor, count: int) -> tuple[GradientTerms, Tensor]:
+def normalisation_terms(
+    norm: k.Normalised, passed: Tensor, products: Tensor, count: int
+) -> tuple[k.GradientTerms, Tensor]:
     """Return the coefficients of the gradient through BatchNorm, see `terms`, and the gradient of γ."""
     grad_gamma = products * norm.deviation
     return terms(norm, grad_gamma, passed, count), grad_gamma
 
 
-def terms(norm: Normalised, grad_gamma: Tensor, grad_beta: Tensor, count: int | Tensor) -> GradientTerms:
+def terms(norm: k.Normalised, grad_gamma: Tensor, grad_beta: Tensor, count: int | Tensor) -> k.GradientTerms:
     """Return the coefficients p, q, r of the gradient through BatchNorm: passed gradient · p + x · q + r, each (C,)."""
     # Per channel, with n values: x are the layer's integer sums, `unit` is their real value, y = x · unit the layer's
     # output (without bias), and g is the gradient of z that the clamp passed. With σ = √(variance of y + eps):
@@ -139,4 +130,4 @@ def terms(norm: Normalised, grad_gamma: Tensor, grad_beta: Tensor, count: int | 
     # (Ioffe & Szegedy, 2015). This is linear in g and x, ∂L/∂y = g · p + x · q + r, with
     #     p = gain,   q = −gain · deviation · ∂L/∂γ / n,   r = −gain · ∂L/∂β / n − q · mean
     q = norm.gain * norm.deviation * grad_gamma / -count
-    return GradientTerms(norm.gain, q, norm.gain * grad_beta / -count - q * norm.mean)
+    return k.GradientTerms(norm.gain, q, norm.gain * grad_beta / -count - q * norm.mean)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from cpt_deploy.quantization.kernels import parameters
 from cpt_deploy.quantization.kernels.interface import (
+    Both,
     Clamp,
     GradientTerms,
     OutputGradient,
@@ -49,18 +50,11 @@ class TorchKernels:
         codes, scales = affine.quantize_weight(weight, quant_max)
         return codes.to(torch.int8), scales
 
-    def add_range(
-        self, a: Tensor, b: Tensor, qparams_each: tuple[QuantizationParameters, QuantizationParameters], clamp: Clamp
-    ) -> tuple[Tensor, Tensor]:
+    def add_range(self, a: Tensor, b: Tensor, qparams_each: Both, clamp: Clamp) -> tuple[Tensor, Tensor]:
         return self.range(self._sum(a, b, qparams_each).clamp_(clamp.low, clamp.high))
 
     def add_quantize(
-        self,
-        a: Tensor,
-        b: Tensor,
-        qparams_each: tuple[QuantizationParameters, QuantizationParameters],
-        clamp: Clamp,
-        qparams: QuantizationParameters,
+        self, a: Tensor, b: Tensor, qparams_each: Both, clamp: Clamp, qparams: QuantizationParameters
     ) -> tuple[Tensor, Tensor]:
         total = self._sum(a, b, qparams_each)
         inside = flat((total > clamp.low) & (total < clamp.high)).to(torch.uint8)
@@ -68,7 +62,7 @@ class TorchKernels:
         passed = (padded * _bits(padded.device)).sum(dim=1, dtype=torch.uint8)
         return self.quantize(total.clamp_(clamp.low, clamp.high), qparams), passed
 
-    def _sum(self, a: Tensor, b: Tensor, qparams_each: tuple[QuantizationParameters, QuantizationParameters]) -> Tensor:
+    def _sum(self, a: Tensor, b: Tensor, qparams_each: Both) -> Tensor:
         return self.dequantize(a, qparams_each[0]).add_(self.dequantize(b, qparams_each[1]))
 
     def mask(self, gradient: Tensor, passed: Tensor) -> Tensor:

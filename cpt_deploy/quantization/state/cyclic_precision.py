@@ -4,7 +4,7 @@ from typing import Any
 
 from cpt_deploy.errors import UsageError
 from cpt_deploy.precision import PrecisionSchedule, build_schedule
-from cpt_deploy.quantization.state.scheduled_model import ScheduledModel
+from cpt_deploy.quantization.model import QuantizedModel
 
 
 class CyclicPrecision:
@@ -42,7 +42,7 @@ class CyclicPrecision:
 
     def __init__(
         self,
-        model: ScheduledModel,
+        model: QuantizedModel,
         total_steps: int,
         cycles: int = 32,
         *,

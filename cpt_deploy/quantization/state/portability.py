@@ -3,35 +3,18 @@
 `make_native` removes the limits that ensure this; `reduced_layers` lists the layers that they affect.
 """
 
-from dataclasses import dataclass
-
 import torch
 
+from cpt_deploy.precision.accumulators import ReducedLayer
+from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.modules.layers import QuantizedEmbedding, QuantizedLayer
 from cpt_deploy.quantization.numerics.affine import symmetric_quant_max
-from cpt_deploy.quantization.state.scheduled_model import ScheduledModel, WeightBits
+from cpt_deploy.quantization.state.scheduled_model import WeightBits
 
 _EXECUTED_BITS = 8
 
 
-@dataclass(frozen=True, slots=True)
-class ReducedLayer:
-    """A layer whose weights have a reduced range: to limit pairs of products or, with many inputs, int32 sums.
-
-    Attributes:
-        layer: Its module path.
-        channels: Number of its output channels.
-        reduced_channels: Number of channels whose range is smaller than their bits allow.
-        min_quant_max: The smallest max quantized value of a channel; 127 is that of 8 bits.
-    """
-
-    layer: str
-    channels: int
-    reduced_channels: int
-    min_quant_max: int
-
-
-def make_native(model: ScheduledModel) -> None:
+def make_native(model: QuantizedModel) -> None:
     """Let weights keep their whole range in evaluation, calibration and freezing; the model is then not portable.
 
     By default no pair of quantized weights of a layer can saturate 16 bits: weights of 8 bits have a smaller range in
@@ -44,7 +27,7 @@ def make_native(model: ScheduledModel) -> None:
     model.precision.native = True
 
 
-def reduced_layers(model: ScheduledModel, weight_bits: WeightBits = None) -> list[ReducedLayer]:
+def reduced_layers(model: QuantizedModel, weight_bits: WeightBits = None) -> list[ReducedLayer]:
     """Return the layers whose range is smaller than their bits allow, in the order of the graph.
 
     Args:
@@ -64,7 +47,7 @@ def reduced_layers(model: ScheduledModel, weight_bits: WeightBits = None) -> lis
     return found
 
 
-def _layers(model: ScheduledModel) -> list[tuple[str, QuantizedLayer]]:
+def _layers(model: QuantizedModel) -> list[tuple[str, QuantizedLayer]]:
     """Return all quantized layers with their names, except embeddings, which do not multiply."""
     modules = [(info.name, model.get_submodule(f"network.{info.name}")) for info in model.layers()]
     return [

@@ -172,7 +172,7 @@ class PrecisionState(nn.Module):
         self.seeds = mix_into(self.layer_seeds, 0)
 
     def set_step(self, step: int, first_sample: int) -> None:
-        """Set the seeds of a step, see `ScheduledModel.set_step`."""
+        """Set the seeds of a step, see `QuantizedModel.set_step`."""
         self.step = step
         self.seeds.copy_(mix_into(self.layer_seeds, step))
         self.first_sample = first_sample

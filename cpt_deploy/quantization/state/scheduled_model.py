@@ -1,4 +1,4 @@
-"""The base class of CPT models: quantized layers and activation quantizers that share one precision state."""
+"""The bits of a CPT model: set, saved, restored, and watched over its steps."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from cpt_deploy.errors import CptWarning, UsageError
 from cpt_deploy.quantization.graph.conversion import Conversion
-from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer
 from cpt_deploy.quantization.state.config import QuantizationConfig, whole_bits
 from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
 
@@ -44,7 +43,9 @@ class LayerInfo:
 
 
 class ScheduledModel(nn.Module):
-    """A model whose bits follow a schedule. Its present bits and step are in its `state_dict`, under "bits".
+    """The part of a `QuantizedModel` that sets its bits by a schedule.
+
+    Its present bits and step are in its `state_dict`, under "bits".
 
     Args:
         precision: The current bits.
@@ -68,12 +69,6 @@ class ScheduledModel(nn.Module):
     def layers(self) -> list[LayerInfo]:
         """Return the quantized layers in order of execution."""
         return list(self._layers)
-
-    def quantizers(self) -> Iterator[tuple[str, ActivationQuantizer]]:
-        """Yield all activation quantizers with their names, in the order of the modules."""
-        for name, module in self.named_modules():
-            if isinstance(module, ActivationQuantizer):
-                yield name, module
 
     def set_bits(self, forward: int, backward: int, groups: Mapping[Role, int] | None = None) -> None:
         """Set the bits of all scheduled weights and activations, and of the gradients.
@@ -111,10 +106,6 @@ class ScheduledModel(nn.Module):
             self.precision.unpack(state_dict[key])
         except UsageError as error:
             error_msgs.append(str(error))
-
-    def training_module(self) -> nn.Module:
-        """Return the module that a training step calls and a distributed run replicates."""
-        return self
 
     def set_step(self, step: int, first_sample: int = 0) -> None:
         """Set the number of the training step, which seeds the gradients' stochastic rounding.

@@ -23,7 +23,7 @@ def make_symmetric(model: QuantizedModel, activation_bits: int | None = None) ->
     if bits != BITS:
         raise UsageError(
             f"Expected activations of {BITS} bits to make them symmetric, but got {bits}",
-            hint="fewer bits need a Clip of the codes, which the runtimes that ask for symmetric int8 do not take",
+            hint="fewer bits need a Clip of the integers, which the runtimes that ask for symmetric int8 do not take",
         )
     for _, quantizer in model.quantizers():
         quantizer.symmetric = True

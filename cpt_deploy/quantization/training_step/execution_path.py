@@ -26,5 +26,5 @@ class ExecutionPath:
 
     def __str__(self) -> str:
         """Describe the path and its reason in one line."""
-        way = f"the fused step on codes, backward in {self.compute}" if self.fused else "module by module"
+        way = f"the fused training step on integers, backward in {self.compute}" if self.fused else "module by module"
         return f"{way}: {self.reason}"

@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, fx, nn
 
-from cpt_deploy.quantization.graph.capture.tracing import propagate_shapes, results_of
+from cpt_deploy.quantization.graph.capture.shapes import propagate_shapes, results_of
 from cpt_deploy.quantization.graph.fusion import FusedOperation, Norm, fused_operations, quantizer_of
 from cpt_deploy.quantization.graph.operator_kinds import Kind, kind_of, module_of
 from cpt_deploy.quantization.kernels import QuantizationParameters

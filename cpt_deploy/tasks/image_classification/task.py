@@ -7,8 +7,9 @@ from cpt_deploy.bundle import Processor
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.recipe.tasks import IMAGE_CLASSIFICATION
 from cpt_deploy.signature import Signature
-from cpt_deploy.tasks.catalogs import DataEntry, ModelEntry, ModelSize
+from cpt_deploy.tasks.catalogs import DataCheck, DataEntry, ModelEntry, ModelSize
 from cpt_deploy.tasks.interface import Task
+from cpt_deploy.tasks.reporting import Reporter
 
 if TYPE_CHECKING:
     import torch
@@ -86,6 +87,12 @@ class ImageClassification(Task):
         from cpt_deploy.tasks.image_classification.catalog import data_entries
 
         return data_entries(pattern)
+
+    def check_data(self, data: str, root: Path | None, reporter: Reporter) -> DataCheck:
+        """See `Task`."""
+        from cpt_deploy.tasks.image_classification.check import check_images
+
+        return check_images(data, root, reporter)
 
     def example_request(self, address: str) -> str:
         """See `Task`."""

@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from cpt_deploy import readable
 from cpt_deploy.data import WHOLE, ArrayImages, FileImages, Share, eval_loader, training_stream
 from cpt_deploy.metric import ACCURACY
-from cpt_deploy.quantization import QuantizedModel, ScheduledModel
+from cpt_deploy.quantization import QuantizedModel
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.recipe.tasks import IMAGE_CLASSIFICATION
 from cpt_deploy.training.distributed.process_group import ProcessGroup
 from cpt_deploy.training.evaluation import evaluate
 from cpt_deploy.training.fine_tuning import Pretrained, build_pretrained, resolve_weights
-from cpt_deploy.training.loop.inputs import calibration_inputs
 from cpt_deploy.training.loop.setup import RunData, build_cpt_model, load_data
 from cpt_deploy.training.reporting.plan_doubts import dropped_samples
 from cpt_deploy.training.reporting.reports import Evaluation
@@ -129,10 +128,9 @@ class Classification(TrainingTask):
         return StepOutcome(self.loss(logits.float(), y), correct, len(y), self.step_samples)
 
     def evaluate(
-        self, model: ScheduledModel, device: torch.device, step: int, stop: Stop, process_group: ProcessGroup
+        self, model: QuantizedModel, device: torch.device, step: int, stop: Stop, process_group: ProcessGroup
     ) -> Evaluation | None:
         """Evaluate on the test images, see `TrainingTask`."""
-        assert isinstance(model, QuantizedModel)
         batches = eval_loader(
             self.data.test_inputs,
             self.data.preprocessing,
@@ -147,9 +145,15 @@ class Classification(TrainingTask):
 
     def calibration_inputs(self, share: Share = WHOLE) -> Iterator[Tensor]:
         """Yield augmented training batches of the epochs after the last one, see `TrainingTask`."""
-        data = self.data
-        for inputs in calibration_inputs(
-            self.recipe, data.preprocessing, data.train_inputs, workers=self.workers, share=share
+        first = -(-self.total_steps // self.steps_per_epoch) * self.steps_per_epoch
+        last = first + max(self.recipe.train.calibration_batches, 1)
+        for inputs, _ in training_stream(
+            self.data.train_inputs,
+            self.data.augment,
+            batch_size=self.recipe.train.batch_size,
+            seed=self.recipe.seed,
+            batches=range(first + share.index, last, share.count),
+            workers=self.workers,
         ):
             yield inputs.contiguous(memory_format=torch.channels_last)
 

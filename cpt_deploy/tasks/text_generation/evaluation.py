@@ -15,6 +15,7 @@ from cpt_deploy.quantization import QuantizedModel
 from cpt_deploy.quantization.stateful import State, call_with_state, carries_state
 from cpt_deploy.signature import TOKENS_NAME, Signature
 from cpt_deploy.training.distributed.process_group import ALONE, ProcessGroup
+from cpt_deploy.training.evaluation import summed
 from cpt_deploy.training.reporting.reports import Evaluation
 
 
@@ -48,7 +49,6 @@ def token_losses(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return losses, (flat.detach().argmax(1) == wanted).sum()
 
 
-@torch.no_grad()
 def evaluate_text(
     model: QuantizedModel,
     chunks: Iterator[Chunk],
@@ -71,30 +71,21 @@ def evaluate_text(
     Returns:
         The evaluation of the rows of all processes, or `None` if `stop` returned true in one of them.
     """
-    began, training = time.perf_counter(), model.training
-    loss = torch.zeros((), dtype=torch.float64, device=device)
-    hits, count = torch.zeros((), dtype=torch.int64, device=device), 0
+    began = time.perf_counter()
     state: State | None = None
-    stopped = False
-    model.eval()
-    try:
-        with model.at_max_bits():
-            for chunk in chunks:
-                stopped = stop()
-                if stopped:
-                    break
-                scores, state = scores_of(model, model.signature, chunk.tokens.to(device), state)
-                losses, right = token_losses(scores, chunk.targets.to(device))
-                loss += losses.double().sum()
-                hits += right
-                count += int((chunk.targets != IGNORED).sum())
-    finally:
-        model.train(training)
-    gathered = process_group.gather(torch.tensor([float(loss), float(hits), count, stopped], dtype=torch.float64))
-    loss_sum, top1, targets, stopped_in = gathered.sum(dim=0).tolist()
-    if stopped_in:
+
+    def measured(chunk: Chunk) -> tuple[Tensor, ...]:
+        nonlocal state
+        scores, state = scores_of(model, model.signature, chunk.tokens.to(device), state)
+        targets = chunk.targets.to(device)
+        losses, hits = token_losses(scores, targets)
+        return losses.double().sum(), hits, (targets != IGNORED).sum()
+
+    sums = summed(model, chunks, measured, 3, device=device, stop=stop, process_group=process_group)
+    if sums is None:
         return None
-    mean = loss_sum / targets
+    loss, top1, targets = sums
+    mean = loss / targets
     return Evaluation(
         step=step,
         loss=mean,

@@ -9,8 +9,9 @@ from cpt_deploy.bundle.runtime.tensors import next_states
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.recipe.tasks import TEXT_GENERATION
 from cpt_deploy.signature import Signature
-from cpt_deploy.tasks.catalogs import DataEntry, ModelEntry, ModelSize
+from cpt_deploy.tasks.catalogs import DataCheck, DataEntry, ModelEntry, ModelSize
 from cpt_deploy.tasks.interface import Task
+from cpt_deploy.tasks.reporting import Reporter
 
 GOLDEN_ROWS, GOLDEN_TOKENS = 4, 16
 
@@ -111,6 +112,12 @@ class TextGeneration(Task):
         from cpt_deploy.tasks.text_generation.catalog import data_entries
 
         return data_entries(pattern)
+
+    def check_data(self, data: str, root: Path | None, reporter: Reporter) -> DataCheck:
+        """See `Task`."""
+        from cpt_deploy.tasks.text_generation.check import check_text
+
+        return check_text(data, root, reporter)
 
     def example_request(self, address: str) -> str:
         """See `Task`."""

@@ -34,7 +34,7 @@ from cpt_deploy.data.text import (
 from cpt_deploy.errors import CheckpointError, UsageError
 from cpt_deploy.metric import PERPLEXITY
 from cpt_deploy.models.language import build_language_model, preparing_arguments
-from cpt_deploy.quantization import QuantizedModel, ScheduledModel, calibrating, class_divergence, round_biases
+from cpt_deploy.quantization import QuantizedModel, calibrating, class_divergence, round_biases
 from cpt_deploy.quantization.stateful import State
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.recipe.tasks import TEXT_GENERATION
@@ -181,7 +181,7 @@ class LanguageModelling(TrainingTask):
         self._carried = None if after is None else tuple(part.detach() for part in after)
         return StepOutcome(losses.float().mean(), hits, batch.tokens.numel(), self.rows * batch.tokens.shape[1])
 
-    def state(self, model: ScheduledModel, process_group: ProcessGroup) -> Mapping[str, Tensor]:
+    def state(self, model: QuantizedModel, process_group: ProcessGroup) -> Mapping[str, Tensor]:
         """Return the carried state of all rows."""
         if self._carried is None:
             return {}
@@ -189,14 +189,14 @@ class LanguageModelling(TrainingTask):
         return {str(place): torch.cat(rows) for place, rows in enumerate(zip(*parts, strict=True))}
 
     def restore(
-        self, state: Mapping[str, Tensor], model: ScheduledModel, device: torch.device, process_group: ProcessGroup
+        self, state: Mapping[str, Tensor], model: QuantizedModel, device: torch.device, process_group: ProcessGroup
     ) -> None:
         """Restore the state of this process's rows."""
         rows = process_group.share.of(self.rows)
         self._carried = tuple(state[str(place)][rows].to(device) for place in range(len(state))) or None
 
     def evaluate(
-        self, model: ScheduledModel, device: torch.device, step: int, stop: Stop, process_group: ProcessGroup
+        self, model: QuantizedModel, device: torch.device, step: int, stop: Stop, process_group: ProcessGroup
     ) -> Evaluation | None:
         """Evaluate on the validation text, see `TrainingTask`."""
         return self._evaluate("valid", model, device, step, stop, process_group)
@@ -217,7 +217,6 @@ class LanguageModelling(TrainingTask):
     ) -> None:
         """Calibrate on the first chunks of the training text, with carried state; each process reads its own rows."""
         model = synchronization.model
-        assert isinstance(model, QuantizedModel)
         with torch.no_grad(), model.at_max_bits():
             state: State | None = None
             with calibrating(model):
@@ -228,7 +227,7 @@ class LanguageModelling(TrainingTask):
             round_biases(model)
 
     def evaluate_calibrated(
-        self, model: ScheduledModel, device: torch.device, step: int, stop: Stop, process_group: ProcessGroup
+        self, model: QuantizedModel, device: torch.device, step: int, stop: Stop, process_group: ProcessGroup
     ) -> Final | None:
         """Evaluate on test and validation text, see `TrainingTask`."""
         test, valid = (self._evaluate(split, model, device, step, stop, process_group) for split in ("test", "valid"))
@@ -249,13 +248,12 @@ class LanguageModelling(TrainingTask):
     def _evaluate(
         self,
         split: TextSplit,
-        model: ScheduledModel,
+        model: QuantizedModel,
         device: torch.device,
         step: int,
         stop: Stop,
         process_group: ProcessGroup,
     ) -> Evaluation | None:
-        assert isinstance(model, QuantizedModel)
         rows = self.recipe.train.eval_batch_size
         chunks = evaluation_chunks(self.ids(split), rows, self.length, self.context, process_group.share)
         return evaluate_text(model, chunks, device=device, step=step, stop=stop, process_group=process_group)

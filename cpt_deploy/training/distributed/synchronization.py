@@ -15,7 +15,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cpt_deploy.quantization import (
     QuantizedModel,
-    ScheduledModel,
     calibrate,
     estimate,
     round_biases,
@@ -51,15 +50,14 @@ class Synchronization:
         device: Device of the model.
     """
 
-    def __init__(self, model: ScheduledModel, process_group: ProcessGroup, device: torch.device) -> None:
+    def __init__(self, model: QuantizedModel, process_group: ProcessGroup, device: torch.device) -> None:
         self.model, self.process_group = model, process_group
         self.quantizers = [quantizer for _, quantizer in model.quantizers()]
-        self.replica = model.training_module()
+        self.replica: nn.Module = model
         if process_group.count == 1:
             return
-        if isinstance(model, QuantizedModel):
-            synchronize_norms(model.network)
-            model.modules_replaced()
+        synchronize_norms(model.network)
+        model.modules_replaced()
         for quantizer in self.quantizers:
             quantizer.deferred = True
         replicate: Any = DistributedDataParallel
@@ -121,7 +119,6 @@ class Synchronization:
         Returns:
             The number of batches of all processes.
         """
-        assert isinstance(self.model, QuantizedModel)
         iterator = iter(inputs)
         first = next(iterator, None)
         batches = iter(()) if first is None else chain([first], iterator)

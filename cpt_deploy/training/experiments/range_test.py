@@ -203,12 +203,11 @@ def _train_at(
     recipe, samples = task.recipe, 0
     set_learning_rate(objects.optimizer, recipe.optimizer.lr)
     objects.model.train().set_bits(bits, recipe.precision.grad_max_bits)
-    module = objects.model.training_module()
     accuracies: list[float] = []
     losses: list[float] = []
     for step, batch in enumerate(batches, start=1):
         objects.model.set_step(bits * 1_000_000 + step)
-        loss, correct, samples, _ = task.step(module, batch, objects.device, autocast=False)
+        loss, correct, samples, _ = task.step(objects.model, batch, objects.device, autocast=False)
         if not bool(torch.isfinite(loss)):
             return BitsProgress(bits, tuple(accuracies), tuple(losses), samples, diverged=True)
         objects.optimizer.zero_grad(set_to_none=True)

@@ -31,7 +31,6 @@ from cpt_deploy.quantization import (
     LayerGroup,
     QuantizationConfig,
     QuantizedModel,
-    ScheduledModel,
 )
 from cpt_deploy.quantization.graph.signature import DynamicShapes, ExampleInputs, States
 from cpt_deploy.recipe import Recipe
@@ -92,7 +91,7 @@ class RunObjects:
     """
 
     device: torch.device
-    model: ScheduledModel
+    model: QuantizedModel
     optimizer: torch.optim.Optimizer
     averaged: AveragedModel | None
     forward: PrecisionSchedule
@@ -251,7 +250,7 @@ def prepare_network(
     return prepared
 
 
-def build_objects(model: ScheduledModel, recipe: Recipe, total_steps: int, device: torch.device) -> RunObjects:
+def build_objects(model: QuantizedModel, recipe: Recipe, total_steps: int, device: torch.device) -> RunObjects:
     """Move the model to the device and build optimizer, schedules and cost meter of a run.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
-from cpt_deploy.quantization import ScheduledModel
+from cpt_deploy.quantization import QuantizedModel
 from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer, Requantize
 from cpt_deploy.training.run_directory.files import disk_errors
 
@@ -81,7 +81,7 @@ class StepProfiler:
         on_gpu: Whether to count GPU time instead of CPU time.
     """
 
-    def __init__(self, model: ScheduledModel, steps: int, trace: Path, *, on_gpu: bool) -> None:
+    def __init__(self, model: QuantizedModel, steps: int, trace: Path, *, on_gpu: bool) -> None:
         self.report: ProfileReport | None = None
         self._steps, self._trace, self._on_gpu = steps, trace, on_gpu
         self._model = model

@@ -3,18 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from cpt_deploy.integer.graph import IntegerGraph, product_units
 from cpt_deploy.validation.comparison import TensorResult
 from cpt_deploy.validation.integers.inside import InsideComparison
 from cpt_deploy.validation.integers.integer_model import ExecutedGraph
 from cpt_deploy.validation.integers.intermediate_outputs import with_intermediate_outputs
-
-if TYPE_CHECKING:
-    from cpt_deploy.integer import IntegerGraph
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class GraphComparison:
 
 
 def compare_integers(
-    graph: "IntegerGraph", onnx_file: Path | bytes, inputs: Mapping[str, npt.NDArray[Any]], *, provider: str = "cpu"
+    graph: IntegerGraph, onnx_file: Path | bytes, inputs: Mapping[str, npt.NDArray[Any]], *, provider: str = "cpu"
 ) -> GraphComparison:
     """Run a graph's executor and its ONNX file on the same inputs, and compare every quantized tensor.
 
@@ -55,8 +53,6 @@ def compare_integers(
     Raises:
         ValueError: If the inputs are not those of the graph.
     """
-    from cpt_deploy.integer.graph import product_units
-
     file = onnx_file if isinstance(onnx_file, bytes) else onnx_file.read_bytes()
     model, observable = ExecutedGraph(graph), with_intermediate_outputs(file, provider, product_units(graph))
     inside = InsideComparison(observable, graph.signature, provider, model)

@@ -11,7 +11,7 @@ from cpt_deploy.bundle import OnnxRuntimeModel
 from cpt_deploy.signature import Signature
 from cpt_deploy.validation.accuracy.samples import Arrays
 from cpt_deploy.validation.comparison import IntegerComparison, OutputAgreement
-from cpt_deploy.validation.integers.integer_model import Execution, Replay
+from cpt_deploy.validation.integers.integer_model import ExecutedGraph, Execution
 from cpt_deploy.validation.integers.intermediate_outputs import ObservableModel
 
 LAST_PLACES = 1e-4
@@ -39,7 +39,7 @@ class InsideComparison:
     """
 
     def __init__(
-        self, observable: ObservableModel, signature: Signature, provider: str, replay: Replay | None = None
+        self, observable: ObservableModel, signature: Signature, provider: str, replay: ExecutedGraph | None = None
     ) -> None:
         self.observable, self.replay = observable, replay
         self.session = OnnxRuntimeModel(observable.model, signature, threads=None, provider=provider)

@@ -1,9 +1,8 @@
 """Execute an integer graph, as the reference for onnxruntime's integers."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +10,9 @@ import numpy.typing as npt
 from cpt_deploy.bundle import Bundle
 from cpt_deploy.bundle.runtime.tensors import checked_inputs
 from cpt_deploy.errors import MissingExtraError
+from cpt_deploy.integer.graph import IntegerGraph, product_units, reached_from
+from cpt_deploy.integer.stored import graph_from_bundle
 from cpt_deploy.validation.accuracy.samples import Arrays
-
-if TYPE_CHECKING:
-    from cpt_deploy.integer import IntegerGraph
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,53 +29,27 @@ class Execution:
     integers: Arrays
 
 
-class IntegerModel(Protocol):
-    """Executes a frozen model and returns its intermediate integers."""
-
-    def run(self, inputs: Arrays) -> Execution:
-        """Execute a batch of inputs by name."""
-        ...
-
-
-class Replay(Protocol):
-    """An integer model with operations in float, which can be replayed from a runtime's integers at its boundaries."""
-
-    @property
-    def entries(self) -> tuple[str, ...]:
-        """The tensors that are quantized from real values, at the boundaries between float and integer parts."""
-        ...
-
-    @property
-    def products(self) -> Mapping[str, float]:
-        """The layers whose results are real numbers, with the min real value of one unit of their integer sums."""
-        ...
-
-    def follow(self, inputs: Arrays, entries: Arrays) -> Execution:
-        """Execute a batch from the given integers at the boundaries.
-
-        Args:
-            inputs: Inputs by name.
-            entries: Integers at the boundaries. Integers computed from an omitted one are omitted from the result.
-        """
-        ...
-
-
 class ExecutedGraph:
-    """The integer executor on a graph, as an `IntegerModel` and a `Replay` (needs PyTorch).
+    """The integer executor on a graph (needs PyTorch); it can be replayed from a runtime's integers at its boundaries.
 
     Args:
         graph: The graph.
+
+    Attributes:
+        entries: The tensors that are quantized from real values, at the boundaries between float and integer parts.
+        products: The layers whose results are real numbers, with the min real value of one unit of their integer sums.
     """
 
-    def __init__(self, graph: "IntegerGraph") -> None:
+    def __init__(self, graph: IntegerGraph) -> None:
         # Imported here, since everything else works without PyTorch and must not load it.
         from cpt_deploy.integer import IntegerExecutor
 
         self._graph = graph
         self._executor = IntegerExecutor(graph)
+        self.entries, self.products = graph.entries, product_units(graph)
 
     def run(self, inputs: Arrays) -> Execution:
-        """See `IntegerModel`."""
+        """Execute a batch of inputs by name."""
         traced = self._trace(inputs, {})
         return Execution(self._outputs(traced), _only(traced, self._graph.tensors))
 
@@ -91,22 +63,13 @@ class ExecutedGraph:
             if made in graph.tensors
         }
 
-    @property
-    def entries(self) -> tuple[str, ...]:
-        """See `Replay.entries`."""
-        return self._graph.entries
-
-    @property
-    def products(self) -> Mapping[str, float]:
-        """See `Replay.products`."""
-        from cpt_deploy.integer.graph import product_units
-
-        return product_units(self._graph)
-
     def follow(self, inputs: Arrays, entries: Arrays) -> Execution:
-        """See `Replay.follow`."""
-        from cpt_deploy.integer.graph import reached_from
+        """Execute a batch from the given integers at the boundaries.
 
+        Args:
+            inputs: Inputs by name.
+            entries: Integers at the boundaries. Integers computed from an omitted one are omitted from the result.
+        """
         traced = self._trace(inputs, entries)
         left_out = reached_from(self._graph, set(self.entries) - set(entries))
         compared = {*self._graph.tensors, *self.products} - left_out - set(self.entries)
@@ -145,8 +108,6 @@ def bundled_integer_model(bundle: Bundle) -> ExecutedGraph:
             "Expected PyTorch for the integer executor, but it is not installed",
             hint="pip install 'cpt-deploy[train]', or validate without the executor",
         )
-    from cpt_deploy.integer import graph_from_bundle
-
     return ExecutedGraph(graph_from_bundle(bundle))
 
 

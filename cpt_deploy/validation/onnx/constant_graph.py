@@ -167,3 +167,16 @@ def attributes(node: Any) -> dict[str, Any]:
     """Return the attributes of a node by name."""
     onnx = require_onnx()
     return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def unfolded(codes: Array, block: int) -> Array:
+    """Undo SpaceToDepth in weights: (O, (row, column, C), H, W) → (O, C, H·block, W·block)."""
+    out_channels, channels, height, width = codes.shape
+    blocks = codes.reshape(out_channels, block, block, channels // block**2, height, width)
+    return blocks.transpose(0, 3, 4, 1, 5, 2).reshape(out_channels, -1, height * block, width * block)
+
+
+def embedded(codes: Array, shape: tuple[int, ...], pads: tuple[int, ...]) -> Array:
+    """Pad a kernel of stride 2 to whole blocks of pixels; odd padding starts in the middle of a block."""
+    around = [(pads[axis] % 2, max(0, shape[2 + axis] - codes.shape[2 + axis] - pads[axis] % 2)) for axis in (0, 1)]
+    return np.pad(codes, [(0, 0), (0, 0), *around])

@@ -2,20 +2,20 @@
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from cpt_deploy.bundle import Bundle, ImageProcessor, OnnxRuntimeModel
 from cpt_deploy.bundle.runtime.cpu import CpuInfo, read_cpu
 from cpt_deploy.bundle.runtime.providers import CPU, provider_name
+from cpt_deploy.bundle.runtime.tensors import Arrays
 from cpt_deploy.errors import UsageError
-from cpt_deploy.signature import INPUT_NAME
+from cpt_deploy.signature import INPUT_NAME, Signature
 from cpt_deploy.validation.performance.peak_memory import measure_peak_memory
 from cpt_deploy.validation.performance.software import software_versions
 from cpt_deploy.validation.performance.timing import interleaved, median_ratio
@@ -32,13 +32,13 @@ class Latency:
 
     Args:
         model: Its name.
-        batch: Images per call.
+        batch: Rows per call.
         threads: Threads of onnxruntime.
         rounds: Number of timed calls.
         p50_ms: Median, milliseconds.
         p90_ms: 90th percentile.
         p99_ms: 99th percentile.
-        images_per_s: Throughput at the median.
+        rows_per_s: Throughput at the median.
         bundle_speedup: Speed of the bundle relative to this model: the median over rounds of the ratio of both times.
     """
 
@@ -49,7 +49,7 @@ class Latency:
     p50_ms: float
     p90_ms: float
     p99_ms: float
-    images_per_s: float
+    rows_per_s: float
     bundle_speedup: float
 
 
@@ -113,8 +113,8 @@ def benchmark(
 
     Args:
         bundle: The bundle.
-        others: Further serialized ONNX models with the bundle's input and output, by name.
-        batches: Numbers of images per call.
+        others: Further serialized ONNX models with the bundle's inputs and outputs, by name.
+        batches: Numbers of rows per call.
         threads: Numbers of threads of onnxruntime.
         seconds: Time for each combination of batch and threads, all models together; at least ten rounds.
         provider: The execution provider of onnxruntime: "cpu", "cuda", "tensorrt", or onnxruntime's name of one.
@@ -133,7 +133,7 @@ def benchmark(
     latencies: list[Latency] = []
     combinations = [(count, batch) for count in threads for batch in batches]
     for done, (count, batch) in enumerate(combinations, start=1):
-        latencies += _time(models, _inputs(bundle, batch), count, seconds, provider)
+        latencies += _time(models, bundle, batch, count, seconds, provider)
         if progress is not None:
             progress(done, len(combinations))
     return BenchmarkReport(
@@ -148,27 +148,28 @@ def benchmark(
     )
 
 
-def _inputs(bundle: Bundle, batch: int) -> dict[str, npt.NDArray[Any]]:
-    """Return a batch of images by dtype, as the bundle takes them and normalised: those of the golden sample."""
-    golden = bundle.golden.inputs[INPUT_NAME]
-    given = np.ascontiguousarray(golden[np.arange(batch) % len(golden)])
-    if isinstance(bundle.processor, ImageProcessor) and bundle.processor.pixels is not None:
-        pixels = bundle.processor.pixels_of(given)
-        return {"uint8": given, "float32": bundle.processor.preprocessing.normalize(pixels)}
-    return {str(given.dtype): given}
+def as_float(bundle: Bundle, inputs: Arrays) -> tuple[Signature, Arrays]:
+    """Return the signature of a bundle's float network, and inputs as it takes them: normalised images for bytes."""
+    processor, signature = bundle.processor, bundle.signature
+    if not isinstance(processor, ImageProcessor) or processor.pixels is None:
+        return signature, inputs
+    images = processor.preprocessing.normalize(processor.pixels_of(inputs[INPUT_NAME]))
+    return replace(signature, inputs=(replace(processor, pixels=None).input,)), {INPUT_NAME: images}
 
 
 def _time(
-    models: Mapping[str, bytes], inputs: Mapping[str, npt.NDArray[Any]], threads: int, seconds: float, provider: str
+    models: Mapping[str, bytes], bundle: Bundle, batch: int, threads: int, seconds: float, provider: str
 ) -> list[Latency]:
+    """Time the models on a batch that repeats the rows of the bundle's golden sample; states are the initial ones."""
+    golden = bundle.golden.inputs
+    inputs = {name: np.ascontiguousarray(rows[np.arange(batch) % len(rows)]) for name, rows in golden.items()}
+    forms = {name: (bundle.signature, inputs) if name == BUNDLE else as_float(bundle, inputs) for name in models}
     # Threads of one model that spin after its call would slow down the next model.
     sessions = {
-        name: OnnxRuntimeModel(model, threads=threads, rest_between_runs=True, provider=provider)
+        name: OnnxRuntimeModel(model, forms[name][0], threads=threads, rest_between_runs=True, provider=provider)
         for name, model in models.items()
     }
-    feeds = {name: {INPUT_NAME: inputs[session.signature.inputs[0].dtype]} for name, session in sessions.items()}
-    batch = len(next(iter(inputs.values())))
-    runs = {name: partial(session.run, feeds[name]) for name, session in sessions.items()}
+    runs = {name: partial(session.run, forms[name][1]) for name, session in sessions.items()}
     times = interleaved(runs, rounds=MOST_ROUNDS, seconds=seconds)
     results = []
     for name, measured in times.items():
@@ -182,7 +183,7 @@ def _time(
                 p50_ms=p50,
                 p90_ms=p90,
                 p99_ms=p99,
-                images_per_s=1e3 * batch / p50,
+                rows_per_s=1e3 * batch / p50,
                 bundle_speedup=median_ratio(measured, times[BUNDLE]),
             )
         )

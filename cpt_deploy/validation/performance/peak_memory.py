@@ -41,7 +41,7 @@ def measure_peak_memory(model: Path, *, batch: int, threads: int, provider: str 
 
     Args:
         model: The ONNX file.
-        batch: Images per call.
+        batch: Rows per call.
         threads: Threads of onnxruntime.
         provider: Its execution provider; GPU memory is not included.
 

@@ -32,7 +32,7 @@ def compare_latency(
 
     Args:
         models: ONNX files by name, all with the same input; the others are compared with the first.
-        batch_size: Images per call.
+        batch_size: Rows per call.
         rounds: Number of timed calls of each model.
         threads: Threads of onnxruntime.
 

@@ -9,21 +9,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from cpt_deploy.bundle.runtime.operators import require_onnx
-from cpt_deploy.signature import INPUT_NAME
-
-Batch = npt.NDArray[np.float32]
+from cpt_deploy.validation.accuracy.samples import Arrays
 
 
-def static_quantization(float_model: bytes, calibration: Sequence[Batch]) -> bytes:
+def static_quantization(float_model: bytes, calibration: Sequence[Arrays]) -> bytes:
     """Quantize a float32 ONNX model as onnxruntime's documentation advises: QDQ, uint8 activations, int8 weights.
 
     Args:
-        float_model: The serialized model; its input is "image".
-        calibration: Normalised inputs for calibration, float32 (N, C, H, W).
+        float_model: The serialized model.
+        calibration: Batches of its inputs by name, (N, ...) each.
 
     Returns:
         The serialized quantized model.
@@ -39,9 +34,8 @@ def static_quantization(float_model: bytes, calibration: Sequence[Batch]) -> byt
         def __init__(self) -> None:
             self._batches = iter(calibration)
 
-        def get_next(self) -> dict[str, Batch] | None:
-            batch = next(self._batches, None)
-            return None if batch is None else {INPUT_NAME: batch}
+        def get_next(self) -> Arrays | None:
+            return next(self._batches, None)
 
     with tempfile.TemporaryDirectory(prefix="cpt-static-") as folder, _quiet():
         plain, prepared, quantized = (Path(folder) / f"{name}.onnx" for name in ("float", "prepared", "static"))

@@ -192,7 +192,7 @@ def _measure(
 def _times(
     task: Task, run: "TrainedRun", samples: "Samples", bundles: Sequence[Bundle], rounds: int
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    """Time one request to each bundle on one thread, and to the network in float32 if it has no states."""
+    """Time one request to each bundle on one thread, and to the network in float32."""
     from cpt_deploy.bundle import OnnxRuntimeModel
     from cpt_deploy.export import write_float_onnx
     from cpt_deploy.validation import interleaved, median_ratio
@@ -201,18 +201,18 @@ def _times(
         str(bundle.path): task.timed_call(OnnxRuntimeModel(bundle.onnx_path, bundle.signature), samples)
         for bundle in bundles
     }
-    reference: dict[str, Any] = {}
-    if not run.model.signature.states:  # the exporter of PyTorch fixes the length of what has states
-        file = write_float_onnx(run.model)
-        calls[FLOAT] = task.timed_call(OnnxRuntimeModel(file, run.model.signature), samples)
-        reference[FLOAT] = {"onnx_bytes": len(file)}
+    file = write_float_onnx(run.model)
+    calls[FLOAT] = task.timed_call(OnnxRuntimeModel(file, run.model.signature), samples)
     times = interleaved(calls, rounds=rounds)
-    found = [{"milliseconds": 1e3 * statistics.median(times[str(bundle.path)])} for bundle in bundles]
-    if reference:
-        reference[FLOAT]["milliseconds"] = 1e3 * statistics.median(times[FLOAT])
-        for entry, bundle in zip(found, bundles, strict=True):
-            entry["speedup"] = median_ratio(times[FLOAT], times[str(bundle.path)])
-    return reference, found
+    reference = {"onnx_bytes": len(file), "milliseconds": 1e3 * statistics.median(times[FLOAT])}
+    found = [
+        {
+            "milliseconds": 1e3 * statistics.median(times[str(bundle.path)]),
+            "speedup": median_ratio(times[FLOAT], times[str(bundle.path)]),
+        }
+        for bundle in bundles
+    ]
+    return {FLOAT: reference}, found
 
 
 def _weights_bytes(bundle: Bundle) -> int:
@@ -222,18 +222,17 @@ def _weights_bytes(bundle: Bundle) -> int:
 
 def _table(task: Task, document: Mapping[str, Any]) -> Table:
     """Return the exports as a table, with columns for what was measured."""
-    metric, dataset, compared = Metric.from_dict(document["metric"]), document["dataset"], FLOAT in document
+    metric, dataset, reference = Metric.from_dict(document["metric"]), document["dataset"], document[FLOAT]
     intervals = any(entry["interval_95"] for entry in document["exports"])
     columns = (
         "weights", "activations", metric.title, *(["95 % interval"] if intervals else []), "integers that differ",
-        "model.onnx (of float32)" if compared else "model.onnx", "weights at their bits", "latency",
-        *(["speed-up over float32"] if compared else []),
+        "model.onnx (of float32)", "weights at their bits", "latency", "speed-up over float32",
     )  # fmt: skip
     title = (
         f"{document['run']} on {dataset['samples']:,} {task.unit} of {dataset['name']} ({dataset['split']}); trained "
         f"model at max_bits {metric.text(document[f'trained_{metric.name}'])}; one request on one thread"
     )
-    title += f", float32 takes {document[FLOAT]['milliseconds']:.3f} ms" if compared else ""
+    title += f", float32 takes {reference['milliseconds']:.3f} ms"
     rows = []
     for entry in document["exports"]:
         size = readable.size(entry["onnx_bytes"])
@@ -247,10 +246,10 @@ def _table(task: Task, document: Mapping[str, Any]) -> Table:
                 metric.text(entry[metric.name]),
                 *([" to ".join(metric.text(bound) for bound in entry["interval_95"])] if intervals else []),
                 differing,
-                f"{size} ({entry['onnx_bytes'] / document[FLOAT]['onnx_bytes']:.3f})" if compared else size,
+                f"{size} ({entry['onnx_bytes'] / reference['onnx_bytes']:.3f})",
                 readable.size(entry["weights_bytes"]),
                 f"{entry['milliseconds']:.3f} ms",
-                *([f"{entry['speedup']:.2f}x"] if compared else []),
+                f"{entry['speedup']:.2f}x",
             )
         )
     return Table(columns, tuple(rows), title)

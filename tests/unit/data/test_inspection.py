@@ -133,6 +133,27 @@ def test_the_command_lists_what_is_wrong_and_exits_with_5(photos, capsys):
     assert found["splits"][0]["classes"] == {"cat": 4, "dog": 4}
 
 
+def test_a_text_is_checked_by_its_own_task(tmp_path, capsys):
+    shared = "a line of forty characters or more that both texts have\n"
+    for split, text in {
+        "train": f"the cat sat\n{shared}",
+        "valid": "the dog\n",
+        "test": f"a dog sat\n{shared}",
+    }.items():
+        (tmp_path / f"{split}.txt").write_text(text)
+    assert main(["datasets", "check", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(split["split"], split["words"]) for split in found["splits"]] == [
+        ("train", 14),
+        ("valid", 2),
+        ("test", 14),
+    ]
+    assert found["repeated_lines"] == [f"test: {shared.strip()}"]
+    (tmp_path / "valid.txt").write_bytes(b"\xff")
+    assert main(["datasets", "check", str(tmp_path)]) == 5
+    assert "UTF-8" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [["check"], ["check", "a", "b"], ["cifar*", "mnist"]])
 def test_check_takes_one_folder(words, capsys):
     assert main(["datasets", *words]) == 2

@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.export import Dim
 
 from cpt_deploy.bundle import FORMATS, Bundle, ImageProcessor, OnnxRuntimeModel, Preprocessing, chosen_formats
 from cpt_deploy.bundle.integrity.checksums import checksum_lines, read_checksums, verify_checksums
 from cpt_deploy.errors import BundleError, ConversionError, UsageError
 from cpt_deploy.export import ModelIdentity, export_bundle, further_formats
 from cpt_deploy.export.programs import WRITERS, load_program
-from cpt_deploy.integer import freeze
+from cpt_deploy.integer import IntegerExecutor, freeze
 from cpt_deploy.models import build_model
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, calibrate, prepare
 from cpt_deploy.validation import Accuracy, Batch, Samples, ValidationReport, validate
@@ -153,6 +155,37 @@ def test_a_file_that_computes_something_else_is_not_kept(model, tmp_path, monkey
 )
 def test_formats_are_chosen_by_commas_or_repetition(words: list[str], names: list[str]) -> None:
     assert list(chosen_formats(words)) == names
+
+
+class Recurrent(nn.Module):
+    """A GRU over (N, T, 4), and scores of each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.GRU(4, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.head(self.rnn(x)[0])
+        return scores
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_recurrent_networks_of_a_fixed_length_are_programs_and_others_are_refused_with_the_reason(free: bool) -> None:
+    shapes = {1: Dim("steps", min=1, max=99)} if free else None
+    model = prepare(Recurrent(), torch.zeros(2, 5, 4), QuantizationConfig(), dynamic_shapes=shapes)
+    calibrate(model, [torch.randn(4, 5, 4)])
+    graph, inputs = freeze(model.eval()), {"image": torch.randn(3, 5, 4)}
+    if not free:
+        file = further_formats.write_formats(graph, ["pt2"], inputs)["pt2"]
+        x = torch.randn(7, 5, 4)  # another batch size
+        assert torch.equal(load_program("pt2", file)(x), IntegerExecutor(graph)(x))
+        return
+    for kind, reason in (
+        ("pt2", "steps of recurrent layers are written one by one, but steps may vary"),
+        ("torchscript", "TorchScript"),
+    ):
+        with pytest.raises(ConversionError, match=reason):
+            further_formats.write_formats(graph, [kind], inputs)
 
 
 @pytest.mark.parametrize("word", ["torch-script", "", "pt2,", "tflite"])

@@ -147,7 +147,13 @@ def test_the_same_report_gives_the_same_page(page):
 
 
 def test_a_failure_comes_first_and_in_full():
-    difference = {"tensor": "a", "part": "weight codes", "values": 9, "differing": 1, "detail": "expected 3, but got 4"}
+    difference = {
+        "tensor": "a",
+        "part": "quantized weights",
+        "values": 9,
+        "differing": 1,
+        "detail": "expected 3, but got 4",
+    }
     report = make_report(
         passed=False,
         verdict="failed",

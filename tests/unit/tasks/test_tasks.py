@@ -5,7 +5,7 @@ import pytest
 from cpt_deploy.errors import RecipeError, UsageError
 from cpt_deploy.recipe import load_recipe
 from cpt_deploy.recipe.tasks import task_name, tasks
-from cpt_deploy.tasks import image_classification, task_named, task_of_run, text_generation
+from cpt_deploy.tasks import SILENT, Task, image_classification, task_named, task_of_run, text_generation
 
 OUTSIDE = """
 class DepthEstimation:
@@ -54,6 +54,11 @@ def test_runs_and_bundles_say_their_task(tmp_path, shared_bundle):
     assert task_of_run(tmp_path) is image_classification.TASK
     (tmp_path / "recipe.yaml").write_text("data: {task: text-generation}")
     assert task_of_run(tmp_path) is text_generation.TASK
+
+
+def test_a_task_without_a_check_of_its_data_says_so():
+    with pytest.raises(UsageError, match="the task text-generation has no check of 'ptb'"):
+        Task.check_data(text_generation.TASK, "ptb", None, SILENT)
 
 
 def test_a_task_from_outside_has_a_name_of_its_own(outside, tmp_path):

@@ -195,8 +195,8 @@ def _compare_paths(rank, folder, compute):
             for gradient in gradients.values():
                 dist.all_reduce(gradient)
             results.append((logits, gradients))
-    assert fused._program is not None
-    assert modules._program is None
+    assert fused._fused is not None
+    assert modules._fused is None
     step = float(whole.max() - whole.min()) / 255
     assert torch.allclose(results[0][0], results[1][0], atol=1.01 * step)
     assert torch.allclose(results[0][0], whole[part], atol=3 * step)

@@ -193,7 +193,7 @@ def test_every_experiment_on_text_takes_a_step(name, corpus):
     model = task.build_model()
     model.train().set_bits(recipe.precision.min_bits, recipe.precision.grad_max_bits)
     batch = next(iter(task.stream(range(1), ProcessGroup(), pin_memory=False)))
-    outcome = task.step(model.training_module(), batch, torch.device("cpu"), autocast=False)
+    outcome = task.step(model, batch, torch.device("cpu"), autocast=False)
     outcome.loss.backward()
     assert math.isfinite(float(outcome.loss.detach()))
     if "lstm" in name:  # untrained: all words alike

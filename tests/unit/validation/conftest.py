@@ -160,7 +160,9 @@ def graph_entry(network: Network) -> dict:
 
     def layer(kind: str, name: str, source: str, output: str) -> dict:
         stored = {part: {"tensor": f"{name}.{part}"} for part in ("codes", "scales", "bias")}
-        return {"type": kind, "inputs": [source], "output": output, "shift": 0, "pads": [1, 1, 1, 1], **stored}
+        geometry = {"strides": [1, 1], "pads": [1, 1, 1, 1], "dilations": [1, 1], "groups": 1}
+        facts = {"shift": 0, "bits": 8, "source": name, **(geometry if kind == "Convolution" else {})}
+        return {"type": kind, "inputs": [source], "output": output, **stored, **facts}
 
     return {
         "signature": to_json(SIGNATURE),

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from cpt_deploy.bundle.golden import GoldenCheck
 from cpt_deploy.metric import ACCURACY
 from cpt_deploy.validation import (
     Accumulator,
@@ -20,7 +21,7 @@ from cpt_deploy.validation import (
     wilson_interval,
 )
 from cpt_deploy.validation.comparison import ServedOutputs
-from cpt_deploy.validation.facts import DatasetFacts, Gate, GoldenFacts, GraphFacts, RecordedFacts
+from cpt_deploy.validation.facts import DatasetFacts, Gate, GraphFacts, RecordedFacts
 from cpt_deploy.validation.gate import judge
 
 SERVED_INTERVAL = (wilson_interval(980, 1000).low, wilson_interval(980, 1000).high)
@@ -44,7 +45,7 @@ def report(**fields) -> ValidationReport:
         ),
         comparisons=(PairResult("trained", "onnxruntime", 0.5, 30, 20),),
         tensors=(TensorResult("a", "Conv", 100, 0, 0), TensorResult("b", "Add", 100, 0, 0)),
-        golden=GoldenFacts(40, 0, 0),
+        golden=GoldenCheck(40, 0, 0, True),
         graph=None,
         saturation=(),
         cpu=CpuInfo("some", "x86_64", 2, ("avx2",)),
@@ -159,7 +160,7 @@ def test_exactness_cannot_be_had_without_comparing(tensors):
 
 
 def test_a_golden_sample_that_is_not_reproduced_fails_exactness():
-    judged = judge(report(golden=GoldenFacts(40, 2, 1), gate=Gate(None, require_exact=True)))
+    judged = judge(report(golden=GoldenCheck(40, 2, 1, True), gate=Gate(None, require_exact=True)))
     assert judged.reasons == ("2 of 40 output integers of the golden sample were not reproduced",)
 
 

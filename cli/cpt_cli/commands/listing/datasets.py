@@ -19,7 +19,7 @@ def datasets(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Shell pattern of names; or check and a folder or name, to decode all of its images.",
+            help="Shell pattern of names; or check and a path or name, to read all of its samples.",
             metavar="[PATTERN] | check NAME_OR_PATH",
             show_default=False,
         ),
@@ -40,8 +40,9 @@ def datasets(
     import path, data.name=file.py:factory or package.module:factory.
 
     `cpt datasets check` decodes all images of a data set and lists its problems: images that cannot be read, files that
-    are not read as images, classes that are empty or in one split only, and images that are in both splits. The
-    exit code is 5 if a problem prevents training.
+    are not read as images, classes that are empty or in one split only, and images that are in both splits. Of a text
+    it lists splits that cannot be read, words that training text lacks, and long lines of test text that training text
+    has too. The exit code is 5 if a problem prevents training.
     """
     pattern, *rest = words or ["*"]
     if pattern == "check" or rest:

@@ -20,7 +20,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.quantization.graph.capture.aten import aten, bring_to_known_forms, make_out_of_place
 from cpt_deploy.quantization.graph.capture.recurrent import lift_recurrent, recurrent_layers
-from cpt_deploy.quantization.graph.capture.tracing import describe, is_tensor, propagate_shapes, results_of
+from cpt_deploy.quantization.graph.capture.shapes import describe, is_tensor, propagate_shapes, results_of
 from cpt_deploy.quantization.graph.capture.training_behaviour import STATISTICS, lift_training_behaviour, marked
 from cpt_deploy.quantization.graph.results import Structure
 from cpt_deploy.quantization.graph.signature import Example, dims_of, zeros_of

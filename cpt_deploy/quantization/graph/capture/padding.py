@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from cpt_deploy.quantization.graph.capture.composites import like
 from cpt_deploy.quantization.graph.capture.constants import ChannelwiseConstant
-from cpt_deploy.quantization.graph.capture.tracing import NoIntegerFormError, describe
+from cpt_deploy.quantization.graph.capture.shapes import describe
+from cpt_deploy.quantization.graph.capture.tracing import NoIntegerFormError
 
 _MODES: dict[type[nn.Module], str] = {
     nn.ZeroPad1d: "constant",

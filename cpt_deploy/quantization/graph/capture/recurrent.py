@@ -17,7 +17,8 @@ from torch.nn.utils import parametrize
 
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.quantization.graph.capture.aten import aten
-from cpt_deploy.quantization.graph.capture.training_behaviour import replace_by_module
+from cpt_deploy.quantization.graph.capture.training_behaviour import Mark, replaced
+from cpt_deploy.quantization.graph.naming import replace_by_module
 from cpt_deploy.quantization.modules.recurrent import RecurrentLayer
 
 RecurrentModule = nn.LSTM | nn.GRU
@@ -41,27 +42,16 @@ def _shaped(x: Tensor, state: list[Tensor]) -> list[Tensor]:
     return [x.new_empty(*x.shape[:2], state[0].shape[1]), *(torch.empty_like(part) for part in state)]
 
 
-class _Marked(nn.Module):
+class _RecurrentMark(Mark):
     """Replaces an LSTM or GRU during capture."""
 
-    def __init__(self, name: str, module: RecurrentModule) -> None:
-        super().__init__()
-        self.name = name
-        self._parameters = module._parameters
-        self.__dict__["_marked"] = module  # not a submodule, so that names do not change
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.__dict__["_marked"], name)
-
     def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        module: RecurrentModule = self.__dict__["_marked"]
-        _check(self.name, module, x)
+        module = self.marked
+        assert isinstance(module, RecurrentModule)
+        _check(self._mark_of, module, x)
 
         def run(layer: int, reverse: bool, steps: Tensor, before: list[Tensor]) -> list[Tensor]:
-            result: list[Tensor] = torch.ops.cpt_deploy.recurrent(steps, before, self.name, layer, reverse)
+            result: list[Tensor] = torch.ops.cpt_deploy.recurrent(steps, before, self._mark_of, layer, reverse)
             return result
 
         return _layers(module, x, state, run)
@@ -120,19 +110,8 @@ def _is_plain(module: nn.Module) -> bool:
 @contextmanager
 def recurrent_layers(model: nn.Module, excluded: Set[str]) -> Iterator[None]:
     """Inside the context, operators represent the LSTMs and GRUs of a model; excluded ones stay what they are."""
-    found = [
-        (name, module)
-        for name, module in model.named_modules(remove_duplicate=False)
-        if name and name not in excluded and isinstance(module, RecurrentModule) and _is_plain(module)
-    ]
-    marks = {module: _Marked(name, module) for name, module in reversed(found)}  # of two names the first is used
-    try:
-        for name, module in found:
-            model.set_submodule(name, marks[module])
+    with replaced(model, lambda name, module: name not in excluded and _is_plain(module), _RecurrentMark):
         yield
-    finally:
-        for name, module in found:
-            model.set_submodule(name, module)
 
 
 def lift_recurrent(traced: fx.GraphModule, model: nn.Module) -> None:

@@ -1,22 +1,22 @@
 """Trace a model to a graph in a small vocabulary: modules compute; functions add, multiply and reshape."""
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn import functional
 
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.quantization.graph.capture.arguments import give_by_position, unpack_sequences
 from cpt_deploy.quantization.graph.capture.constants import clamp, constant_arithmetic, fold_buffers, join_constants
+from cpt_deploy.quantization.graph.capture.shapes import describe, propagate_shapes
 from cpt_deploy.quantization.graph.capture.sizes.folding import Seen, fold_sizes
 from cpt_deploy.quantization.graph.capture.tracer import Tracer
-from cpt_deploy.quantization.graph.naming import free_name
+from cpt_deploy.quantization.graph.naming import free_name, replace_by_module
 from cpt_deploy.quantization.graph.results import Structure
-from cpt_deploy.quantization.graph.signature import Example, zeros_of
-from cpt_deploy.signature import Signature
+from cpt_deploy.quantization.graph.signature import Example
 
 
 class NoIntegerFormError(ConversionError):
@@ -105,97 +105,6 @@ def _without_tracer(graph: fx.Graph) -> fx.Graph:
     return plain
 
 
-class _ShapeRecorder(fx.Interpreter):
-    """Runs a graph and records the shape of each floating-point tensor, tuple lengths, and dtypes of other tensors."""
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        n.meta.pop("shape", None)
-        n.meta.pop("parts", None)
-        n.meta.pop("other", None)
-        if n.op == "output":
-            return result
-        if isinstance(result, tuple | list) and any(isinstance(part, Tensor) for part in result):
-            n.meta["parts"] = len(result)
-        if isinstance(result, Tensor) and result.is_floating_point():
-            n.meta["shape"] = tuple(result.shape)
-        elif isinstance(result, Tensor):
-            n.meta["other"] = result.dtype
-        return result
-
-
-def propagate_shapes(traced: fx.GraphModule, signature: Signature) -> None:
-    """Run a graph on a batch of two zeros, in evaluation mode, and record shapes in `node.meta["shape"]`.
-
-    With free dimensions beside the batch it also runs on other sizes, and records their shapes in
-    `node.meta["other_shape"]`.
-    """
-    modes = {module: module.training for module in traced.modules()}
-    traced.eval()
-    device = next((p.device for p in traced.parameters()), torch.device("cpu"))
-    with torch.no_grad():
-        if signature.free:
-            _run_shapes(traced, signature, signature.sizes(1), device)
-            for node in traced.graph.nodes:
-                node.meta["other_shape"] = node.meta.get("shape")
-        _run_shapes(traced, signature, signature.sizes(), device)
-    for module, mode in modes.items():
-        module.training = mode
-
-
-def _run_shapes(traced: fx.GraphModule, signature: Signature, sizes: Mapping[str, int], device: torch.device) -> None:
-    recorder = _ShapeRecorder(traced)
-    recorder.extra_traceback = False
-    recorder.run(*zeros_of(signature, 2, sizes, device=device))
-
-
-def results_of(graph: fx.Graph) -> list[fx.Node]:
-    """Return the nodes that a graph of `prepare` returns."""
-    result: Any = next(iter(graph.find_nodes(op="output"))).args[0]
-    return [result] if isinstance(result, fx.Node) else list(result)
-
-
-def is_tensor(node: fx.Node) -> bool:
-    """Return whether a node of a traced graph yields one floating-point tensor."""
-    return "shape" in node.meta
-
-
-def shape_of(node: fx.Node) -> tuple[int, ...]:
-    """Return the shape of a node's tensor without the batch dimension."""
-    return tuple(int(size) for size in node.meta["shape"][1:])
-
-
-def seen_shapes(node: fx.Node) -> list[tuple[int, ...]]:
-    """Return the shape of a node's tensor, and its shape at other free sizes if recorded; the batch is included."""
-    return [node.meta["shape"], node.meta.get("other_shape", node.meta["shape"])]
-
-
-def sizes_of(node: fx.Node) -> tuple[int | None, ...]:
-    """Return the shape of a node's tensor without the batch dimension; None where a size is free."""
-    shape, other = seen_shapes(node)
-    return tuple(int(size) if size == also else None for size, also in zip(shape[1:], other[1:], strict=True))
-
-
-def has_free_positions(node: fx.Node) -> bool:
-    """Return whether any size after the channels of a node's tensor is free."""
-    return None in sizes_of(node)[1:]
-
-
-def describe(node: fx.Node, traced: fx.GraphModule) -> str:
-    """Describe an operation and its place for an error message."""
-    if node.op == "placeholder":
-        return "the input" if len(node.graph.find_nodes(op="placeholder")) == 1 else f"the input {node.name!r}"
-    if "lifted" in node.meta:
-        return str(node.meta["lifted"])
-    if node.op == "call_module":
-        name = type(traced.get_submodule(str(node.target))).__name__.removeprefix("Quantized")
-        return f"{name} in module {node.target!r}"
-    target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-    stack = node.meta.get("nn_module_stack") or {}
-    place = list(stack.values())[-1][0] if stack else ""
-    return f"operation {target!r} in " + (f"module {place!r}" if place else "the model's own forward")
-
-
 # --- functions and methods to modules -------------------------------------------------------------------------------
 
 
@@ -270,15 +179,11 @@ def _lift_functions(traced: fx.GraphModule, seen: Seen, *, training: bool) -> No
         if found is None:
             continue
         module, source = found
-        name = free_name(traced, f"{node.name}_module")  # `x + 3` would become `add_module`, which every module has
-        traced.add_module(name, module)
-        with traced.graph.inserting_after(node):
-            lifted = traced.graph.call_module(name, (source,))
-        lifted.meta.update(node.meta)
-        lifted.meta["in_place"], lifted.meta["lifted"] = _is_in_place(node), describe(node, traced)
+        described, in_place = describe(node, traced), _is_in_place(node)
+        # `x + 3` would become `add_module`, which every module has
+        lifted = replace_by_module(traced, node, free_name(traced, f"{node.name}_module"), module, (source,))
+        lifted.meta["in_place"], lifted.meta["lifted"] = in_place, described
         seen.values[lifted] = seen.values[node]
-        node.replace_all_uses_with(lifted)
-        traced.graph.erase_node(node)
 
 
 def _first_tensor(node: fx.Node) -> fx.Node:

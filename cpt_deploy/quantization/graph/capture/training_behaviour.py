@@ -5,7 +5,7 @@ captured, and restored in the graph: BatchNorm, InstanceNorm with running averag
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeGuard
 
@@ -16,7 +16,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from cpt_deploy.quantization.graph.capture.aten import aten, is_mutating
 from cpt_deploy.quantization.graph.capture.tracer import is_stochastic_depth
-from cpt_deploy.quantization.graph.naming import free_name, place
+from cpt_deploy.quantization.graph.naming import free_name, replace_by_module
 from cpt_deploy.quantization.modules.attention import ScaledDotProductAttention
 
 #: Last parts of the names of the tensors that training overwrites.
@@ -41,7 +41,7 @@ def _(x: Tensor, name: str) -> Tensor:
     return torch.empty_like(x)
 
 
-class _Mark(nn.Module):
+class Mark(nn.Module):
     """Replaces a module during capture, with access to its parameters, buffers and attributes."""
 
     def __init__(self, name: str, module: nn.Module) -> None:
@@ -50,13 +50,20 @@ class _Mark(nn.Module):
         self._parameters, self._buffers = module._parameters, module._buffers
         self.__dict__["_marked"] = module  # not a submodule, so that names do not change
 
+    @property
+    def marked(self) -> nn.Module:
+        """The module that this one replaces."""
+        module: nn.Module = self.__dict__["_marked"]
+        return module
+
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
             return getattr(self.__dict__["_marked"], name)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
+        """Represent the module in the graph."""
         result: Tensor = torch.ops.cpt_deploy.mark(x, self._mark_of)
         return result
 
@@ -85,8 +92,18 @@ def _is_marked(module: nn.Module) -> bool:
 @contextmanager
 def marked(model: nn.Module) -> Iterator[None]:
     """Inside the context, marks replace the modules that differ between training and evaluation."""
-    found = [(name, part) for name, part in model.named_modules(remove_duplicate=False) if name and _is_marked(part)]
-    marks = {part: _Mark(name, part) for name, part in reversed(found)}  # of two names of a module the first is used
+    with replaced(model, lambda name, part: _is_marked(part), Mark):
+        yield
+
+
+@contextmanager
+def replaced(
+    model: nn.Module, chosen: Callable[[str, nn.Module], bool], mark: Callable[[str, nn.Module], Mark]
+) -> Iterator[None]:
+    """Inside the context, marks replace the modules of a model that are chosen by their names and themselves."""
+    modules = model.named_modules(remove_duplicate=False)
+    found = [(name, part) for name, part in modules if name and chosen(name, part)]
+    marks = {part: mark(name, part) for name, part in reversed(found)}  # of two names of a module the first is used
     try:
         for name, module in found:
             model.set_submodule(name, marks[module])
@@ -147,16 +164,3 @@ def _lift_attention(traced: fx.GraphModule, node: fx.Node) -> None:
     )
     operands = [values[name] for name in ("query", "key", "value", "attn_mask") if values[name] is not None]
     replace_by_module(traced, node, free_name(traced, f"{node.name}_module"), module, tuple(operands))
-
-
-def replace_by_module(
-    traced: fx.GraphModule, node: fx.Node, name: str, module: nn.Module, arguments: tuple[Any, ...]
-) -> fx.Node:
-    """Replace a node by a call of a module."""
-    place(traced, name, module)
-    with traced.graph.inserting_after(node):
-        lifted = traced.graph.call_module(name, arguments)
-    lifted.meta.update(node.meta)
-    node.replace_all_uses_with(lifted)
-    traced.graph.erase_node(node)
-    return lifted

@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from cpt_deploy.quantization.graph.capture.tracing import describe, results_of
+from cpt_deploy.quantization.graph.capture.shapes import describe, results_of
 
 #: Relative difference up to which fingerprints count as equal, since operators may be composed differently.
 _TOLERANCE = 1e-5

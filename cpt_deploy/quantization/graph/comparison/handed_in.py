@@ -82,16 +82,13 @@ class HandedIn:
 
         Both are the same object if no hook acts. The network to trace may be the original one: leave it `untouched`.
         """
+        source = self.model if self.replaced else taken_apart(self.model)
         if not self.replaced and not self.acting:
-            plain = _plain(taken_apart(self.model))
-            return plain, plain
-        if self.replaced:
-            source, plain = self.model, _plain(copy.deepcopy(self.model))
-        else:
-            source, plain = taken_apart(self.model), _plain(taken_apart(self.model))
+            return _plain(source), source
+        plain = copy.deepcopy(source)
         for name, kind, number in set(self.hooks) - self.acting:
             getattr(source.get_submodule(name), kind).pop(number, None)
-        return source, plain
+        return source, _plain(plain)
 
 
 def describe_hook(key: HookKey) -> str:

@@ -9,19 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from cpt_deploy.quantization.kernels.interface import (
-    AccumulatorScale,
-    Average,
-    BatchNorm,
-    Clamp,
-    GradientTerms,
-    Normalised,
-    Observed,
-    OutputGradient,
-    QuantizationParameters,
-    QuantMax,
-    Statistics,
-)
+from cpt_deploy.quantization.kernels import interface as k
 from cpt_deploy.quantization.kernels.layout import aligned, channels_of, check_not_empty, dense
 from cpt_deploy.quantization.kernels.triton import channels as channels_
 from cpt_deploy.quantization.kernels.triton import elements, parameters
@@ -46,7 +34,7 @@ class TritonKernels:
         launch(elements.range_kernel, (count,), x, parts, x.numel(), count, block=_BLOCK)
         return parts[0], parts[1]
 
-    def observe(self, low: Tensor, high: Tensor, average: Average | None, quant_max: QuantMax) -> Observed:
+    def observe(self, low: Tensor, high: Tensor, average: k.Average | None, quant_max: k.QuantMax) -> k.Observed:
         out = low.new_empty(8)
         kept = (low, high, quant_max.own, 1.0) if average is None else average
         launch(
@@ -56,19 +44,19 @@ class TritonKernels:
             averages=average is not None, symmetric=quant_max.symmetric, block=_MERGED,
         )  # fmt: skip
         bottom, top, *rest = out.unbind()
-        return Observed(bottom, top, QuantizationParameters(*rest[:3]), QuantizationParameters(*rest[3:]))
+        return k.Observed(bottom, top, k.QuantizationParameters(*rest[:3]), k.QuantizationParameters(*rest[3:]))
 
-    def quantize(self, x: Tensor, qparams: QuantizationParameters) -> Tensor:
+    def quantize(self, x: Tensor, qparams: k.QuantizationParameters) -> Tensor:
         x = dense(x)
         return _each(elements.quantize_kernel, x, torch.empty_like(x, dtype=torch.uint8), *qparams)
 
-    def requantize(self, codes: Tensor, source: QuantizationParameters, target: QuantizationParameters) -> Tensor:
+    def requantize(self, codes: Tensor, source: k.QuantizationParameters, target: k.QuantizationParameters) -> Tensor:
         return _each(elements.requantize_kernel, codes, torch.empty_like(codes), *source[:2], *target)
 
     def centre(self, codes: Tensor, zero_point: Tensor, dtype: torch.dtype) -> Tensor:
         return _each(elements.centre_kernel, codes, torch.empty_like(codes, dtype=dtype), zero_point)
 
-    def dequantize(self, codes: Tensor, qparams: QuantizationParameters) -> Tensor:
+    def dequantize(self, codes: Tensor, qparams: k.QuantizationParameters) -> Tensor:
         return _each(elements.dequantize_kernel, codes, torch.empty_like(codes, dtype=torch.float32), *qparams[:2])
 
     def quantize_weight(self, weight: Tensor, quant_max: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,9 +77,7 @@ class TritonKernels:
         launch(parameters.real_weight_kernel, grid, codes, out, scales, inputs, step, block=block)
         return out
 
-    def add_range(
-        self, a: Tensor, b: Tensor, qparams_each: tuple[QuantizationParameters, QuantizationParameters], clamp: Clamp
-    ) -> tuple[Tensor, Tensor]:
+    def add_range(self, a: Tensor, b: Tensor, qparams_each: k.Both, clamp: k.Clamp) -> tuple[Tensor, Tensor]:
         check_not_empty("add_range", a)
         b, count = aligned(b, a), _parts(a.numel())
         parts = qparams_each[0].scale.new_empty(2, count)
@@ -102,12 +88,7 @@ class TritonKernels:
         return parts[0], parts[1]
 
     def add_quantize(
-        self,
-        a: Tensor,
-        b: Tensor,
-        qparams_each: tuple[QuantizationParameters, QuantizationParameters],
-        clamp: Clamp,
-        qparams: QuantizationParameters,
+        self, a: Tensor, b: Tensor, qparams_each: k.Both, clamp: k.Clamp, qparams: k.QuantizationParameters
     ) -> tuple[Tensor, Tensor]:
         b, codes = aligned(b, a), torch.empty_like(a)
         passed = a.new_empty((a.numel() + 7) // 8)
@@ -124,23 +105,23 @@ class TritonKernels:
         launch(elements.mask_kernel, grid, gradient, passed, out, gradient.numel(), block=_BLOCK)
         return out
 
-    def statistics(self, x: Tensor) -> Statistics:
+    def statistics(self, x: Tensor) -> k.Statistics:
         check_not_empty("statistics", x)
         tiles = _Tiles(x)
         parts, out = x.new_empty(tiles.parts, 4, tiles.channels), x.new_empty(4, tiles.channels)
         launch(channels_.statistics_kernel, tiles.in_parts, x, parts, *tiles.shape, tiles.parts, **tiles.sizes)
         launch(channels_.merge_statistics_kernel, tiles.merge, x, parts, out, *tiles.shape, tiles.parts, **_MERGE)
-        return Statistics(*out.unbind())
+        return k.Statistics(*out.unbind())
 
     def normalise(
         self,
-        statistics: Statistics,
-        unit: AccumulatorScale,
+        statistics: k.Statistics,
+        unit: k.AccumulatorScale,
         bias: Tensor | None,
-        norm: BatchNorm | None,
-        clamp: Clamp,
+        norm: k.BatchNorm | None,
+        clamp: k.Clamp,
         count: int,
-    ) -> tuple[Normalised, tuple[Tensor, Tensor]]:
+    ) -> tuple[k.Normalised, tuple[Tensor, Tensor]]:
         channels = len(unit.weight)
         out, ends = unit.weight.new_empty(5, channels), unit.weight.new_empty(2, channels)
         nothing = unit.weight
@@ -150,10 +131,10 @@ class TritonKernels:
             *statistics, *unit, nothing if bias is None else bias, *following, count, out, ends, channels, *clamp,
             biased=bias is not None, normed=norm is not None, width=_MAX_WIDTH,
         )  # fmt: skip
-        return Normalised(*out.unbind()), (ends[0], ends[1])
+        return k.Normalised(*out.unbind()), (ends[0], ends[1])
 
     def affine_quantize(
-        self, x: Tensor, factor: Tensor, offset: Tensor, clamp: Clamp, qparams: QuantizationParameters
+        self, x: Tensor, factor: Tensor, offset: Tensor, clamp: k.Clamp, qparams: k.QuantizationParameters
     ) -> Tensor:
         tiles, codes = _Tiles(x), torch.empty_like(x, dtype=torch.uint8)
         launch(
@@ -171,7 +152,7 @@ class TritonKernels:
         )  # fmt: skip
         return out
 
-    def gradient_sums(self, output: OutputGradient, mean: Tensor) -> tuple[Tensor, Tensor]:
+    def gradient_sums(self, output: k.OutputGradient, mean: Tensor) -> tuple[Tensor, Tensor]:
         check_not_empty("gradient_sums", output.x)
         tiles = _Tiles(output.x)
         parts, out = output.x.new_empty(tiles.parts, 2, tiles.channels), output.x.new_empty(2, tiles.channels)
@@ -186,17 +167,17 @@ class TritonKernels:
         return out[0], out[1]
 
     def normalisation_terms(
-        self, norm: Normalised, passed: Tensor, products: Tensor, count: int
-    ) -> tuple[GradientTerms, Tensor]:
+        self, norm: k.Normalised, passed: Tensor, products: Tensor, count: int
+    ) -> tuple[k.GradientTerms, Tensor]:
         channels = len(passed)
         out = passed.new_empty(3, channels)
         launch(
             parameters.normalisation_terms_kernel, (triton.cdiv(channels, _MAX_WIDTH),),
             norm.mean, norm.gain, norm.deviation, passed, products, out, channels, count, width=_MAX_WIDTH,
         )  # fmt: skip
-        return GradientTerms(norm.gain, out[0], out[1]), out[2]
+        return k.GradientTerms(norm.gain, out[0], out[1]), out[2]
 
-    def gradient_range(self, output: OutputGradient, terms: GradientTerms) -> tuple[Tensor, Tensor]:
+    def gradient_range(self, output: k.OutputGradient, terms: k.GradientTerms) -> tuple[Tensor, Tensor]:
         check_not_empty("gradient_range", output.x)
         tiles = _Tiles(output.x)
         parts = output.x.new_empty(2, tiles.parts * tiles.across)
@@ -212,7 +193,7 @@ class TritonKernels:
         return step
 
     def gradient_codes(
-        self, output: OutputGradient, terms: GradientTerms, step: Tensor, seed: Tensor, dtype: torch.dtype
+        self, output: k.OutputGradient, terms: k.GradientTerms, step: Tensor, seed: Tensor, dtype: torch.dtype
     ) -> Tensor:
         tiles, codes = _Tiles(output.x), torch.empty_like(output.gradient, dtype=dtype)
         launch(

@@ -47,7 +47,7 @@ def test_with_kernels_steps_are_fused_and_the_reason_names_the_setting(fused_ste
     path = model.execution_path()
     assert path.fused
     assert "'float32'" in path.reason
-    assert str(path).startswith("the fused step on codes, backward in float32: ")
+    assert str(path).startswith("the fused training step on integers, backward in float32: ")
     model(torch.randn(4, 3, 6, 6))
     assert fused_steps == [torch.float32]
 

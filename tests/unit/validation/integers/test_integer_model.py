@@ -100,7 +100,7 @@ def test_a_file_with_another_weight_than_the_graph_is_caught_at_that_layer(valid
     assert (report.first_difference.name, report.first_difference.operator) == ("a", "Conv")
     assert report.tensors[0].mismatches == 0
     constants, integers = report.reasons[:2]
-    assert "in tensor 'a', 1 of 144 weight codes differ" in constants
+    assert "in tensor 'a', 1 of 144 quantized weights differ" in constants
     assert "first in 'a', the result of Conv" in integers
 
 

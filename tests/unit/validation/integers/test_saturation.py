@@ -11,8 +11,8 @@ from hypothesis.extra import numpy as hnp
 
 from cpt_deploy.bundle import BundleContents, write_bundle
 from cpt_deploy.errors import BundleError
+from cpt_deploy.precision.accumulators import ReducedLayer
 from cpt_deploy.validation import bundle_portability, bundle_saturation, layer_saturation
-from cpt_deploy.validation.integers.saturation import ReducedRange
 
 WEIGHTS = hnp.arrays(np.int8, st.tuples(st.integers(1, 3), st.integers(1, 6)), elements=st.integers(-128, 127))
 
@@ -89,7 +89,7 @@ def test_a_portable_bundle_says_what_it_gave_up(bundle, bundle_contents, tmp_pat
     ]
     contents = replace(bundle_contents(), facts={"portable": True, "reduced_layers": entries})
     portability = bundle_portability(write_bundle(tmp_path / "portable", contents=contents))
-    assert portability.reduced == (ReducedRange("conv", 8, 3, 70), ReducedRange("fc", 2, 2, 64))
+    assert portability.reduced == (ReducedLayer("conv", 8, 3, 70), ReducedLayer("fc", 2, 2, 64))
     assert portability.channels == 5
 
 

@@ -122,11 +122,11 @@ def rewire(nodes, position, value):
 
 U8 = np.uint8
 EDITS = {
-    "weight code": (add_to("b.weight_codes", (5, 2, 0, 1), -1), "b", "weight codes"),
-    "weight code of the first layer": (add_to("a.weight_codes", (1, 0, 1, 1), 1), "a", "weight codes"),
-    "weight code of an added channel": (add_to("a.weight_codes", (1, 3, 1, 1), 1), "a", "weight codes"),
+    "weight code": (add_to("b.weight_codes", (5, 2, 0, 1), -1), "b", "quantized weights"),
+    "weight code of the first layer": (add_to("a.weight_codes", (1, 0, 1, 1), 1), "a", "quantized weights"),
+    "weight code of an added channel": (add_to("a.weight_codes", (1, 3, 1, 1), 1), "a", "quantized weights"),
     "weight scale": (add_to("y.weight_scales", 1, 1e-9), "y", "weight scales"),
-    "bias": (add_to("b.bias_codes", 3, 1), "b", "bias codes"),
+    "bias": (add_to("b.bias_codes", 3, 1), "b", "quantized biases"),
     "bias scale": (add_to("b.bias_scales", 3, 1e-9), "b", "bias scales"),
     "activation scale": (add_to("sum.scale", (), 1e-8), "sum", "scale"),
     "zero point where codes are made": (rewire({"b"}, 2, U8(119).reshape(())), "b", "zero point"),
@@ -149,7 +149,7 @@ def test_an_edited_constant_is_found_and_its_tensor_named(tmp_path, edited):
 def test_a_range_of_codes_that_was_widened_is_found(tmp_path):
     bundle = write(tmp_path / "bundle", make_graph(bits=4, shift=4))
     changed = edit(bundle, rewire({"a"}, 2, U8(16).reshape(())))
-    assert [(d.tensor, d.part) for d in compare_constants(changed).differences] == [("a", "range of codes")]
+    assert [(d.tensor, d.part) for d in compare_constants(changed).differences] == [("a", "range of integers")]
 
 
 def test_what_differs_is_told_in_numbers(tmp_path):
@@ -206,7 +206,7 @@ def test_every_form_of_the_first_layer_is_as_exported_and_one_code_less_is_not(
     other = replace(graph, operations=(entry, replace(first, codes=codes), *others))
     changed = edit(bundle, lambda constants, _: constants["a.weight_codes"].CopyFrom(_stored(other)))
     (difference,) = compare_constants(changed).differences
-    assert (difference.tensor, difference.part, difference.differing) == ("a", "weight codes", 1)
+    assert (difference.tensor, difference.part, difference.differing) == ("a", "quantized weights", 1)
 
 
 def padded_graph(mode: str) -> IntegerGraph:

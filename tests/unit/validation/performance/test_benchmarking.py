@@ -69,7 +69,7 @@ def test_figures_are_those_of_the_times(bundle, network, monkeypatch):
         assert entry.p50_ms == pytest.approx(statistics.median(measured))
         assert entry.p90_ms == pytest.approx(statistics.quantiles(measured, n=10, method="inclusive")[8])
         assert entry.p99_ms == pytest.approx(statistics.quantiles(measured, n=100, method="inclusive")[98])
-        assert entry.images_per_s == pytest.approx(4 / statistics.median(times[entry.model]))
+        assert entry.rows_per_s == pytest.approx(4 / statistics.median(times[entry.model]))
         assert (entry.batch, entry.threads, entry.rounds) == (4, 1, 4)
     assert own.bundle_speedup == 1
     assert other.bundle_speedup == pytest.approx(statistics.median([0.5, 2, 1, 3]))
@@ -127,7 +127,7 @@ def test_a_file_that_cannot_run_is_an_error(tmp_path):
 def test_static_quantization_runs_on_integers_and_computes_about_the_same():
     floats = linear_model(32)
     inputs = np.random.default_rng(1).normal(size=(64, 1, 8, 8)).astype(np.float32)
-    quantized = static_quantization(floats, [inputs])
+    quantized = static_quantization(floats, [{"image": inputs}])
     assert optimized_operators(quantized)["QGemm"] == 2
     assert float_operators(quantized) == {}
     expected, got = (OnnxRuntimeModel(model).run({"image": inputs})["logits"] for model in (floats, quantized))

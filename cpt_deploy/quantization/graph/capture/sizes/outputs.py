@@ -4,7 +4,8 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from cpt_deploy.quantization.graph.capture.composites import like
-from cpt_deploy.quantization.graph.capture.tracing import NoIntegerFormError, describe, propagate_shapes
+from cpt_deploy.quantization.graph.capture.shapes import describe, propagate_shapes
+from cpt_deploy.quantization.graph.capture.tracing import NoIntegerFormError
 from cpt_deploy.signature import Signature
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d)

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations, prune
 
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare
-from cpt_deploy.quantization.graph.entries import has_float_operations
+from cpt_deploy.quantization.graph.activation_quantizers import has_float_operations
 from cpt_deploy.quantization.modules.layers import QuantizedLayer
 
 
