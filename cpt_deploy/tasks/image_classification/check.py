@@ -36,7 +36,8 @@ def _check(findings: Findings) -> DataCheck:
     twice = [f"{readable.path(Path(one))} = {readable.path(Path(other))}" for one, other in findings.duplicates]
     return DataCheck(
         sizes={
-            split.split: f"{readable.counted(split.images, 'image')}, {readable.counted(len(split.counts), 'class', 'classes')}"
+            split.split: f"{readable.counted(split.images, 'image')}, "
+            + readable.counted(len(split.counts), "class", "classes")
             for split in splits
         },
         table=[
