@@ -35,7 +35,6 @@ from cpt_deploy.validation.integers.saturation import (
 )
 from cpt_deploy.validation.onnx.constants import compare_constants
 from cpt_deploy.validation.performance.benchmarking import BenchmarkReport, benchmark
-from cpt_deploy.validation.performance.side_by_side import compare_latency
 from cpt_deploy.validation.performance.software import software_versions
 from cpt_deploy.validation.performance.static_quantization import static_quantization
 from cpt_deploy.validation.performance.timing import interleaved, median_ratio
@@ -74,7 +73,6 @@ __all__ = [
     "bundled_integer_model",
     "compare_constants",
     "compare_integers",
-    "compare_latency",
     "constant_reasons",
     "float_operators",
     "interleaved",

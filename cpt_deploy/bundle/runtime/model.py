@@ -9,7 +9,7 @@ import numpy.typing as npt
 from cpt_deploy.bundle.golden import Golden, GoldenCheck, compare_golden
 from cpt_deploy.bundle.runtime.sessions import open_session
 from cpt_deploy.bundle.runtime.tensors import Arrays, checked_inputs
-from cpt_deploy.errors import BundleError, MissingExtraError
+from cpt_deploy.errors import BundleError
 from cpt_deploy.signature import BATCH, FreeSize, Signature, TensorSpec
 
 DTYPES = {
@@ -30,15 +30,13 @@ class OnnxRuntimeModel:
         threads: Number of threads per call; `None` is one per physical core.
         optimize: Whether onnxruntime may fuse the graph to integer operators, which makes it fast.
         provider: "cpu", "cuda", "tensorrt", or the name of one of onnxruntime's execution providers.
-        intermediates: Whether `trace` also returns the intermediate outputs as integers (needs the `onnx` package).
         rest_between_runs: Whether its threads stop at once after a call instead of busy-waiting for the next one, so
             that several models can be timed in alternation.
 
     Raises:
         BundleError: If onnxruntime cannot load the file, or its inputs and outputs are not those of the signature.
         UsageError: If the provider does not exist or `threads` is less than 1.
-        MissingExtraError: If the installed onnxruntime lacks the provider or cannot start it, or `intermediates` is set
-            and `onnx` is not installed.
+        MissingExtraError: If the installed onnxruntime lacks the provider or cannot start it.
     """
 
     def __init__(
@@ -49,13 +47,9 @@ class OnnxRuntimeModel:
         threads: int | None = 1,
         optimize: bool = True,
         provider: str = "cpu",
-        intermediates: bool = False,
         rest_between_runs: bool = False,
     ) -> None:
         where = "the given bytes" if isinstance(model, bytes) else str(model)
-        added: tuple[str, ...] = ()
-        if intermediates:
-            model, added = _with_intermediates(model if isinstance(model, bytes) else str(model))
         self._session: Any = open_session(
             model,
             where=where,
@@ -64,7 +58,7 @@ class OnnxRuntimeModel:
             provider=provider,
             rest_between_runs=rest_between_runs,
         )
-        names = [output.name for output in self._session.get_outputs() if output.name not in added]
+        names = [output.name for output in self._session.get_outputs()]
         found = _file_signature(self._session, names if signature is None else signature.names, where)
         self.signature: Signature = (
             _batched(found, where) if signature is None else _checked_signature(signature, found, where)
@@ -96,7 +90,7 @@ class OnnxRuntimeModel:
         return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
 
     def trace(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
-        """Compute a batch; return the outputs and every integer intermediate output by its name in the ONNX graph.
+        """Compute a batch; return the outputs, and those of the file that are not in the signature, by name.
 
         Args:
             inputs: As for `run`.
@@ -179,33 +173,3 @@ def _checked_signature(signature: Signature, found: Signature, where: str) -> Si
 
 def _listed(tensors: Sequence[TensorSpec]) -> str:
     return ", ".join(f"{tensor.name} ({tensor.dtype})" for tensor in tensors)
-
-
-def _with_intermediates(source: str | bytes) -> tuple[bytes, tuple[str, ...]]:
-    """Return the model with the integers of every activation quantizer as additional outputs, and their names.
-
-    onnxruntime still fuses everything: the integers between two operators also exist in the fused graph.
-    """
-    try:
-        import onnx
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            "Expected the package onnx, but it is not installed", hint="pip install 'cpt-deploy[train]'"
-        ) from error
-    try:
-        model = onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(source)
-    except Exception as error:  # protobuf's DecodeError, or any other error of its parser
-        raise BundleError(f"Expected an ONNX model, but got: {error}") from error
-    types = {entry.name: entry.data_type for entry in model.graph.initializer}
-    clipped = {node.input[0]: node.output[0] for node in model.graph.node if node.op_type == "Clip"}
-    own = {output.name for output in model.graph.output}
-    present = set(own)
-    for node in list(model.graph.node):
-        if node.op_type != "QuantizeLinear":
-            continue
-        # Below 8 bits, a Clip in the integer domain gives the quantized values.
-        name = clipped.get(node.output[0], node.output[0])
-        if name not in present:
-            present.add(name)
-            model.graph.output.append(onnx.helper.make_tensor_value_info(name, types[node.input[2]], None))
-    return model.SerializeToString(), tuple(present - own)

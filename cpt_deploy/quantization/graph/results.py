@@ -1,7 +1,7 @@
 """Flatten a network's result (tuples, lists, dictionaries, dataclasses) to a list of tensors, and rebuild it."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -22,7 +22,7 @@ class _Leaf(Enum):
 _CONSTANTS = (bool, int, float, str, type(None))
 
 
-def is_any_tensor(leaf: Any) -> bool:
+def _is_tensor(leaf: Any) -> bool:
     """Return whether a part of a result is a tensor, or represents one in a graph."""
     return isinstance(leaf, Tensor | fx.Proxy | fx.Node)
 
@@ -63,17 +63,17 @@ class Structure:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def tensors(self, result: Any, is_tensor: Callable[[Any], bool] = is_any_tensor) -> list[Any]:
+    def tensors(self, result: Any) -> list[Any]:
         """Return the tensors of a result, or the nodes or proxies that represent them.
 
         Raises:
             ValueError: If it has another structure.
         """
         leaves, spec = _pytree.tree_flatten(result)
-        found = [_Leaf.TENSOR if is_tensor(leaf) else leaf for leaf in leaves]
+        found = [_Leaf.TENSOR if _is_tensor(leaf) else leaf for leaf in leaves]
         if (spec, found) != (self._spec, self._leaves):
             raise ValueError("its result has another structure than when the network runs")
-        return [leaf for leaf in leaves if is_tensor(leaf)]
+        return [leaf for leaf in leaves if _is_tensor(leaf)]
 
     def built(self, tensors: Sequence[Any]) -> Any:
         """Rebuild a result of the network from its tensors."""

@@ -226,10 +226,8 @@ class _Comparison:
         kinds = (operation.function,) if isinstance(operation, ops.Lookup) else _KINDS[type(operation)]
         if node.op_type not in kinds:
             raise UnexpectedStructureError(f"expected the operator {kinds[0]}, but got {node.op_type}")
-        wanted, inputs = (
-            list(operation.inputs),
-            [self.onnx.source(name) for name in node.input[: len(operation.inputs)]],
-        )
+        wanted = list(operation.inputs)
+        inputs = [self.onnx.source(read) for read in node.input[: len(wanted)]]
         if inputs != wanted:
             raise UnexpectedStructureError(f"expected {node.op_type} to read {wanted}, but got {inputs}")
         if isinstance(operation, ops.Lookup):

@@ -11,7 +11,8 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from cpt_deploy.bundle import Golden, OnnxRuntimeModel, Prediction, compare_golden, read_golden, softmax, top_k
-from cpt_deploy.errors import BundleError, MissingExtraError, UsageError
+from cpt_deploy.errors import BundleError, UsageError
+from cpt_deploy.validation import with_intermediate_outputs
 from tests.unit.conftest import LOGIT_SCALE, LOGIT_ZERO
 
 PICTURES = np.random.default_rng(1).uniform(-1.2, 1.2, (50, 3, 8, 8)).astype(np.float32)
@@ -29,10 +30,9 @@ def test_logits_are_those_of_plain_integer_arithmetic(shared_bundle, reference_c
     assert np.array_equal(model.run({"image": PICTURES})["logits"], expected_logits(reference_codes(PICTURES)))
 
 
-@pytest.mark.parametrize("declared", [True, False])
-def test_taps_show_the_integers_of_every_edge(shared_bundle, reference_codes, declared):
-    signature = shared_bundle.signature if declared else None
-    model = OnnxRuntimeModel(shared_bundle.onnx_path, signature, intermediates=True)
+def test_further_outputs_are_traced_beside_those_of_the_signature(shared_bundle, reference_codes):
+    observable = with_intermediate_outputs(shared_bundle.onnx_path.read_bytes())
+    model = OnnxRuntimeModel(observable.model, shared_bundle.signature)
     assert model.intermediate_names == ("image_codes", "flat_codes", "logit_codes")
     traced = model.trace({"image": PICTURES})
     assert np.array_equal(traced["logit_codes"], reference_codes(PICTURES))
@@ -161,11 +161,10 @@ def test_other_inputs_are_refused_with_what_was_expected(shared_bundle, inputs):
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model"], ids=["empty", "text"])
-@pytest.mark.parametrize("intermediates", [False, True])
-def test_files_that_are_no_models_are_bundle_errors(tmp_path, content, intermediates):
+def test_files_that_are_no_models_are_bundle_errors(tmp_path, content):
     (tmp_path / "model.onnx").write_bytes(content)
     with pytest.raises(BundleError) as caught:
-        OnnxRuntimeModel(tmp_path / "model.onnx", intermediates=intermediates)
+        OnnxRuntimeModel(tmp_path / "model.onnx")
     assert "\n" not in caught.value.message
 
 
@@ -187,13 +186,6 @@ def test_unknown_provider_and_thread_count_are_usage_errors(shared_bundle):
     assert "CPUExecutionProvider" in str(caught.value.hint)
     with pytest.raises(UsageError, match="at least 1"):
         OnnxRuntimeModel(shared_bundle.onnx_path, threads=0)
-
-
-def test_taps_without_onnx_name_the_extra(shared_bundle, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
-    with pytest.raises(MissingExtraError, match="onnx") as caught:
-        OnnxRuntimeModel(shared_bundle.onnx_path, intermediates=True)
-    assert caught.value.exit_code == 3
 
 
 LOGITS = st.tuples(st.integers(1, 4), st.integers(1, 8)).flatmap(
