@@ -179,7 +179,7 @@ class ReadPixels(Operation):
         """Return whether float32 arithmetic gives the table: `rint((v · factor + offset) / scale) + zero point`."""
         real = np.arange(256, dtype=np.float32) * self.factor[:, None] + self.offset[:, None]
         codes = np.rint(real / np.float32(output.scale)) + output.zero_point
-        return bool((np.clip(codes, output.least, output.quant_max) == self.table).all())
+        return bool((np.clip(codes, output.quant_min, output.quant_max) == self.table).all())
 
 
 @dataclass(frozen=True, slots=True)
