@@ -104,7 +104,8 @@ def processor_class(task: str) -> type[Processor]:
     for entry in entry_points(group=TASKS_GROUP, name=task):
         found: Any = getattr(entry.load(), "processor", TensorProcessor)
         # Not from the working directory: a server runs where others may write.
-        return EntryPoint(task, found, TASKS_GROUP).load() if isinstance(found, str) else found
+        kind: type[Processor] = EntryPoint(task, found, TASKS_GROUP).load() if isinstance(found, str) else found
+        return kind
     return TensorProcessor
 
 
