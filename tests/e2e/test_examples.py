@@ -61,6 +61,7 @@ def test_a_folder_of_images_becomes_a_bundle_that_passes(typed, photos, monkeypa
     assert Path(bundle, "labels.txt").read_text().split() == [str(digit) for digit in range(10)]
 
 
+@pytest.mark.slow
 def test_a_torchvision_network_is_fine_tuned(typed, photos, monkeypatch):
     monkeypatch.chdir(photos)
     load("fine_tuning/save_weights").main("resnet18.pth", pretrained=False)
