@@ -1,6 +1,7 @@
 """The pages in docs/ agree with the code."""
 
 import re
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cpt_deploy.recipe import load_recipe
 from cpt_serving.settings import ServeSettings
 
 ROOT = Path(__file__).parents[2]
@@ -55,3 +57,25 @@ def test_links_between_pages_lead_somewhere(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         assert (ROOT / page.parent / target).exists(), f"{page} links to {target}"
+
+
+#: The flags of the authors' two programs.
+AUTHORS_FLAGS = (
+    "dir cmd arch dataset datadir workers iters epoch start_iter start_epoch batch_size lr_schedule lr momentum "
+    "weight_decay print_freq resume pretrained step_ratio warm_up save_folder eval_every num_bits num_grad_bits "
+    "num_bits_schedule num_grad_bits_schedule is_cyclic_precision cyclic_num_bits_schedule "
+    "cyclic_num_grad_bits_schedule num_cyclic_period swa_start swa_freq automatic_resume"
+).split()
+
+
+def test_each_flag_of_the_authors_has_an_equivalent_that_can_be_set():
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").partition("## The authors' command line")[2]
+    rows = [line.split("|")[1:3] for line in text.splitlines() if line.startswith("| `--")]
+
+    named = {flag for theirs, _ in rows for flag in re.findall(r"--(\w+)", theirs)}
+    assert named == set(AUTHORS_FLAGS)
+    commands = [shlex.split(code) for _, ours in rows for code in re.findall(r"`([^`]+)`", ours)]
+    settings = [[word for word in words if re.match(r"[a-z]+\.[a-z_.]+=", word)] for words in commands]
+    assert sum(map(len, settings)) >= 40
+    for words in settings:
+        load_recipe("cifar10-paper", words)
