@@ -77,11 +77,7 @@ def load_images(name_or_path: str | Path, *, split: Split, root: Path | None = N
     """
     name = str(name_or_path)
     if name.startswith(MADE_UP):
-        known = name.removeprefix(MADE_UP)
-        shape = datasets.get(known).preprocessing if known in datasets else PHOTOGRAPHS
-        return made_up_images(
-            name, split, shape, datasets.get(known).classes if known in datasets else _CLASSES.get(known, 10)
-        )
+        return _made_up(name, split)
     if name in datasets:
         info = datasets.get(name)
         return info.load(info, split, candidate_folders(name, root))
@@ -107,6 +103,15 @@ def image_folder(name: str, root: Path | None = None) -> Path | None:
     path = _find_path(name, root)
     is_other = path.is_file() or is_archive_folder(path) or _known_layout(path) is not None
     return None if is_other else path
+
+
+def _made_up(name: str, split: Split) -> ImageSet:
+    """Return random images of the shape of the data set whose name comes after `MADE_UP`."""
+    kind = name.removeprefix(MADE_UP)
+    if kind not in datasets:
+        return made_up_images(name, split, PHOTOGRAPHS, _CLASSES.get(kind, 10))
+    info = datasets.get(kind)
+    return made_up_images(name, split, info.preprocessing, info.classes)
 
 
 def _known_layout(path: Path) -> DatasetInfo | None:

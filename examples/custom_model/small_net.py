@@ -1,8 +1,7 @@
-"""A model of your own for `cpt train`, by import path.
+"""A model of your own for `cpt train`, by its file or import path.
 
-cd examples/custom_model
-cpt train recipe.yaml                                     # or, with any other recipe:
-cpt train digits-quickstart model.name=small_net:build model.args.width=24
+cpt train digits-quickstart model.name=examples/custom_model/small_net.py:build model.args.width=24
+cd examples/custom_model && cpt train recipe.yaml         # names it small_net:build, an importable module
 """
 
 from torch import Tensor, nn

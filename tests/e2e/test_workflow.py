@@ -138,7 +138,7 @@ def test_an_export_cannot_saturate_and_says_what_that_takes_and_a_native_one_can
     portable = str(tmp_path / "portable")
     assert main(["export", str(run_dir), "--out", portable]) == 0
     assert "weights have a smaller range in" in capsys.readouterr().err
-    assert main(["validate", portable]) == 0
+    assert main(["validate", portable, "--no-data"]) == 0
     assert "nothing can saturate (portable: smaller range in" in capsys.readouterr().out
     words = ["--data", "digits", "--run", str(run_dir), "--max-drop", "4", "--json"]
     assert main(["validate", portable, *words]) == 0

@@ -4,6 +4,7 @@ import doctest
 import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -17,6 +18,7 @@ from typer.main import get_command
 import cpt_deploy
 from cpt_cli.main import app
 from cpt_deploy.bundle import Bundle
+from cpt_deploy.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -170,3 +172,26 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
         assert not re.search(r"(url\(|@import )['\"]?(https?:)?//", sheet.read_text(encoding="utf-8")), sheet
     index = (tmp_path / "site" / "search" / "search_index.json").read_text(encoding="utf-8")
     assert "CyclicPrecision" in index
+
+
+#: The flags of the authors' two programs.
+AUTHORS_FLAGS = {
+    "dir", "cmd", "arch", "dataset", "datadir", "workers", "iters", "epoch", "start_iter", "start_epoch",
+    "batch_size", "lr_schedule", "lr", "momentum", "weight_decay", "print_freq", "resume", "pretrained",
+    "step_ratio", "warm_up", "save_folder", "eval_every", "num_bits", "num_grad_bits", "num_bits_schedule",
+    "num_grad_bits_schedule", "is_cyclic_precision", "cyclic_num_bits_schedule", "cyclic_num_grad_bits_schedule",
+    "num_cyclic_period", "swa_start", "swa_freq", "automatic_resume",
+}  # fmt: skip
+
+
+def test_each_flag_of_the_authors_has_an_equivalent_that_can_be_set():
+    text = (DOCS / "how-to" / "training.md").read_text(encoding="utf-8").partition("## The authors' command line")[2]
+    rows = [line.split("|")[1:3] for line in text.splitlines() if line.startswith("| `--")]
+
+    named = {flag for theirs, _ in rows for flag in re.findall(r"--(\w+)", theirs)}
+    assert named == AUTHORS_FLAGS
+    commands = [shlex.split(code) for _, ours in rows for code in re.findall(r"`([^`]+)`", ours)]
+    settings = [[word for word in words if re.match(r"[a-z]+\.[a-z_.]+=", word)] for words in commands]
+    assert sum(map(len, settings)) >= 40
+    for words in settings:
+        load_recipe("cifar10-paper", words)

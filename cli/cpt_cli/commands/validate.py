@@ -170,7 +170,10 @@ def _own_data(bundle: Path, run: Path | None) -> tuple[str, Path | None] | None:
     from cpt_deploy.bundle import Bundle
     from cpt_deploy.workflows import own_data
 
-    return own_data(Bundle.open(bundle, verify=False), run) if find_spec("torch") else None
+    if find_spec("torch") is None:
+        out.note("the metric is not measured, since PyTorch is not installed")
+        return None
+    return own_data(Bundle.open(bundle, verify=False), run)
 
 
 def _check_alone(bundle: Path, provider: str, *, require_exact: bool | None, no_data: bool) -> None:

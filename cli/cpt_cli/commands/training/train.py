@@ -125,7 +125,8 @@ def train(  # noqa: PLR0913, PLR0917  the options are its parameters
 
     def carry_out(recipe: "Recipe") -> "RunReport | None":
         if dry_run:
-            return show_dry_run(recipe, directory, doubts=not smoke)
+            show_dry_run(recipe, directory, doubts=not smoke)
+            return None
         return run_training(recipe, directory, resume=begun, profile_steps=profile, doubts=not smoke)
 
     try:
