@@ -172,7 +172,7 @@ def _hard_sigmoid(call: Call) -> Any:
     return torch.clamp(call.x * alpha + beta, 0.0, 1.0)
 
 
-def _window(call: Call) -> tuple[Any, ...]:
+def _window(call: Call) -> tuple[Any, Any, Any]:
     kernel = tuple(call.attributes["kernel_shape"])
     begins, ends = _padding(call.attributes, tuple(call.x.shape[2:]), kernel)
     if begins != ends or len(kernel) != 2:
@@ -182,15 +182,17 @@ def _window(call: Call) -> tuple[Any, ...]:
 
 def _max_pool(call: Call) -> Any:
     dilations = tuple(call.attributes.get("dilations", (1, 1)))
-    return functional.max_pool2d(call.x, *_window(call), dilations, bool(call.attributes.get("ceil_mode", 0)))
+    kernel, strides, padding = _window(call)
+    ceil = bool(call.attributes.get("ceil_mode", 0))
+    return functional.max_pool2d(call.x, kernel, strides, padding, dilations, ceil)
 
 
 def _average_pool(call: Call) -> Any:
     if any(dilation != 1 for dilation in call.attributes.get("dilations", (1,))):
         raise ConversionError("Expected average pooling without dilation")
-    window = _window(call)
-    counted = bool(call.attributes.get("count_include_pad", 0)) or not any(window[2])
-    return functional.avg_pool2d(call.x, *window, bool(call.attributes.get("ceil_mode", 0)), counted)
+    kernel, strides, padding = _window(call)
+    counted = bool(call.attributes.get("count_include_pad", 0)) or not any(padding)
+    return functional.avg_pool2d(call.x, kernel, strides, padding, bool(call.attributes.get("ceil_mode", 0)), counted)
 
 
 def _mean(call: Call) -> Any:
@@ -229,7 +231,7 @@ def _unsqueeze(call: Call) -> Any:
     axes = call.get(1, "axes")
     if not isinstance(call.x, Tensor | fx.Proxy):
         return [call.x]
-    rank = call.x.dim() + len(axes)
+    rank: Any = call.x.dim() + len(axes)
     return reduce(lambda x, axis: x.unsqueeze(axis), sorted(axis % rank for axis in axes), call.x)
 
 
