@@ -157,6 +157,11 @@ LAYERS: Mapping[str, Layer] = {
 # --- functions --------------------------------------------------------------------------------------------------------
 
 
+def _is_tensor(value: Any) -> bool:
+    """Return whether a value is a tensor, or stands for one in a trace; sizes are neither."""
+    return isinstance(value, Tensor | fx.Proxy)
+
+
 def _clip(call: Call) -> Any:
     low, high = (call.get(place, key) for place, key in ((1, "min"), (2, "max")))
     low, high = (None if b is None or abs(b) >= _LARGEST else float(b) for b in (low, high))
@@ -229,9 +234,9 @@ def _squeeze(call: Call) -> Any:
 
 def _unsqueeze(call: Call) -> Any:
     axes = call.get(1, "axes")
-    if not isinstance(call.x, Tensor | fx.Proxy):
+    if not _is_tensor(call.x):
         return [call.x]
-    rank: Any = call.x.dim() + len(axes)
+    rank = call.x.dim() + len(axes)
     return reduce(lambda x, axis: x.unsqueeze(axis), sorted(axis % rank for axis in axes), call.x)
 
 
@@ -275,9 +280,11 @@ def _concat(call: Call) -> Any:
 
 
 def _cast(call: Call) -> Any:
-    if isinstance(call.x, Tensor | fx.Proxy) and call.attributes["to"] != TensorProto.FLOAT:
+    if not _is_tensor(call.x):
+        return call.x
+    if call.attributes["to"] != TensorProto.FLOAT:
         raise ConversionError("Expected casts to float32 only")
-    return call.x.to(torch.float32) if isinstance(call.x, Tensor | fx.Proxy) else call.x
+    return call.x.to(torch.float32)
 
 
 def _pad(call: Call) -> Any:
