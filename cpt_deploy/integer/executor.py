@@ -44,9 +44,9 @@ class IntegerExecutor(nn.Module):
         for i, operation in enumerate(o for o in graph.operations if isinstance(o, ops.Lookup)):
             self.register_buffer(f"_table_{i}", torch.from_numpy(operation.table.copy()))
             self._index[operation.output] = i
-        for i, operation in enumerate(o for o in graph.operations if isinstance(o, ops.ReadPixels)):
-            self.register_buffer(f"_pixels_{i}", torch.from_numpy(operation.table.copy()))
-            self._index[operation.output] = i
+        for i, read in enumerate(o for o in graph.operations if isinstance(o, ops.ReadPixels)):
+            self.register_buffer(f"_pixels_{i}", torch.from_numpy(read.table.copy()))
+            self._index[read.output] = i
         self._onnx = OnnxSessions(graph)
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:

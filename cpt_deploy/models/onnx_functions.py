@@ -41,9 +41,9 @@ class Call:
     shape: Shape | None = None
 
     @property
-    def x(self) -> Tensor:
+    def x(self) -> Any:
         """The first input."""
-        return self.inputs[0]  # type: ignore[no-any-return]
+        return self.inputs[0]
 
     def get(self, place: int, key: str, default: Any = None) -> Any:
         """Return an argument that newer opsets have as an input and older ones as an attribute."""
@@ -157,6 +157,11 @@ LAYERS: Mapping[str, Layer] = {
 # --- functions --------------------------------------------------------------------------------------------------------
 
 
+def _is_tensor(value: Any) -> bool:
+    """Return whether a value is a tensor, or stands for one in a trace; sizes are neither."""
+    return isinstance(value, Tensor | fx.Proxy)
+
+
 def _clip(call: Call) -> Any:
     low, high = (call.get(place, key) for place, key in ((1, "min"), (2, "max")))
     low, high = (None if b is None or abs(b) >= _LARGEST else float(b) for b in (low, high))
@@ -172,7 +177,7 @@ def _hard_sigmoid(call: Call) -> Any:
     return torch.clamp(call.x * alpha + beta, 0.0, 1.0)
 
 
-def _window(call: Call) -> tuple[Any, ...]:
+def _window(call: Call) -> tuple[Any, Any, Any]:
     kernel = tuple(call.attributes["kernel_shape"])
     begins, ends = _padding(call.attributes, tuple(call.x.shape[2:]), kernel)
     if begins != ends or len(kernel) != 2:
@@ -182,15 +187,17 @@ def _window(call: Call) -> tuple[Any, ...]:
 
 def _max_pool(call: Call) -> Any:
     dilations = tuple(call.attributes.get("dilations", (1, 1)))
-    return functional.max_pool2d(call.x, *_window(call), dilations, bool(call.attributes.get("ceil_mode", 0)))
+    kernel, strides, padding = _window(call)
+    ceil = bool(call.attributes.get("ceil_mode", 0))
+    return functional.max_pool2d(call.x, kernel, strides, padding, dilations, ceil)
 
 
 def _average_pool(call: Call) -> Any:
     if any(dilation != 1 for dilation in call.attributes.get("dilations", (1,))):
         raise ConversionError("Expected average pooling without dilation")
-    window = _window(call)
-    counted = bool(call.attributes.get("count_include_pad", 0)) or not any(window[2])
-    return functional.avg_pool2d(call.x, *window, bool(call.attributes.get("ceil_mode", 0)), counted)
+    kernel, strides, padding = _window(call)
+    counted = bool(call.attributes.get("count_include_pad", 0)) or not any(padding)
+    return functional.avg_pool2d(call.x, kernel, strides, padding, bool(call.attributes.get("ceil_mode", 0)), counted)
 
 
 def _mean(call: Call) -> Any:
@@ -227,7 +234,7 @@ def _squeeze(call: Call) -> Any:
 
 def _unsqueeze(call: Call) -> Any:
     axes = call.get(1, "axes")
-    if not isinstance(call.x, Tensor | fx.Proxy):
+    if not _is_tensor(call.x):
         return [call.x]
     rank = call.x.dim() + len(axes)
     return reduce(lambda x, axis: x.unsqueeze(axis), sorted(axis % rank for axis in axes), call.x)
@@ -273,9 +280,11 @@ def _concat(call: Call) -> Any:
 
 
 def _cast(call: Call) -> Any:
-    if isinstance(call.x, Tensor | fx.Proxy) and call.attributes["to"] != TensorProto.FLOAT:
+    if not _is_tensor(call.x):
+        return call.x
+    if call.attributes["to"] != TensorProto.FLOAT:
         raise ConversionError("Expected casts to float32 only")
-    return call.x.to(torch.float32) if isinstance(call.x, Tensor | fx.Proxy) else call.x
+    return call.x.to(torch.float32)
 
 
 def _pad(call: Call) -> Any:

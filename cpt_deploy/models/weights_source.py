@@ -41,7 +41,7 @@ class WeightsSource:
     file: str
 
     @classmethod
-    def read(cls, path: Path, model: str | None) -> "WeightsSource":
+    def read(cls, path: Path, model: str | None = None) -> "WeightsSource":
         """Read a state dict from safetensors or from a file of `torch.save`.
 
         Args:

@@ -51,11 +51,15 @@ class ImageProcessor:
             raise BundleError(f"Expected labels to be different, non-empty single lines, but got {list(labels[:10])}")
 
     @property
+    def row_shape(self) -> tuple[int, int, int]:
+        """Shape of one row of the model's input."""
+        shape = self.preprocessing.input_shape
+        return shape if self.pixels is None else self.pixels.shape(*shape)
+
+    @property
     def input(self) -> TensorSpec:
         """The model's input."""
-        if self.pixels is None:
-            return TensorSpec(INPUT_NAME, "float32", self.preprocessing.input_shape)
-        return TensorSpec(INPUT_NAME, "uint8", self.pixels.shape(*self.preprocessing.input_shape))
+        return TensorSpec(INPUT_NAME, "float32" if self.pixels is None else "uint8", self.row_shape)
 
     def row(self, image: Image.Image | npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         """Return one row of the model's input; see `Preprocessing.apply`."""

@@ -71,8 +71,7 @@ class ImageReader:
             AbandonedError: If nobody waits for the rows any more.
         """
         preprocessing, left = self._preprocessing, self._settings.max_request_pixels
-        made = self._processor.input
-        rows = np.empty((len(uploads), *made.shape), made.dtype)
+        rows = np.empty((len(uploads), *self._processor.row_shape), self._processor.input.dtype)
         for index, upload in enumerate(uploads):
             work.check()
             try:

@@ -178,4 +178,4 @@ def test_a_float_model_from_elsewhere_is_calibrated(classifier, tmp_path):
     assert bundle.path == tmp_path / "net-bundle-8bit"
     assert bundle.facts["calibration_images"] == 64
     assert find_origin(bundle).source == tmp_path / "net.onnx"
-    assert any("calibrated on 2 training batches" in note for note in heard.notes)
+    assert any("calibrated on 64 training images" in note for note in heard.notes)

@@ -1,0 +1,121 @@
+"""The ONNX files of torchvision's networks, as torch.onnx writes them: read, quantized, and every integer compared.
+
+Classification, detection and segmentation with random weights; both exporters; fixed sizes, and free ones: the batch,
+or height and width of the one image that a detector takes.
+
+    python benchmarks/torchvision_files.py [--models ssdlite320_mobilenet_v3_large] [--exporters legacy] [--size 64]
+"""
+
+import argparse
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from measuring import machine, machine_line, markdown_table, write_results
+from torch import Tensor, nn
+from torchvision.models import detection, get_model, list_models, segmentation
+
+from cpt_deploy.onnx_graph.reading import quantize_onnx, read_onnx
+from cpt_deploy.onnx_graph.writer import write_onnx
+from cpt_deploy.validation.integers.compare_integers import compare_integers
+
+DETECTORS, SEGMENTERS = list_models(detection), list_models(segmentation)
+MODELS = [
+    "resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "efficientnet_b0", "densenet121", "convnext_tiny",
+    "ssdlite320_mobilenet_v3_large", "retinanet_resnet50_fpn", "fcos_resnet50_fpn",
+    "fasterrcnn_mobilenet_v3_large_320_fpn", "lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large",
+    "fcn_resnet50",
+]  # fmt: skip
+
+
+class Tensors(nn.Module):
+    """Returns the outputs of a network as a tuple, those of a detector for one image."""
+
+    def __init__(self, network: nn.Module, *, detects: bool) -> None:
+        super().__init__()
+        self.network, self.detects = network, detects
+
+    def forward(self, image: Tensor) -> Any:
+        """Return the values of the dictionary that the network returns."""
+        outputs = self.network([image])[0] if self.detects else self.network(image)
+        return tuple(outputs.values()) if isinstance(outputs, dict) else outputs
+
+
+def exported(name: str, exporter: str, *, free: bool, size: int) -> tuple[bytes, tuple[int, ...]]:
+    """Return the ONNX file of a network with random weights, and the shape of its input."""
+    torch.manual_seed(0)
+    detects = name in DETECTORS
+    settings: dict[str, Any] = {"weights_backbone": None} if name in (*DETECTORS, *SEGMENTERS) else {}
+    if detects and not name.startswith("ssd"):
+        settings |= {"min_size": size, "max_size": size}
+    network = Tensors(get_model(name, weights=None, num_classes=5, **settings).eval(), detects=detects)
+    shape = (3, size, size) if detects else (2, 3, size, size)
+    axes = {1: "height", 2: "width"} if detects else {0: "N"}
+    file, image = io.BytesIO(), torch.rand(shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if exporter == "dynamo":
+            dimensions = {axis: torch.export.Dim(axes[axis], min=32 if detects else 1) for axis in axes}
+            torch.onnx.export(
+                network, (image,), file, dynamo=True, verbose=False, dynamic_shapes=(dimensions,) if free else None
+            )
+        else:
+            torch.onnx.export(
+                network, (image,), file, dynamo=False, opset_version=17, input_names=["image"],
+                dynamic_axes={"image": axes} if free else None,
+            )  # fmt: skip
+    return file.getvalue(), shape
+
+
+def converted(content: bytes, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Quantize a file on random images, and compare every integer of onnxruntime with the executor's."""
+    read = read_onnx(content)
+    (image,) = read.inputs
+    samples = [{image.name: np.random.default_rng(i).random(shape, dtype=np.float32)} for i in range(2)]
+    result = quantize_onnx(read, samples)
+    comparison = compare_integers(result.graph, write_onnx(result.graph), samples[0])
+    return {
+        "differing": comparison.mismatches,
+        "integers": sum(tensor.values for tensor in comparison.tensors),
+        "integer_share": result.placement.integer_share,
+    }
+
+
+def main() -> None:
+    """Convert the files and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--exporters", nargs="+", default=["dynamo", "legacy"])
+    parser.add_argument("--size", type=int, default=64)
+    arguments = parser.parse_args()
+    results, rows = [], []
+    for name in arguments.models:
+        for exporter, free in ((exporter, free) for exporter in arguments.exporters for free in (False, True)):
+            case = {"network": name, "exporter": exporter, "sizes": "free" if free else "fixed"}
+            try:
+                content, shape = exported(name, exporter, free=free, size=arguments.size)
+            except Exception as error:  # of torch.onnx, which have no common base class
+                reason = str(error).strip().partition("\n")[0][:80]
+                results.append(case | {"torch.onnx": f"{type(error).__name__}: {reason}"})
+                rows.append([*case.values(), "torch.onnx does not write it", ""])
+                continue
+            results.append(case | converted(content, shape))
+            found = results[-1]
+            differing = f"{found['differing']} of {found['integers']:,}"
+            rows.append([*case.values(), differing, f"{100 * found['integer_share']:.4g} %"])
+            print(" | ".join(rows[-1]), flush=True)
+    header = ["network", "exporter", "sizes", "differing integers", "MACs on integers"]
+    info = machine()
+    table = (
+        "ONNX files of torchvision's networks, random weights (`python benchmarks/torchvision_files.py`)\n\n"
+        + markdown_table(header, rows)
+        + f"\n\n{machine_line(info)}"
+    )
+    assert not sum(result.get("differing", 0) for result in results)
+    write_results("torchvision_files", {"machine": info, "results": results}, table)
+
+
+if __name__ == "__main__":
+    main()
