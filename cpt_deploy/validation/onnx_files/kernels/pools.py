@@ -57,11 +57,9 @@ def average_pool(call: Call) -> tuple[Recomputed, ...]:
     total, count = np.zeros((*x.shape[:2], *sizes), np.float32), np.zeros((1, 1, *sizes), np.float32)
     for i in range(kernel[0]):
         for j in range(kernel[1]):
-            window: tuple[Any, ...] = (
-                ...,
-                *(slice(o, o + (n - 1) * s + 1, s) for o, n, s in zip((i, j), sizes, strides, strict=True)),
-            )
-            total, count = total + padded[window], count + inside[window]
+            ends = [(n - 1) * step + 1 for n, step in zip(sizes, strides, strict=True)]
+            rows, columns = (slice(o, o + end, step) for o, end, step in zip((i, j), ends, strides, strict=True))
+            total, count = total + padded[:, :, rows, columns], count + inside[:, :, rows, columns]
     divisor = np.float32(np.prod(kernel)) if call.attributes.get("count_include_pad", 0) else count
     shifted = total / divisor / call.scale(3) + np.float32(call.zero(4))
     made = saturated(shifted, np.zeros((), np.int64), call.kind)
