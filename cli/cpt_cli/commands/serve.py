@@ -250,8 +250,7 @@ COMMAND = Command(
     serve,
     "cpt serve runs/digits/bundle-8bit",
     "cpt serve models/ --watch 5 --require-evidence  # models/NAME/VERSION/; new versions are loaded while it runs",
-    "cpt serve model.onnx  # any ONNX file, without evidence",
-    "cpt serve my-bundle --grpc-port 8001  # the Open Inference Protocol over gRPC too",
+    "cpt serve model.onnx --grpc-port 8001  # any ONNX file, without evidence; over gRPC too",
     "cpt serve my-bundle --host 0.0.0.0 --api-keys keys.txt --tls-cert cert.pem --tls-key key.pem",
     "cpt serve --config serve.yaml",
 )

@@ -196,7 +196,6 @@ COMMAND = Command(
     validate,
     "cpt validate runs/digits/bundle-8bit  # on the test data of its run",
     "cpt validate my-bundle --data fashion-mnist --run runs/fashion --max-drop 1  # at most 1 point lost",
-    "cpt validate my-bundle --data digits --html evidence.html  # a copy of the page in the bundle",
     "cpt validate my-bundle --data digits --provider cuda  # with onnxruntime-gpu",
     "cpt validate quantized.onnx --data inputs.npz --float model.onnx  # of any tool; arrays by input name",
     "cpt validate my-bundle --no-data  # checksums, constants and golden sample only: needs neither data nor torch",

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -154,5 +155,5 @@ def _output_channels_first(node: onnx.NodeProto, codes: npt.NDArray[np.generic])
     return np.moveaxis(codes, -1, 0).reshape(codes.shape[-1], -1)  # type: ignore[return-value]
 
 
-def _constant(network: OnnxNetwork, node: onnx.NodeProto, place: int) -> npt.NDArray[np.generic] | None:
+def _constant(network: OnnxNetwork, node: onnx.NodeProto, place: int) -> npt.NDArray[Any] | None:
     return network.array(node.input[place]) if place < len(node.input) and node.input[place] else None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx
@@ -9,6 +10,9 @@ from onnx import TensorProto
 
 from cpt_deploy.onnx_graph.reading.network import attributes_of
 from cpt_deploy.validation.onnx_files.around import LAYERS, Around, Quantizer
+
+IGNORED_AXIS = "ignored-axis"
+"""Name of the rule for files whose results in onnxruntime are not what they state."""
 
 _WIDE = (TensorProto.UINT16, TensorProto.INT16)
 _NARROW = (TensorProto.UINT4, TensorProto.INT4, TensorProto.UINT2, TensorProto.INT2)
@@ -96,11 +100,12 @@ def _relus(around: Around) -> Iterable[str]:
     for node in around.of_type("Relu"):
         quantizer = around.quantizer(node.output[0])
         zero = None if quantizer is None else quantizer.zero
-        if zero is not None and zero.dtype.kind in "iu" and int(zero.max()) != np.iinfo(zero.dtype).min:
+        if zero is not None and zero.dtype.kind in "iu" and int(zero.max()) != np.iinfo(str(zero.dtype)).min:
             yield node.name
 
 
-def _weight_axes(around: Around) -> Iterable[str]:
+def _other_axes(around: Around, *, in_float: bool) -> Iterable[str]:
+    """Yield dequantizers with scales along another axis than the output channels, of layers in float or of others."""
     for node in around.of_type(*LAYERS):
         weight = _weight(around, node)
         if weight is None or not _per_channel(weight) or weight.codes is None:
@@ -109,7 +114,7 @@ def _weight_axes(around: Around) -> Iterable[str]:
         output = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0 if transposed else 1}.get(
             node.op_type, weight.codes.ndim - 1
         )
-        if weight.axis % weight.codes.ndim != output:
+        if weight.axis % weight.codes.ndim != output and around.stays_float(node) == in_float:
             yield weight.node.name
 
 
@@ -138,7 +143,7 @@ def _bias_scales(around: Around) -> Iterable[str]:
             around.dequantizer(node.input[0]),
         )
         scales = [None if each is None else each.scale for each in (bias, weight, read)]
-        if bias is None or any(scale is None for scale in scales):
+        if bias is None or bias.kind != TensorProto.INT32 or any(scale is None for scale in scales):
             continue
         given, of_weight, of_input = (np.ravel(scale) for scale in scales if scale is not None)
         if given.size in (1, of_weight.size) and not np.allclose(given, of_weight * of_input, rtol=1e-3, atol=0):
@@ -264,7 +269,14 @@ RULES: tuple[Rule, ...] = (
         "weight-axis",
         "scales per channel along another axis than the output channels: the layer stays in float",
         "quantize along axis 0 of Conv, and of Gemm with transB, 1 of ConvTranspose, the last of MatMul",
-        _weight_axes,
+        partial(_other_axes, in_float=True),
+    ),
+    Rule(
+        IGNORED_AXIS,
+        "scales per channel along another axis than the output channels: onnxruntime ignores the axis where sizes "
+        "permit, and its results are wrong",
+        "quantize along axis 0 of Conv, and of Gemm with transB, 1 of ConvTranspose, the last of MatMul",
+        partial(_other_axes, in_float=False),
     ),
     Rule(
         "float-bias",
@@ -280,7 +292,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "bias-scale",
-        "the scale of a bias is not s_x·s_w: fused kernels add its integers as they are, so results are wrong",
+        "the scale of a bias is not s_x·s_w: the layer stays in float",
         "quantize biases with the product of the scales of input and weight",
         _bias_scales,
     ),

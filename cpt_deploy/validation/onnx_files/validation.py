@@ -18,6 +18,7 @@ from cpt_deploy.validation.onnx_files.agreement import Agreement, OutputAgreemen
 from cpt_deploy.validation.onnx_files.files import Arrays, OnnxFile, batches, example_inputs
 from cpt_deploy.validation.onnx_files.inspection import Inspection, inspect_file
 from cpt_deploy.validation.onnx_files.replay import Replay, Replayed
+from cpt_deploy.validation.onnx_files.rules import IGNORED_AXIS
 from cpt_deploy.validation.onnx_files.unoptimized import Unoptimized
 from cpt_deploy.validation.performance.software import software_versions
 
@@ -81,6 +82,11 @@ class FileReport:
             )
         if not served.reproduced:
             found.append("the session whose integers were compared has other outputs than the one that serves the file")
+        found += [
+            f"onnxruntime ignores the axis of the scales of {', '.join(finding.where)}: its results are not the file's"
+            for finding in self.inspection.findings
+            if finding.rule == IGNORED_AXIS
+        ]
         if not self.finite:
             found.append("outputs are not finite")
         found += [

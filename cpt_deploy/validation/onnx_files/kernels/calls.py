@@ -9,7 +9,8 @@ import numpy.typing as npt
 import onnx
 
 Array = npt.NDArray[Any]
-Floats = npt.NDArray[np.float32]
+Floats = Any
+"""float32, an array or a NumPy scalar."""
 Values = Mapping[str, Array]
 
 

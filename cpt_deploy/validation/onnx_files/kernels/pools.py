@@ -1,8 +1,10 @@
 """Pools of integers, in the exact arithmetic of onnxruntime's kernels."""
 
+from typing import Any
+
 import numpy as np
 
-from cpt_deploy.validation.onnx_files.kernels.calls import Call, Recomputed, geometry, requantized, saturated
+from cpt_deploy.validation.onnx_files.kernels.calls import Array, Call, Recomputed, geometry, requantized, saturated
 
 
 def global_average(call: Call) -> tuple[Recomputed, ...]:
@@ -33,8 +35,9 @@ def max_pool(call: Call) -> tuple[Recomputed, ...]:
     widths = [(low, max(0, end - low - n)) for (low, _), end, n in zip(pads, reach, x.shape[2:], strict=True)]
     padded = np.pad(x.astype(np.float32), [(0, 0), (0, 0), *widths], constant_values=-np.inf)
     pool = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}[len(kernel)]
-    result = pool(torch.from_numpy(padded), kernel, strides, 0, dilations).numpy()
-    result = result[(..., *(slice(n) for n in sizes))].astype(codes.dtype)
+    result: Array = pool(torch.from_numpy(padded), kernel, strides, 0, dilations).numpy()
+    inside: tuple[Any, ...] = (..., *(slice(n) for n in sizes))
+    result = result[inside].astype(codes.dtype)
     return (Recomputed(np.moveaxis(result, 1, -1) if last else result),)
 
 
@@ -54,8 +57,9 @@ def average_pool(call: Call) -> tuple[Recomputed, ...]:
     total, count = np.zeros((*x.shape[:2], *sizes), np.float32), np.zeros((1, 1, *sizes), np.float32)
     for i in range(kernel[0]):
         for j in range(kernel[1]):
-            window = (..., *(slice(o, o + (n - 1) * s + 1, s) for o, n, s in zip((i, j), sizes, strides, strict=True)))
-            total, count = total + padded[window], count + inside[window]
+            ends = [(n - 1) * step + 1 for n, step in zip(sizes, strides, strict=True)]
+            rows, columns = (slice(o, o + end, step) for o, end, step in zip((i, j), ends, strides, strict=True))
+            total, count = total + padded[:, :, rows, columns], count + inside[:, :, rows, columns]
     divisor = np.float32(np.prod(kernel)) if call.attributes.get("count_include_pad", 0) else count
     shifted = total / divisor / call.scale(3) + np.float32(call.zero(4))
     made = saturated(shifted, np.zeros((), np.int64), call.kind)

@@ -8,9 +8,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from cpt_deploy.bundle.runtime.sessions import open_session
 from cpt_deploy.validation.onnx_files.files import read_file
 from cpt_deploy.validation.onnx_files.inspection import Inspection, inspect_file
-from tests.unit.validation.onnx_files.conftest import constant, model_of, quantize, value
+from cpt_deploy.validation.onnx_files.validation import validate_file
+from tests.unit.validation.onnx_files.conftest import constant, images, model_of, quantize, value
 
 Trap = Callable[[onnx.ModelProto], None]
 
@@ -68,9 +70,15 @@ def moved_zero_point(model):
     assert array_of(model, node.input[2]) > 0
 
 
-def other_axis(model):
-    node = dequantizer(model, "w2_quantized")
+def other_axis(model, weight="w1_quantized", channels=3):
+    node = dequantizer(model, weight)
     next(a for a in node.attribute if a.name == "axis").i = 1
+    for name in node.input[1:]:
+        replace_constant(model, name, array_of(model, name)[:channels])
+
+
+def axis_of_equal_size(model):
+    other_axis(model, "w2_quantized", 8)
 
 
 def float_bias(model):
@@ -141,6 +149,7 @@ TRAPS: dict[str, Trap] = {
     "clip": float_clip,
     "relu": moved_zero_point,
     "weight-axis": other_axis,
+    "ignored-axis": axis_of_equal_size,
     "float-bias": float_bias,
     "bias-scale": bias_scale,
     "float-weight": float_weight,
@@ -172,6 +181,29 @@ def test_a_planted_trap_is_found(rule, files, tmp_path):
     finding = next(each for each in inspection.findings if each.rule == rule)
     assert finding.where
     assert finding.change
+
+
+@pytest.mark.parametrize("rule", ["zero-point", "clip", "weight-axis", "bias-scale", "half-quantized"])
+def test_a_trap_that_costs_a_kernel_leaves_float_operators(rule, files, tmp_path):
+    model = onnx.load(files["reduced"])
+    TRAPS[rule](model)
+    onnx.save(model, tmp_path / "trap.onnx")
+    assert inspected(tmp_path / "trap.onnx").in_float
+
+
+def test_an_ignored_axis_fails_the_file_since_its_results_are_wrong(files, tmp_path):
+    model = onnx.load(files["reduced"])
+    axis_of_equal_size(model)
+    onnx.save(model, tmp_path / "trap.onnx")
+    fused, plain = (
+        open_session(tmp_path / "trap.onnx", optimize=optimize).run(None, {"image": images(4)})[0]
+        for optimize in (True, False)
+    )
+    assert np.abs(fused - plain).max() > 0.05 * np.abs(plain).max()
+    report = validate_file(read_file(tmp_path / "trap.onnx"), {"image": images(4)})
+    assert report.served.mismatches == 0
+    assert not report.passed
+    assert "ignores the axis" in report.reasons[0]
 
 
 def test_int8_activations_are_found(files):
