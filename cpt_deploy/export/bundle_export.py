@@ -22,9 +22,8 @@ from cpt_deploy.integer.executor import Inputs
 from cpt_deploy.integer.float_costs import FloatCosts, float_costs
 from cpt_deploy.integer.graph import IntegerGraph, to_dict
 from cpt_deploy.integer.lowering.freeze import freeze
-from cpt_deploy.onnx_graph.float_parts import FLOAT_OPSET
 from cpt_deploy.onnx_graph.packing import smallest_opset
-from cpt_deploy.onnx_graph.writer import write_onnx
+from cpt_deploy.onnx_graph.writer import FLOAT_OPSET, write_onnx
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.state.portability import reduced_layers
 from cpt_deploy.quantization.state.scheduled_model import WeightBits

@@ -2,6 +2,7 @@
 
 import fnmatch
 import inspect
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -41,7 +42,10 @@ def model_names(pattern: str = "*") -> list[str]:
     """
     if pattern.startswith(TIMM_PREFIX):
         return fnmatch.filter([TIMM_PREFIX + name for name in timm_names()], pattern)
-    return [*models.names(pattern), *fnmatch.filter([PREFIX + name for name in torchvision_names()], pattern)]
+    own, head = models.names(pattern), re.split(r"[*?\[]", pattern, maxsplit=1)[0]
+    if not (PREFIX.startswith(head) or head.startswith(PREFIX)):  # torchvision takes longer to import than torch
+        return own
+    return [*own, *fnmatch.filter([PREFIX + name for name in torchvision_names()], pattern)]
 
 
 def build_model(

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cpt_deploy.onnx_graph.float_recurrent import TRANSLATIONS, FloatRecurrent
 from cpt_deploy.quantization.graph.signature import dims_of, zeros_of
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer, Requantize
@@ -27,6 +26,8 @@ def float_model(model: QuantizedModel) -> nn.Module:
             node.replace_all_uses_with(node.all_input_nodes[0])
             network.graph.erase_node(node)
         elif isinstance(module, QuantizedRecurrent):
+            from cpt_deploy.onnx_graph.float_recurrent import FloatRecurrent  # imports onnxscript
+
             network.set_submodule(str(node.target), FloatRecurrent(module))
         elif isinstance(module, QuantizedLayer):
             network.set_submodule(str(node.target), without_quantizer(module))
@@ -43,6 +44,8 @@ def write_float_onnx(model: QuantizedModel, *, opset: int = 18) -> bytes:
         model: The trained model.
         opset: ONNX opset; PyTorch's exporter writes 18 and later.
     """
+    from cpt_deploy.onnx_graph.float_recurrent import TRANSLATIONS
+
     network = float_model(model).cpu()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside of the exporter do not concern the user

@@ -32,15 +32,13 @@ from cpt_deploy.integer.operations import (
     Transpose,
 )
 from cpt_deploy.onnx_graph.float_forms import run, translations
+from cpt_deploy.onnx_graph.writer import DOMAIN
 from cpt_deploy.quantization.graph.signature import dims_of, zeros_of
 
-DOMAIN = "cpt_deploy"
 #: Prefixes of the names of the skeleton's inputs and outputs, which no other name in it has.
 _GIVEN, _MADE = "cpt_input:", "cpt_output:"
 #: End of a slice that reaches to the end of the axis.
 _LAST = 2**63 - 1
-#: Minimum opset in which `torch.onnx` writes LayerNormalization and the operators of attention.
-FLOAT_OPSET = 18
 
 
 @torch.library.custom_op("cpt_deploy::stand_in", mutates_args=())

@@ -35,7 +35,6 @@ from cpt_deploy.integer.operations import (
     Transpose,
     adds_real_bias,
 )
-from cpt_deploy.onnx_graph.float_parts import DOMAIN, FLOAT_OPSET, write_skeleton
 from cpt_deploy.onnx_graph.nodes import GraphNodes
 from cpt_deploy.onnx_graph.onnx_parts import read_parts
 from cpt_deploy.onnx_graph.packing import WRAP_OPSET, smallest_opset
@@ -46,6 +45,10 @@ from cpt_deploy.onnx_graph.stem import STRIDE, Stem, align_stem
 PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 MIN_OPSET = 13  # per-channel DequantizeLinear
 MAX_OPSET = 25
+#: Minimum opset in which `torch.onnx` writes LayerNormalization and the operators of attention.
+FLOAT_OPSET = 18
+#: Domain of the placeholders that stand for integer operations in what `torch.onnx` writes.
+DOMAIN = "cpt_deploy"
 
 
 def write_onnx(graph: IntegerGraph, *, opset: int | None = None, metadata: dict[str, str] | None = None) -> bytes:
@@ -93,6 +96,8 @@ class _Writer(GraphNodes):
 
     def write_with_floats(self, metadata: dict[str, str]) -> bytes:
         """Write a graph with float operations: these as `torch.onnx` writes them, integer ones for placeholders."""
+        from cpt_deploy.onnx_graph.float_parts import write_skeleton  # imports torch.onnx and onnxscript
+
         skeleton = write_skeleton(self.graph, self.opset).graph
         made = {
             value.name: tensor.name for value, tensor in zip(skeleton.input, self.graph.signature.inputs, strict=True)

@@ -179,12 +179,13 @@ def fit(
 
 
 def _bulk(values: Sequence[float], *, log: bool) -> tuple[float, float]:
-    """Return the range of the values without a few so far away that the others would share a ninth of the axis."""
+    """Return the range of the values without a few that lie so far away that the others could not be told apart."""
     if len(values) < 4 or (log and min(values) > 0):
         return min(values), max(values)
     median = statistics.median(values)
     near = sorted(values, key=lambda value: abs(value - median))[: -max(1, len(values) // 50)]
-    reach = 8 * max(max(near) - min(near), 1e-3 * abs(median))
+    # Of few values each is a result of its own, which is left out only if the others would look equal beside it.
+    reach = (8 if len(values) >= 20 else 50) * max(max(near) - min(near), 1e-3 * abs(median))
     kept = [value for value in values if min(near) - reach <= value <= max(near) + reach]
     return min(kept), max(kept)
 

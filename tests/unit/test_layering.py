@@ -55,6 +55,30 @@ def test_help_and_usage_errors_load_neither_torch_nor_a_runtime_nor_a_server():
     assert not {line: loaded for line, loaded in heavy.items() if loaded}
 
 
+@pytest.mark.parametrize(
+    ("words", "absent"),
+    [
+        (["--help"], {"rich", "pydantic", "numpy", "yaml"}),
+        (["train", "--help"], {"rich", "numpy"}),
+        (["schedules"], {"numpy", "onnxruntime", "torch", "yaml"}),
+        (["recipes"], {"numpy", "onnxruntime", "torch"}),
+        (["models", "tiny"], {"torchvision", "matplotlib", "fastapi", "sklearn", "tensorboard", "onnxscript"}),
+        (["info"], {"torchvision", "matplotlib", "fastapi", "sklearn", "onnx", "onnxscript", "sympy"}),
+        (["predict", "no-bundle", "image.png"], {*HEAVY, "fastapi", "uvicorn"}),
+        (["validate", "no-bundle"], {*HEAVY, "fastapi", "uvicorn"} - {"onnx"}),
+        (["serve", "no-bundle"], set(HEAVY)),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_command_imports_only_what_it_uses(words, absent):
+    assert loaded_after(f"from cpt_cli.main import main; main({words!r})")[0].isdisjoint(absent)
+
+
+def test_export_imports_the_exporter_of_torch_only_for_float_parts():
+    loaded = loaded_after("import cpt_deploy.workflows.export, cpt_deploy.export, cpt_deploy.quantization")[0]
+    assert loaded.isdisjoint({"onnxscript", "sympy", "torchvision", "matplotlib", "tensorboard", "fastapi"})
+
+
 def test_without_torch_a_command_that_needs_it_says_what_to_install():
     lines = (["train"], ["export", "run"], ["models"])
     code = f"import sys; sys.modules['torch'] = None; from cpt_cli.main import main; sys.exit([*map(main, {lines})])"

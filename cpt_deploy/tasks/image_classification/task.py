@@ -72,9 +72,9 @@ class ImageClassification(Task):
 
     def model_names(self, pattern: str | None) -> list[str]:
         """See `Task`; without a pattern, the project's own networks."""
-        from cpt_deploy.models import model_names
+        from cpt_deploy.models.catalog import model_names, models
 
-        return model_names(pattern) if pattern else [name for name in model_names() if "/" not in name]
+        return model_names(pattern) if pattern else models.names("*")
 
     def describe_model(self, name: str, size: ModelSize) -> ModelEntry:
         """See `Task`."""

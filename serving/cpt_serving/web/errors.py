@@ -1,11 +1,7 @@
 """Answers to errors, `{"error": ..., "request_id": ...}`: 4xx if the client is at fault, 5xx if the server is."""
 
 from collections.abc import Callable, Mapping
-
-from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from typing import TYPE_CHECKING
 
 from cpt_deploy.errors import CptError, ImageError, ImageTooLargeError
 from cpt_serving.inference.errors import (
@@ -19,6 +15,10 @@ from cpt_serving.inference.errors import (
 from cpt_serving.web.records import current_record
 from cpt_serving.web.responses import JsonResponse
 from cpt_serving.web.shown import shown
+
+if TYPE_CHECKING:  # `cpt predict` reads these errors without a server
+    from fastapi import FastAPI
+    from starlette.requests import Request
 
 _STATUSES: Mapping[type[CptError], int] = {
     InvalidRequestError: 400,
@@ -84,20 +84,22 @@ def error_answer(error: RequestError | CptError) -> JsonResponse:
     return error_response(meant.status, meant.message, meant.headers)
 
 
-def add_error_handlers(app: FastAPI, authorize: Callable[[Request], None]) -> None:
+def add_error_handlers(app: "FastAPI", authorize: "Callable[[Request], None]") -> None:
     """Make an app answer all errors in the same form, including those of the framework.
 
     Args:
         app: The app.
         authorize: Raises a `RequestError` for a client that may not learn which paths do not exist.
     """
+    from fastapi.exceptions import RequestValidationError
+    from starlette.exceptions import HTTPException
 
-    async def own_error(_request: Request, error: Exception) -> JsonResponse:
+    async def own_error(_request: "Request", error: Exception) -> JsonResponse:
         if not isinstance(error, RequestError | CptError):
             raise TypeError(f"an error of an unknown kind: {type(error)}")
         return error_answer(error)
 
-    async def http_error(request: Request, error: Exception) -> JsonResponse:
+    async def http_error(request: "Request", error: Exception) -> JsonResponse:
         if not isinstance(error, HTTPException):
             raise TypeError(f"an error of an unknown kind: {type(error)}")
         try:
@@ -110,14 +112,14 @@ def add_error_handlers(app: FastAPI, authorize: Callable[[Request], None]) -> No
         }.get(error.status_code, str(error.detail))
         return error_response(error.status_code, message, error.headers)
 
-    async def invalid_parameters(_request: Request, error: Exception) -> JsonResponse:
+    async def invalid_parameters(_request: "Request", error: Exception) -> JsonResponse:
         found = error.errors() if isinstance(error, RequestValidationError) else []
         problems = "; ".join(
             f"{'.'.join(map(str, each['loc']))}: {each['msg']}, but got {shown(each.get('input'))}" for each in found
         )
         return error_response(422, f"Expected valid parameters, but got: {problems}")
 
-    async def bug(_request: Request, _error: Exception) -> JsonResponse:
+    async def bug(_request: "Request", _error: Exception) -> JsonResponse:
         return error_response(500, INTERNAL_ERROR)  # the exception also continues into the log
 
     app.add_exception_handler(Exception, bug)

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.quantization.graph.capture.aten import aten, bring_to_known_forms, make_out_of_place
@@ -123,6 +122,8 @@ def _fixed_momentum(model: nn.Module) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode  # imports sympy
+
     if isinstance(error, GuardOnDataDependentSymNode):
         return "its control flow depends on values of tensors"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -1,0 +1,107 @@
+"""Whole-process times of small commands, in alternation with `python -c "import torch"`.
+
+Run on a machine at rest: `python benchmarks/command_times.py --rounds 7`. A small run is trained once, in a temporary
+folder; `serve` counts until it answers /health/ready.
+"""
+
+import argparse
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from measuring import machine, machine_line, markdown_table, write_results
+
+BASE = "import torch"
+TRAIN = ("train", "digits-quickstart", "train.epochs=1")
+
+
+def seconds(words: list[str]) -> float:
+    """Return the time of a process, which has to succeed."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def cpt(*words: str) -> list[str]:
+    """Return the words of a command after `python`."""
+    return ["-m", "cpt_cli", *words]
+
+
+def seconds_until_ready(bundle: Path) -> float:
+    """Return the time until a server answers that it is ready; it is stopped afterwards."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start = time.perf_counter()
+    words = [sys.executable, *cpt("serve", str(bundle), "--port", str(port), "--quiet")]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            while server.poll() is None:
+                try:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=5):
+                        return time.perf_counter() - start
+                except (urllib.error.URLError, ConnectionError):
+                    time.sleep(0.01)
+        finally:
+            server.terminate()
+    raise RuntimeError(f"Expected a server that gets ready, but it ended with {server.returncode}")
+
+
+def measured(folder: Path) -> dict[str, Callable[[], float]]:
+    """Return the commands to time, after making the run and the bundle that they read."""
+    run, image = folder / "quickstart" / "run", folder / "quickstart" / "digit.png"
+    bundle = run / "bundle-8bit"
+    seconds(cpt("quickstart", "--out", str(folder / "quickstart")))
+    commands = {
+        "cpt --help": ("--help",),
+        "cpt schedules": ("schedules",),
+        "cpt info": ("info",),
+        "cpt models": ("models",),
+        "cpt predict": ("predict", str(bundle), str(image)),
+        "cpt validate": ("validate", str(bundle)),
+        "cpt export": ("export", str(run), "--out", str(folder / "exported")),
+    }
+    timed: dict[str, Callable[[], float]] = {BASE: partial(seconds, ["-c", BASE])}
+    timed |= {name: partial(seconds, cpt(*words)) for name, words in commands.items()}
+    timed["cpt serve, until ready"] = partial(seconds_until_ready, bundle)
+
+    def trained() -> float:
+        with tempfile.TemporaryDirectory() as empty:
+            return seconds(cpt(*TRAIN, "--out", f"{empty}/run"))
+
+    timed["cpt train, one epoch of digits"] = trained
+    return timed
+
+
+def main() -> None:
+    """Time all commands in alternation and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        timed = measured(Path(folder))
+        times: dict[str, list[float]] = {name: [] for name in timed}
+        for number in range(arguments.rounds):
+            for name, run in timed.items():
+                times[name].append(run())
+                print(f"round {number + 1}: {name} {times[name][-1]:.2f} s", file=sys.stderr)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    rows = [[name, f"{median:.2f} s", f"{median / medians[BASE]:.2f}"] for name, median in medians.items()]
+    info = machine()
+    table = (
+        f"Whole processes, medians of {arguments.rounds} rounds in alternation.\n\n"
+        f"{markdown_table(['command', 'time', 'times `import torch`'], rows)}\n\n{machine_line(info)}"
+    )
+    write_results("command_times", {"machine": info, "seconds": times}, table)
+
+
+if __name__ == "__main__":
+    main()
