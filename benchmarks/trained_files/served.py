@@ -27,7 +27,7 @@ def is_served_equally(bundle: Path, sample: Arrays) -> bool:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "cpt_cli", "serve", str(bundle), "--port", str(port), "--quiet"]
-    with subprocess.Popen(command) as process:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
             _wait(port, process)
             got = _inferred(port, sample)

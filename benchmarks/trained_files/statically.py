@@ -1,6 +1,7 @@
 """Quantize with `onnxruntime.quantization.quantize_static`, at settings that suit the processor."""
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,18 +35,18 @@ def static_file(source: Path, samples: Sequence[Sample], *, reduce_range: bool) 
         reduce_range: Whether weights have 7 bits, with which no sum saturates on processors without VNNI.
     """
     errors = []
-    for prepared in (True, False):
+    for shared in (True, False):
         try:
-            content = _quantized(source, samples, reduce_range=reduce_range, prepared=prepared)
+            content = _quantized(source, samples, reduce_range=reduce_range, shared=shared)
             onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
         except Exception as error:  # of onnxruntime's scripts and of its C++ library
             errors.append(str(error).partition("\n")[0])
         else:
-            return content, "" if prepared else "without quant_pre_process"
+            return content, "" if shared else "layers of shared biases in float"
     raise RuntimeError(f"Expected quantize_static to quantize {source.name}, but got: {'; '.join(errors)}")
 
 
-def _quantized(source: Path, samples: Sequence[Sample], *, reduce_range: bool, prepared: bool) -> bytes:
+def _quantized(source: Path, samples: Sequence[Sample], *, reduce_range: bool, shared: bool) -> bytes:
     model = onnx.load(source)
     if next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")) < OPSET - 4:
         model.ir_version = max(model.ir_version, 7)
@@ -53,17 +54,23 @@ def _quantized(source: Path, samples: Sequence[Sample], *, reduce_range: bool, p
     with tempfile.TemporaryDirectory() as folder:
         path, ready, made = (Path(folder) / f"{name}.onnx" for name in ("model", "prepared", "quantized"))
         onnx.save(model, path)
-        if prepared:
-            # shapes of these files cannot all be inferred in symbols
-            quant_pre_process(str(path), str(ready), skip_symbolic_shape=True)
+        # shapes of these files cannot all be inferred in symbols
+        quant_pre_process(str(path), str(ready), skip_symbolic_shape=True)
         quantize_static(
-            str(ready if prepared else path),
+            str(ready),
             str(made),
             _Reader(samples),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             reduce_range=reduce_range,
+            nodes_to_exclude=[] if shared else _of_shared_bias(onnx.load(ready)),
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
         return made.read_bytes()
+
+
+def _of_shared_bias(model: onnx.ModelProto) -> list[str]:
+    """Return the layers whose bias others have, too: quantize_static mixes up their names."""
+    biases = Counter(node.input[2] for node in model.graph.node if node.op_type == "Conv" and len(node.input) > 2)
+    return [node.name for node in model.graph.node if len(node.input) > 2 and biases[node.input[2]] > 1]
