@@ -322,6 +322,7 @@ def test_a_full_disk_leaves_no_half_bundle(here, capsys, run_dir, bundle_copy, t
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle"]
 
 
+@pytest.mark.by_default("ctrl-c")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "sigterm"])
 def test_an_interrupted_run_is_saved_and_goes_on(cpt, start, tmp_path, number, code):
     out = tmp_path / "run"
