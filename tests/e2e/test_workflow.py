@@ -58,8 +58,8 @@ def test_a_finished_run_is_not_trained_again(here, capsys, run_dir):
     assert (run_dir / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_validation_finds_the_run_and_every_integer_agrees(cpt_process, bundle):
-    done = cpt_process("validate", bundle, "--data", "digits", "--max-drop", "2", "--json")
+def test_validation_finds_the_run_and_every_integer_agrees(cpt, bundle):
+    done = cpt("validate", bundle, "--data", "digits", "--max-drop", "2", "--json")
     report = json.loads(done.stdout)
     assert (report["passed"], report["verdict"]) == (True, "passed")
     assert -2 < report["non_inferiority"]["low"] <= 0 <= report["non_inferiority"]["high"] < 2  # points
