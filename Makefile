@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
 PYTEST_ARGS ?=
 
-# Workers take files in the order of their names, so that what few of them share is made once.
+# Each worker takes one file after the other, so that what the tests of a file share is made once.
 IN_PARALLEL := --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 
 # With nothing kept of the last start, every process of the tests would compile the project anew.

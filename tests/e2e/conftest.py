@@ -10,7 +10,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,11 +38,11 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("workspace")
 
 
-def run_process(*words: object, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+def run_process(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Type a command line, as a user would, and return what came of it."""
     line = [str(CPT), *(str(word) for word in words)]
     done = subprocess.run(line, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=240)
-    return ended_with(code, done)
+    return ended_with(0, done)
 
 
 def ended_with(code: int, done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
@@ -68,12 +67,6 @@ def cpt(workspace: Path) -> Run:
         return ended_with(code, subprocess.CompletedProcess(line, ended, stdout.getvalue(), stderr.getvalue()))
 
     return run
-
-
-@pytest.fixture(scope="session")
-def cpt_process(workspace: Path) -> Run:
-    """Types a command line in a process of its own."""
-    return partial(run_process, cwd=workspace)
 
 
 @pytest.fixture(scope="session")

@@ -50,6 +50,7 @@ def server(start, bundle):
     process.communicate(timeout=30)
 
 
+@pytest.mark.slow
 def test_the_server_gives_the_text_that_the_command_gives_up_to_the_context(cpt, bundle, server):
     options = ("--max-tokens", 100, "--seed", 5, "--json")
     here = json.loads(cpt("generate", bundle, "shall i", *options).stdout)
@@ -65,6 +66,7 @@ def test_the_server_gives_the_text_that_the_command_gives_up_to_the_context(cpt,
     assert f"at most {CONTEXT} tokens" in too_long
 
 
+@pytest.mark.slow
 def test_state_goes_round_through_the_protocol_and_gives_the_scores(server):
     def infer(tokens, state):
         entry = {"name": "input_ids", "datatype": "INT64", "shape": [1, len(tokens)], "data": tokens}

@@ -58,8 +58,8 @@ def test_a_finished_run_is_not_trained_again(here, capsys, run_dir):
     assert (run_dir / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_validation_finds_the_run_and_every_integer_agrees(cpt_process, bundle):
-    done = cpt_process("validate", bundle, "--data", "digits", "--max-drop", "2", "--json")
+def test_validation_finds_the_run_and_every_integer_agrees(cpt, bundle):
+    done = cpt("validate", bundle, "--data", "digits", "--max-drop", "2", "--json")
     report = json.loads(done.stdout)
     assert (report["passed"], report["verdict"]) == (True, "passed")
     assert -2 < report["non_inferiority"]["low"] <= 0 <= report["non_inferiority"]["high"] < 2  # points
@@ -322,6 +322,7 @@ def test_a_full_disk_leaves_no_half_bundle(here, capsys, run_dir, bundle_copy, t
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle"]
 
 
+@pytest.mark.by_default("ctrl-c")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "sigterm"])
 def test_an_interrupted_run_is_saved_and_goes_on(cpt, start, tmp_path, number, code):
     out = tmp_path / "run"

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -10,10 +11,17 @@ from cpt_deploy.training import load_run, train
 from cpt_deploy.training.evaluation import evaluate
 
 
+@pytest.fixture(scope="module")
+def trained(recipe, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("trained") / "run"
+    train(recipe(), directory)
+    return directory
+
+
 @pytest.fixture
-def run_dir(recipe, tmp_path):
-    train(recipe(), tmp_path / "run")
-    return tmp_path / "run"
+def run_dir(trained, tmp_path):
+    """A copy of the run, to be damaged."""
+    return shutil.copytree(trained, tmp_path / "run")
 
 
 def test_loaded_run_has_the_accuracy_of_its_report(run_dir):
