@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "torchvision", "onnx", "matplotlib")
 SERVING = ("fastapi", "starlette", "uvicorn", "onnxruntime")
