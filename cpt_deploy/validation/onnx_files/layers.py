@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from cpt_deploy.integer.accumulators import layer_saturation
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork, attributes_of
 from cpt_deploy.precision.accumulators import INT32_MOST, worst_sums
-from cpt_deploy.validation.integers.saturation import layer_saturation
 from cpt_deploy.validation.onnx_files.around import plain_name
 
 _FLOAT_LAYERS = frozenset(
