@@ -228,7 +228,7 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
     mpl.rcParams["svg.hashsalt"] = "real_models"
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8.5, 4.5), layout="constrained")
     for number, result in enumerate(results):
         color, at = f"C{number}", (result["speedup"]["ours"], worst(result["models"], "ours"))
         for key in result["models"]:
@@ -241,7 +241,7 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
     axes.plot([], [], "o", color="gray", label="cpt-deploy")
     axes.plot([], [], "x", color="gray", label="quantize_static")
     axes.set(xlabel="speed-up over float, one thread", ylabel="SQNR of the worst output, dB")
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside right upper", fontsize="small")
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 

@@ -13,9 +13,9 @@ Activation = Callable[[Network, str], str]
 
 
 def unequal(activation: Activation, *, reader: str = "depthwise") -> Network:
-    """Return a network whose first layer has channels of ranges from 1 to 1/50, which the second makes equal again."""
+    """Return a network whose first layer has channels of ranges from 1 to 1/64, which the second makes equal again."""
     network = Network(["N", 3, 12, 12])
-    ranges = np.geomspace(1, 1 / 50, CHANNELS).astype(np.float32)
+    ranges = np.geomspace(1, 1 / 64, CHANNELS).astype(np.float32)
     weight, bias = network.weight(CHANNELS, 3, 3, 3), network.weight(CHANNELS)
     x = network.op("Conv", "x", weight * ranges.reshape(-1, 1, 1, 1), bias * ranges, pads=[1] * 4)
     x = activation(network, x)
