@@ -24,6 +24,8 @@ _DRAWS = 6
 """Number of executions with such differences, drawn at random."""
 _MARGIN = 2.0
 """Ratio of the tolerance to the greatest difference of an output in them, since others are possible."""
+_LAST_PLACES = 1e-4
+"""Least tolerance, as a share of the largest output: long sums of floats differ by more than a few roundings."""
 _KEPT_VALUES = 1 << 20
 """Number of values above which further rows are left out of a sample; the tolerance is measured on all of them."""
 
@@ -96,7 +98,7 @@ def golden_tolerance(outputs: Floats, others: Sequence[Floats]) -> float:
         others: Those of onnxruntime at export, and of executions with other roundings, of the same shape.
     """
     greatest = max(float(np.abs(outputs - other).max()) for other in others)
-    return _MARGIN * max(greatest, _ROUNDING * float(np.abs(outputs).max()))
+    return max(_MARGIN * greatest, _LAST_PLACES * float(np.abs(outputs).max()))
 
 
 class OtherRoundings(IntegerExecutor):

@@ -234,9 +234,8 @@ def _plan(
 
 
 def _relative_cost(objects: RunObjects, total_steps: int) -> float | None:
-    """Return the BitOPs of the scheduled layers relative to static ones; `None` if a schedule depends on the loss."""
+    """Return the BitOPs relative to static precision; `None` if a schedule depends on the loss."""
     if any(isinstance(schedule, AdaptiveSchedule) for schedule in objects.schedules):
         return None
-    scheduled = [layer for layer in objects.meter.layers if layer.role not in ("fixed", "float")]
-    meter = BitOpsMeter(scheduled, objects.meter.max_bits, objects.meter.groups)
+    meter = BitOpsMeter(objects.meter.layers, objects.meter.max_bits, objects.meter.groups)
     return 1.0 - meter.add_run(objects.forward, objects.backward, total_steps, 1, objects.groups).saving

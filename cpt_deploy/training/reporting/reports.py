@@ -46,8 +46,7 @@ class TrainPlan:
         divided: Whether the data had no splits and were divided into training and test samples.
         doubts: Reasons why the run may teach nothing, each with the setting that changes it.
         conversion: How the network was converted, and why.
-        relative_cost: BitOPs of the scheduled layers relative to static precision at max_bits; `None` if a schedule
-            depends on the loss.
+        relative_cost: BitOPs relative to static precision at max_bits; `None` if a schedule depends on the loss.
     """
 
     run_dir: Path
