@@ -9,11 +9,11 @@ from cpt_deploy.report.comparison_plot import ComparedGroup, plot_comparison
 from cpt_deploy.report.curves import plot_curves
 from cpt_deploy.report.figures import check_plot_path
 from cpt_deploy.report.landscape_plot import LandscapePanel, plot_landscapes
+from cpt_deploy.report.pages.validation_page import render_validation_page
 from cpt_deploy.report.range_plot import plot_range_test
 from cpt_deploy.report.schedule_plot import plot_schedules
 from cpt_deploy.report.seed_curves import SeedBand, SeedCurves, plot_seed_curves
 from cpt_deploy.report.sweep_plot import SweepPoint, plot_sweep
-from cpt_deploy.report.validation_page import render_validation_page
 
 __all__ = [
     "ComparedGroup",

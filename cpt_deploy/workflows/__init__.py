@@ -20,9 +20,9 @@ from cpt_deploy.workflows.experiments.grids import TrainedGrid, train_grid
 from cpt_deploy.workflows.experiments.range_test import find_lower_bound, with_lower_bound
 from cpt_deploy.workflows.experiments.sweep import Sweep, sweep_run
 from cpt_deploy.workflows.export import best_of, describe_export, export_run
-from cpt_deploy.workflows.float_models import FloatModel
-from cpt_deploy.workflows.inspected_files import inspect_model, validate_onnx_file, write_file_report
-from cpt_deploy.workflows.onnx_files import export_float_model
+from cpt_deploy.workflows.imported.float_models import FloatModel
+from cpt_deploy.workflows.imported.inspected_files import inspect_model, validate_onnx_file, write_file_report
+from cpt_deploy.workflows.imported.onnx_files import export_float_model
 from cpt_deploy.workflows.origins import find_origin, own_data
 from cpt_deploy.workflows.places import RUNS, bundle_at, run_at
 from cpt_deploy.workflows.prediction import Classifier, image_classifier

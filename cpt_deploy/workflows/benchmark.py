@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cpt_deploy.bundle import Bundle
 from cpt_deploy.bundle.runtime.tensors import checked_inputs
 from cpt_deploy.tasks import SILENT, Origin, Reporter, task_named
-from cpt_deploy.workflows.float_models import ONNX_SUFFIX
+from cpt_deploy.workflows.imported.float_models import ONNX_SUFFIX
 from cpt_deploy.workflows.origins import find_origin
 from cpt_deploy.workflows.references import float_classifier, source_network
 

@@ -12,7 +12,7 @@ from cpt_deploy.bundle.runtime.tensors import checked_inputs
 from cpt_deploy.signature import Signature
 from cpt_deploy.tasks import Origin, Task
 from cpt_deploy.tasks.exporting import SOURCE_MODEL, dataset_name
-from cpt_deploy.workflows.float_models import ONNX_SUFFIX
+from cpt_deploy.workflows.imported.float_models import ONNX_SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,8 +13,8 @@ from cpt_deploy.errors import DataError, MissingExtraError, UsageError, Validati
 from cpt_deploy.tasks import SILENT, BundleCheck, Evidence, Origin, Reporter, ValidationOptions, task_named
 from cpt_deploy.tasks.evidence import WITHOUT_VNNI, saturation_in_words
 from cpt_deploy.workflows.evidence_summary import summarize
-from cpt_deploy.workflows.inspected_files import tensor_samples
-from cpt_deploy.workflows.onnx_files import TASK as TENSORS
+from cpt_deploy.workflows.imported.inspected_files import tensor_samples
+from cpt_deploy.workflows.imported.onnx_files import TASK as TENSORS
 from cpt_deploy.workflows.origins import find_origin
 from cpt_deploy.workflows.references import reference_of
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cpt_deploy.errors import DataError, UsageError
-from cpt_deploy.workflows.input_files import InputFiles, has_input_files
+from cpt_deploy.workflows.imported.input_files import InputFiles, has_input_files
 
 A, B = np.arange(20 * 3, dtype=np.float32).reshape(20, 3), np.arange(20)
 

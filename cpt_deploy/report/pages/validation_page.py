@@ -6,10 +6,10 @@ from typing import Any
 from cpt_deploy.bundle.golden import compared_values
 from cpt_deploy.bundle.runtime.providers import CPU
 from cpt_deploy.metric import Metric
-from cpt_deploy.report.float_section import FOLLOWED, float_section
-from cpt_deploy.report.html import Column, escape, facts, figure, page, table
-from cpt_deploy.report.metric_section import glance, metric_section
-from cpt_deploy.report.validation_plots import agreement_plot, confusion_plot
+from cpt_deploy.report.pages.float_section import FOLLOWED, float_section
+from cpt_deploy.report.pages.html import Column, escape, facts, figure, page, table
+from cpt_deploy.report.pages.metric_section import glance, metric_section
+from cpt_deploy.report.pages.validation_plots import agreement_plot, confusion_plot
 
 Report = Mapping[str, Any]
 

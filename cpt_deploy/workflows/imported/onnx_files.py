@@ -14,7 +14,7 @@ from cpt_deploy.errors import ConversionError, UsageError
 from cpt_deploy.signature import BATCH, INPUT_NAME, OUTPUT_NAME
 from cpt_deploy.tasks import SILENT, ExportOptions, Reporter
 from cpt_deploy.tasks.exporting import MAX_BITS, dataset_name
-from cpt_deploy.workflows.float_models import (
+from cpt_deploy.workflows.imported.float_models import (
     ONNX_SUFFIX,
     FloatModel,
     calibration_batches,
@@ -22,7 +22,7 @@ from cpt_deploy.workflows.float_models import (
     note_accuracy,
     preprocessing_of,
 )
-from cpt_deploy.workflows.input_files import InputFiles, has_input_files
+from cpt_deploy.workflows.imported.input_files import InputFiles, has_input_files
 
 if TYPE_CHECKING:
     from cpt_deploy.bundle import Bundle, Processor
@@ -63,7 +63,7 @@ def export_float_model(
         BundleError: If the bundle cannot be written.
     """
     if source.path.suffix != ONNX_SUFFIX:
-        from cpt_deploy.workflows.weights_files import export_weights
+        from cpt_deploy.workflows.imported.weights_files import export_weights
 
         return export_weights(source, options, destination, reporter)
     from cpt_deploy.export.bundle_export import ModelIdentity, export_graph

@@ -7,7 +7,7 @@ from cpt_deploy.tasks import ExportOptions, Reporter
 from cpt_deploy.tasks.exporting import MAX_BITS, SOURCE_MODEL, dataset_name, without_folder
 from cpt_deploy.workflows.experiments.bit_allocation import folder_name
 from cpt_deploy.workflows.export import note_reduced
-from cpt_deploy.workflows.float_models import (
+from cpt_deploy.workflows.imported.float_models import (
     FloatModel,
     calibration_batches,
     labels_of,

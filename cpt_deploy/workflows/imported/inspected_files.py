@@ -88,7 +88,7 @@ def write_file_report(report: "FileReport", path: Path, page: Path | None = None
     Raises:
         UsageError: If it cannot be written.
     """
-    from cpt_deploy.report.onnx_file_page import render_file_page
+    from cpt_deploy.report.pages.onnx_file_page import render_file_page
 
     content = report.to_dict()
     target = page or path.with_name(f"{path.name}.validation.html")

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from cpt_deploy.metric import Metric
-from cpt_deploy.report.html import Column, escape, figure, table
-from cpt_deploy.report.validation_plots import metric_plot, output_plot, reference_name, runtime_name
+from cpt_deploy.report.pages.html import Column, escape, figure, table
+from cpt_deploy.report.pages.validation_plots import metric_plot, output_plot, reference_name, runtime_name
 
 Report = Mapping[str, Any]
 

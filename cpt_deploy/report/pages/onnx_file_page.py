@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cpt_deploy.report.html import Column, escape, facts, page, table
+from cpt_deploy.report.pages.html import Column, escape, facts, page, table
 
 Report = Mapping[str, Any]
 

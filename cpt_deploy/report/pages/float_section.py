@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from cpt_deploy.report.html import Column, escape, table
+from cpt_deploy.report.pages.html import Column, escape, table
 
 FOLLOWED = (
     "Parts of this network are computed in float. The integer executor replays each integer part from onnxruntime's "

@@ -1,0 +1,1 @@
+"""Models that other tools wrote: quantized, inspected and validated."""
