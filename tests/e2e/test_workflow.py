@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from cpt_cli.main import main
+from cpt_deploy import readable
 
 CPT_FILES = {"recipe.yaml", "metrics.csv", "curves.png", "model.safetensors", "report.json"}
 
@@ -174,7 +175,7 @@ def test_bits_that_were_never_trained_are_refused_without_force(here, capsys, ru
 
 def test_a_run_directory_in_use_is_not_overwritten(here, capsys, run_dir):
     error = fails(capsys, 2, "train", "digits-quickstart", "--out", run_dir)
-    assert f"cpt train --resume {run_dir}" in error
+    assert f"cpt train --resume {readable.argument(run_dir)}" in error
 
 
 def test_a_resumed_run_keeps_its_settings(here, capsys, run_dir):
