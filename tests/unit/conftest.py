@@ -97,12 +97,13 @@ def colour_graph() -> dict[str, Any]:
         "signature": to_json(COLOUR_SIGNATURE),
         "outputs": ["logit_codes"],
         "tensors": [
-            {"name": "image_codes", **image}, {"name": "flat_codes", **image}, {"name": "logit_codes", **logits},
+            {"name": "image_codes", "shape": [3, 8, 8], **image}, {"name": "flat_codes", "shape": [192], **image},
+            {"name": "logit_codes", "shape": [3], **logits},
         ],
         "operations": [
             {"type": "Quantize", "inputs": ["image"], "output": "image_codes"},
             {"type": "Reshape", "inputs": ["image_codes"], "output": "flat_codes"},
-            {"type": "FullyConnected", "inputs": ["flat_codes"], "output": "logit_codes", "shift": 0, **layer},
+            {"type": "FullyConnected", "inputs": ["flat_codes"], "output": "logit_codes", "shift": 0, "bits": 8, "source": "fc", **layer},
         ],
     }  # fmt: skip
 

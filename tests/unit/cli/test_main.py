@@ -74,7 +74,7 @@ def test_version(capsys):
         (["trian"], "No such command 'trian'. Did you mean 'train'?", "see cpt --help"),
         (["train", "--epoch", "3"], "No such option: --epoch (Possible options: --epochs)", "see cpt train --help"),
         (["train", "--epochs", "many"], "Invalid value for '--epochs': ", "see cpt train --help"),
-        (["validate"], "Missing argument 'BUNDLE|FILE'", "see cpt validate --help"),
+        (["validate"], "Missing argument 'BUNDLE|RUN|FILE'", "see cpt validate --help"),
         (["serve", "bundle", "--port", "65536"], "Invalid value for '--port': ", "see cpt serve --help"),
     ],
     ids=["command", "option", "number", "missing", "range"],

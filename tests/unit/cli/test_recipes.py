@@ -47,7 +47,7 @@ def test_a_name_that_is_none_gets_the_nearest(capsys, command):
 
 
 def test_experiments_are_trained_by_name(capsys, tmp_path):
-    words = ["resnet38-cifar10-cpt3-8", f"data.root={tmp_path}", "--smoke", "--dry-run"]
+    words = ["resnet38-cifar10-cpt3-8", f"data.root={tmp_path}", "--dry-run"]
     assert main(["train", *words]) == 5  # the recipe is found, its data are not
     assert "data set cifar10" in capsys.readouterr().err
     assert main(["train", "--smoke", "--bits", "auto"]) == 2

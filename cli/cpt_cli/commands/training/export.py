@@ -334,9 +334,7 @@ COMMAND = Command(
     export,
     "cpt export runs/digits --bits 4 --act-bits 4  # weights and activations at 4 bits; the default is 8",
     "cpt export runs/digits --checkpoint best  # the model of the best evaluation",
-    "cpt export runs/digits --budget 0.6  # bits by layer, 60 % of the size of 8-bit weights",
     "cpt export --from model.onnx --data photos/  # trained elsewhere, in float: calibration only",
     "cpt export --from detector.onnx --data inputs.npz  # any inputs and outputs: named tensors",
     "cpt export runs/digits --input uint8  # the file takes the bytes of images",
-    "cpt export runs/digits --format torchscript,pt2  # for programs that have PyTorch but not onnxruntime",
 )
