@@ -88,7 +88,7 @@ class Adapter(Model):
         model = OnnxRuntimeModel(onnx, self.signature, threads=settings.threads, provider=settings.provider)
         check = model.reproduce_golden(bundle.golden)
         if not (settings.golden == "off" or check.reproduced or (settings.golden == "labels" and check.same_labels)):
-            how_far = f"{check.worst_difference} steps" if check.tolerance is None else f"{check.worst:.3g}"
+            how_far = str(check.worst_difference) if check.tolerance is None else f"{check.worst:.3g}"
             raise ValidationFailedError(
                 f"Expected {bundle.name} to reproduce its golden sample, but {check.mismatches} of {check.values} "
                 f"{check.what} differ, by up to {how_far}, and the largest outputs "

@@ -67,7 +67,7 @@ def test_a_golden_sample_that_differs_keeps_the_server_unready(tmp_path, bundle_
     bundle = write_bundle(tmp_path / "bundle", contents=other_codes(bundle_contents()))
     with connect_to(bundle) as client:
         message = client.get("/health/ready").json()["error"]
-        assert "1 of 12 output integers differ, by up to 1 codes, and the largest outputs agree" in message
+        assert "1 of 12 output integers differ, by up to 1, and the largest outputs agree" in message
         assert client.post("/predict", content=png()).status_code == 503
     for accepted in ("labels", "off"):
         with connect_to(bundle, golden=accepted) as client:
