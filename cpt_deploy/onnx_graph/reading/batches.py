@@ -24,16 +24,18 @@ def with_free_batch(network: OnnxNetwork) -> OnnxNetwork:
     tried, since its operators may join samples.
 
     Args:
-        network: A network with a fixed batch, as `read_onnx` returns it.
+        network: A network as `read_onnx` returns it. If its first sizes are free, they only get one name.
     """
     batch = fixed_batch(network)
     model = network.to_model()
-    if batch is None:
-        return network
     for value in (*model.graph.input, *model.graph.output):
         sizes = value.type.tensor_type.shape.dim
-        if len(sizes) and sizes[0].dim_value == batch:
+        # Exporters name a free first size of outputs otherwise than that of inputs.
+        if len(sizes) and (sizes[0].dim_value == batch if batch else not sizes[0].HasField("dim_value")):
             sizes[0].dim_param = BATCH
+    if batch is None:
+        renamed = OnnxNetwork.from_model(model, name=network.name)
+        return replace(network, inputs=renamed.inputs, outputs=renamed.outputs)
     added: dict[str, onnx.TensorProto] = {}
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:

@@ -260,7 +260,9 @@ def _check_rows(network: "OnnxNetwork", file: "OnnxNetwork", pair: Arrays) -> No
         for name, several in alone.items():
             got, wanted = together[name][row : row + 1], several[:1]
             scale = float(np.abs(wanted).max(initial=0)) or 1.0
-            if got.shape != wanted.shape or not np.allclose(
-                got, wanted, rtol=_INDEPENDENT, atol=_INDEPENDENT * scale, equal_nan=True
+            if (
+                len(together[name]) != 2
+                or got.shape != wanted.shape
+                or not np.allclose(got, wanted, rtol=_INDEPENDENT, atol=_INDEPENDENT * scale, equal_nan=True)
             ):
                 raise ConversionError(f"Expected rows that do not depend on each other, but those of {name!r} do")

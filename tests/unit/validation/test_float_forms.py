@@ -178,13 +178,13 @@ def test_only_layers_that_multiply_lose_range_and_none_beside_signed_activations
     assert reduced_layers(prepared(symmetric=True)) == []
 
 
-@pytest.mark.parametrize("part", ["weight_codes", "weight_scales"])
-def test_an_edited_row_of_an_embedding_is_named(part, tmp_path, edited):
+@pytest.mark.parametrize(("part", "words"), [("weight_codes", "quantized weights"), ("weight_scales", "weight scales")])
+def test_an_edited_row_of_an_embedding_is_named(part, words, tmp_path, edited):
     bundle = export_bundle(prepared(), tmp_path / "bundle", IDENTITY, torch.randn(2, *SHAPE))
     assert compare_constants(bundle).differences == ()
     output = next(entry["output"] for entry in bundle.quantization["weights"] if entry["layer"] == "position")
     (difference,) = compare_constants(edited(bundle, tmp_path / "edited", f"{output}.{part}")).differences
-    assert (difference.tensor, difference.part, difference.differing) == (output, part.replace("_", " "), 1)
+    assert (difference.tensor, difference.part, difference.differing) == (output, words, 1)
 
 
 def test_the_float_file_is_the_network_without_quantizers():
