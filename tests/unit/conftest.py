@@ -92,6 +92,7 @@ def colour_graph() -> dict[str, Any]:
     logits = {"scale": float(np.float32(LOGIT_SCALE)), "zero_point": LOGIT_ZERO, "bits": 8}
     layer = {
         "codes": {"tensor": "fc.weight"}, "scales": {"tensor": "fc.weight_scale"}, "bias": {"tensor": "fc.bias"},
+        "shift": 0, "bits": 8, "source": "fc",
     }  # fmt: skip
     return {
         "signature": to_json(COLOUR_SIGNATURE),
@@ -103,7 +104,7 @@ def colour_graph() -> dict[str, Any]:
         "operations": [
             {"type": "Quantize", "inputs": ["image"], "output": "image_codes"},
             {"type": "Reshape", "inputs": ["image_codes"], "output": "flat_codes"},
-            {"type": "FullyConnected", "inputs": ["flat_codes"], "output": "logit_codes", "shift": 0, "bits": 8, "source": "fc", **layer},
+            {"type": "FullyConnected", "inputs": ["flat_codes"], "output": "logit_codes", **layer},
         ],
     }  # fmt: skip
 
