@@ -16,6 +16,14 @@ os.environ.pop("COLUMNS", None)
 MARK = f"TESTS_OF_{os.getpid()}"
 os.environ[MARK] = "1"
 
+SLOW = Path(__file__).with_name("slow.txt")
+"""Ids of tests that take longer than `SECONDS`, which the default set leaves out; `pytest --all --write-slow` lists
+them anew."""
+SECONDS = 2.0
+ALWAYS = ("test_workflow", "test_readme", "test_quickstart", "test_onnx_files", "test_serving")
+"""Files of `e2e` that are in the default set however long they take: they go the whole path."""
+
+DURATIONS = pytest.StashKey[dict[str, float]]()
 WATCHDOG = pytest.StashKey[subprocess.Popen[bytes]]()
 
 FEWER = 4
@@ -30,6 +38,7 @@ settings.load_profile("repeatable")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option that asks for everything."""
     parser.addoption("--all", action="store_true", help="run the slow tests too, and draw all examples (make test-all)")
+    parser.addoption("--write-slow", action="store_true", help=f"list the tests above {SECONDS:g} s in {SLOW.name}")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -40,12 +49,35 @@ def pytest_configure(config: pytest.Config) -> None:
         # In a session of its own a Ctrl-C in the terminal does not reach it.
         process = subprocess.Popen(program, stdin=none, stdout=none, stderr=none, start_new_session=True)
         config.stash[WATCHDOG] = process
+        if config.option.write_slow:
+            config.stash[DURATIONS] = {}
+            config.pluginmanager.register(_Durations(config.stash[DURATIONS]))
+
+
+class _Durations:
+    """Notes how long tests take, without their fixtures."""
+
+    def __init__(self, found: dict[str, float]) -> None:
+        self._found = found
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call":
+            self._found[report.nodeid] = report.duration
+
+    def pytest_sessionfinish(self) -> None:
+        slow = sorted(
+            test for test, seconds in self._found.items() if seconds > SECONDS and not _goes_the_whole_path(test)
+        )
+        SLOW.write_text("".join(f"{test}\n" for test in slow), encoding="utf-8")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the slow tests and draw fewer examples, unless everything is asked for or a test by its name."""
-    slow = [item for item in items if item.get_closest_marker("slow") or _is_further_case(item)]
+    listed = set(SLOW.read_text(encoding="utf-8").splitlines())
+    slow = [
+        item for item in items if item.get_closest_marker("slow") or _is_further_case(item) or item.nodeid in listed
+    ]
     if config.option.all:
         # The workers of pytest-xdist take files one by one: one that takes long at the end would leave the others idle.
         long = {item.path for item in slow}
@@ -53,6 +85,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     named = any("::" in argument for argument in config.args) or config.option.keyword or config.option.markexpr
     if config.option.all or named:
         return
+    for marked in {(item.function, pattern) for item in slow for pattern in _usual_cases(item)}:
+        if not any(getattr(item, "function", None) is marked[0] and _is_case(item, marked[1]) for item in items):
+            raise pytest.UsageError(
+                f"Expected by_default to name cases of {marked[0].__qualname__}, but got {marked[1]!r}"
+            )
     config.hook.pytest_deselected(items=slow)
     left_out = set(slow)
     items[:] = [item for item in items if item not in left_out]
@@ -61,11 +98,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if draws is not None:
             fewer = max(1, draws.max_examples // FEWER)
             function._hypothesis_internal_use_settings = settings(draws, max_examples=fewer)
-    for marked in {(item.function, pattern) for item in slow for pattern in _usual_cases(item)}:
-        if not any(getattr(item, "function", None) is marked[0] and _is_case(item, marked[1]) for item in items):
-            raise pytest.UsageError(
-                f"Expected by_default to name cases of {marked[0].__qualname__}, but got {marked[1]!r}"
-            )
+
+
+def _goes_the_whole_path(test: str) -> bool:
+    return test.startswith(tuple(f"tests/e2e/{name}.py" for name in ALWAYS))
 
 
 def _usual_cases(item: pytest.Item) -> list[str]:
