@@ -30,8 +30,8 @@ def with_free_batch(network: OnnxNetwork) -> OnnxNetwork:
     model = network.to_model()
     for value in (*model.graph.input, *model.graph.output):
         sizes = value.type.tensor_type.shape.dim
-        # Exporters name a free first size of outputs otherwise than that of inputs.
-        if len(sizes) and (sizes[0].dim_value == batch if batch else not sizes[0].HasField("dim_value")):
+        # Exporters name a free first size of outputs otherwise than that of inputs, or write -1.
+        if len(sizes) and (sizes[0].dim_value == batch if batch else sizes[0].dim_value < 1):
             sizes[0].dim_param = BATCH
     if batch is None:
         renamed = OnnxNetwork.from_model(model, name=network.name)
