@@ -34,7 +34,9 @@ def file_with(batch: int | str, output_batch: int | str | None, folder: Path) ->
     return path
 
 
-@pytest.mark.parametrize(("batch", "output"), [("rows", "rows"), ("rows", "others"), ("rows", None), ("rows", -1), (1, 1), (2, 2)])
+@pytest.mark.parametrize(
+    ("batch", "output"), [("rows", "rows"), ("rows", "others"), ("rows", None), ("rows", -1), (1, 1), (2, 2)]
+)
 def test_the_batch_is_free_and_has_one_name(batch: int | str, output: int | str | None, tmp_path: Path) -> None:
     path = file_with(batch, output, tmp_path)
     network = with_free_batch(read_onnx(path))
