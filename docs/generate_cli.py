@@ -6,6 +6,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from generated import write_or_check
+
 from cpt_cli.command import examples
 from cpt_cli.commands import COMMANDS
 from cpt_cli.main import EXIT_CODES, ROOT_EXAMPLES, root_epilog
@@ -59,12 +61,7 @@ def _code(commands: tuple[str, ...]) -> str:
 
 def main() -> int:
     """Write the pages, or with --check return 1 if one is out of date."""
-    pages = render()
-    if "--check" in sys.argv[1:]:
-        return int(any((FOLDER / name).read_text(encoding="utf-8") != text for name, text in pages.items()))
-    for name, text in pages.items():
-        (FOLDER / name).write_text(text, encoding="utf-8")
-    return 0
+    return write_or_check({FOLDER / name: text for name, text in render().items()})
 
 
 if __name__ == "__main__":

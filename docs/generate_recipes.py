@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+from generated import write_or_check
+
 from cpt_deploy.recipe import Experiment, experiments
 
 PAGE = Path(__file__).parent / "reference" / "recipes.md"
@@ -53,11 +55,7 @@ def _accuracy(experiment: Experiment) -> str:
 
 def main() -> int:
     """Write the table, or with --check return 1 if it is out of date."""
-    page = PAGE.read_text(encoding="utf-8")
-    if "--check" not in sys.argv[1:]:
-        PAGE.write_text(render(page), encoding="utf-8")
-        return 0
-    return 0 if render(page) == page else 1
+    return write_or_check({PAGE: render(PAGE.read_text(encoding="utf-8"))})
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import typer
+from generated import write_or_check
 from pydantic import BaseModel
 from typer.main import get_command
 
@@ -205,11 +206,7 @@ def main() -> int:
         "server-settings.md": server_settings(),
         "http-routes.md": routes,
     }
-    if "--check" in sys.argv[1:]:
-        return int(any((FOLDER / name).read_text(encoding="utf-8") != text for name, text in pages.items()))
-    for name, text in pages.items():
-        (FOLDER / name).write_text(text, encoding="utf-8")
-    return 0
+    return write_or_check({FOLDER / name: text for name, text in pages.items()})
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Needs neither `onnx` nor PyTorch.
 """
 
 import hashlib
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ from cpt_deploy.bundle.runtime.model import DTYPES
 from cpt_deploy.bundle.runtime.sessions import open_session
 from cpt_deploy.errors import BundleError
 from cpt_deploy.signature import BATCH, FreeSize, Signature, TensorSpec
+
+logger = logging.getLogger(__name__)
 
 STRING = "object"
 """NumPy's dtype of strings in onnxruntime."""
@@ -88,7 +91,7 @@ def rows_are_independent(session: Any, signature: Signature) -> bool:
     # Inputs that name their first dimensions differently may be broadcast.
     if len({tensor.batch for tensor in signature.inputs}) != 1 or not all(isinstance(t.batch, str) for t in tensors):
         return False
-    names = [tensor.name for tensor in signature.outputs]
+    names, reason = [tensor.name for tensor in signature.outputs], ""
     for seed, size in enumerate(_SIZES):
         inputs = dict(_random_inputs(signature, len(_SPREAD), size, seed))
         try:
@@ -97,12 +100,14 @@ def rows_are_independent(session: Any, signature: Signature) -> bool:
                 session.run(names, {name: array[row : row + 1] for name, array in inputs.items()})
                 for row in range(len(_SPREAD))
             ]
-        except Exception:
+        except Exception as error:  # onnxruntime's exceptions have no common base class
+            reason = str(error).strip().partition("\n")[0]
             continue
         return all(
             len(values) == len(_SPREAD) and all(_alike(each[i], values[n : n + 1]) for n, each in enumerate(alone))
             for i, values in enumerate(together)
         )
+    logger.warning("rows of several requests are not joined: the file runs with none of the sizes tried: %s", reason)
     return False
 
 

@@ -36,10 +36,12 @@ def bundle_at(given: Path) -> Path:
     Any other path is returned as it is.
 
     Raises:
-        BundleError: If the run has no bundle.
+        BundleError: If the run has no bundle, or a path with the suffix of an ONNX file does not exist.
         UsageError: If it has several.
     """
     path = _existing(given)
+    if path.suffix == ".onnx" and not path.exists():
+        raise BundleError(f"Expected an ONNX file at {readable.path(path)}, but there is nothing")
     if not (path / "recipe.yaml").is_file():
         return path
     found = sorted(entry for entry in path.iterdir() if (entry / SUMS_FILE).is_file())

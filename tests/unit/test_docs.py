@@ -1,12 +1,14 @@
 """The pages in docs/ agree with the code, link to what exists, and become a site that loads nothing from elsewhere."""
 
 import doctest
+import importlib
 import importlib.util
 import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from importlib.metadata import version
 from pathlib import Path
@@ -32,14 +34,11 @@ PAGES = sorted(
 
 
 @pytest.fixture(scope="module")
-def generate() -> ModuleType:
+def generate() -> Iterator[ModuleType]:
     """The script that writes the pages of fields, settings and routes."""
-    found = importlib.util.spec_from_file_location("generate_reference", DOCS / "generate_reference.py")
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(DOCS)
+        yield importlib.import_module("generate_reference")
 
 
 def test_the_page_of_the_commands_is_up_to_date():

@@ -17,7 +17,7 @@ import onnx
 from cpt_deploy.bundle.runtime.sessions import open_session
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
 from cpt_deploy.validation.onnx_files.files import Arrays, with_outputs
-from cpt_deploy.validation.onnx_files.kernels.calls import Recomputed
+from cpt_deploy.validation.onnx_files.kernels.calls import Recomputed, UnknownArithmeticError
 from cpt_deploy.validation.onnx_files.kernels.exact import EXACT, recompute
 
 _OPAQUE = ("QLinear", "QAttention", "QEmbed", "DynamicQuantize", "QMoE", "QOrdered")
@@ -51,7 +51,8 @@ class Replayed:
 
     Args:
         operators: The integer operators in graph order.
-        unknown: Integer operators that were not compared, since their arithmetic is not known, counted by type.
+        unknown: Integer operators that were not compared, since their arithmetic is not known, counted by type
+            and form.
         reproduced: Whether the graph with further outputs computed the served outputs, bit for bit.
     """
 
@@ -111,12 +112,13 @@ class Replay:
         values = _Values(self.network, {**inputs, **got})
         for node in list(self._nodes):
             if not self._reads_codes(node, values):
-                self._leave(node, known=True)
+                self._leave(node)
                 continue
             try:
                 results = recompute(node, values)
-            except NotImplementedError:
-                self._leave(node, known=False)
+            except UnknownArithmeticError as error:
+                self._leave(node)
+                self._unknown[f"{node.op_type} ({error})"] += 1
                 continue
             for name, result in zip(node.output, results, strict=False):
                 if name:
@@ -140,11 +142,9 @@ class Replay:
             return values[node.input[0]].dtype.kind in "iu" and self.network.array(node.input[0]) is None
         return True
 
-    def _leave(self, node: onnx.NodeProto, *, known: bool) -> None:
+    def _leave(self, node: onnx.NodeProto) -> None:
         self._nodes.remove(node)
         self._counts.pop(node.name)
-        if not known:
-            self._unknown[node.op_type] += 1
 
     def _count(self, name: str, expected: Recomputed, got: npt.NDArray[Any]) -> None:
         counts = self._counts[name]

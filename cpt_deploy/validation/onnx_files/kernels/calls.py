@@ -65,6 +65,10 @@ class Call:
         return self.values[self.node.output[0]].dtype
 
 
+class UnknownArithmeticError(Exception):
+    """The exact arithmetic of this form of an operator is not known, so it is left out of the comparison, and named."""
+
+
 def saturated(real: Floats, zero: Array, kind: np.dtype[Any]) -> Array:
     """Round half to even, add the zero point, and saturate to the range of an integer dtype."""
     limits = np.iinfo(kind)
@@ -85,7 +89,7 @@ def along(values: Array, rank: int, axis: int) -> Array:
     if values.size == 1:
         return values.reshape(())
     if values.ndim != 1:
-        raise NotImplementedError("values per block")
+        raise UnknownArithmeticError("scales per block")
     shape = [1] * rank
     shape[axis] = -1
     return values.reshape(shape)

@@ -21,7 +21,7 @@ def recompute(node: onnx.NodeProto, values: Values) -> tuple[Recomputed, ...]:
         values: Tensors by name.
 
     Raises:
-        NotImplementedError: If the operator has a form whose arithmetic is not known, such as scales per block.
+        UnknownArithmeticError: If the operator has a form whose arithmetic is not known, such as scales per block.
     """
     return EXACT[node.op_type](Call(node, values, attributes_of(node)))
 

@@ -4,7 +4,15 @@ from typing import Any
 
 import numpy as np
 
-from cpt_deploy.validation.onnx_files.kernels.calls import Array, Call, Recomputed, geometry, requantized, saturated
+from cpt_deploy.validation.onnx_files.kernels.calls import (
+    Array,
+    Call,
+    Recomputed,
+    UnknownArithmeticError,
+    geometry,
+    requantized,
+    saturated,
+)
 
 
 def global_average(call: Call) -> tuple[Recomputed, ...]:
@@ -24,7 +32,7 @@ def max_pool(call: Call) -> tuple[Recomputed, ...]:
 
     last, codes = call.node.op_type == "NhwcMaxPool", call.at(0)
     if codes.dtype.kind not in "iu" or codes.ndim > 5:
-        raise NotImplementedError("a pool of real numbers")
+        raise UnknownArithmeticError("of real numbers, or of more than three dimensions")
     x = np.moveaxis(codes, -1, 1) if last else codes
     kernel = tuple(call.attributes["kernel_shape"])
     pads, strides, dilations = geometry(call.attributes, x.shape[2:], kernel)
@@ -48,7 +56,7 @@ def average_pool(call: Call) -> tuple[Recomputed, ...]:
     kernel = tuple(call.attributes["kernel_shape"])
     pads, strides, _ = geometry(call.attributes, x.shape[2:], kernel)
     if len(kernel) != 2 or call.attributes.get("ceil_mode", 0):
-        raise NotImplementedError("an average over other windows")
+        raise UnknownArithmeticError("other windows than of two dimensions, or ceil_mode")
     real = (x.astype(np.int64) - call.zero(2)).astype(np.float32) * call.scale(1)
     padded, inside = (np.pad(part, [(0, 0), (0, 0), *pads]) for part in (real, np.ones_like(real[:1, :1])))
     sizes = [

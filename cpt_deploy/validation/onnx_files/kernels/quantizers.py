@@ -2,14 +2,22 @@
 
 import numpy as np
 
-from cpt_deploy.validation.onnx_files.kernels.calls import Array, Call, Floats, Recomputed, along, saturated
+from cpt_deploy.validation.onnx_files.kernels.calls import (
+    Array,
+    Call,
+    Floats,
+    Recomputed,
+    UnknownArithmeticError,
+    along,
+    saturated,
+)
 
 
 def quantize(call: Call) -> tuple[Recomputed, ...]:
     """QuantizeLinear: `rint(x / s) + z`, true division."""
     x, axis = call.at(0), int(call.attributes.get("axis", 1))
     if call.attributes.get("block_size") or x.dtype != np.float32 or call.kind.kind not in "iu":
-        raise NotImplementedError(f"QuantizeLinear from {x.dtype} to {call.kind}")
+        raise UnknownArithmeticError(_form(call, x))
     scale, zero = along(call.scale(1), x.ndim, axis), along(call.zero(2), x.ndim, axis)
     return (Recomputed(saturated((x / scale).astype(np.float32), zero, call.kind)),)
 
@@ -18,9 +26,13 @@ def dequantize(call: Call) -> tuple[Recomputed, ...]:
     """DequantizeLinear: `f32(q − z) · s`."""
     codes, axis = call.at(0), int(call.attributes.get("axis", 1))
     if call.attributes.get("block_size") or call.kind != np.float32 or codes.dtype.kind not in "iu":
-        raise NotImplementedError(f"DequantizeLinear from {codes.dtype} to {call.kind}")
+        raise UnknownArithmeticError(_form(call, codes))
     scale, zero = along(call.scale(1), codes.ndim, axis), along(call.zero(2), codes.ndim, axis)
     return (Recomputed((codes.astype(np.int64) - zero).astype(np.float32) * scale, scale),)
+
+
+def _form(call: Call, given: Array) -> str:
+    return "scales per block" if call.attributes.get("block_size") else f"from {given.dtype} to {call.kind}"
 
 
 def dynamic_parameters(x: Floats) -> tuple[Floats, Array]:

@@ -142,6 +142,21 @@ def test_sizes_that_do_not_fit_each_other_are_the_clients_mistake(client):
         server.infer("sizes", [tensor(kind, "x", np.ones(2, np.float32)), tensor(kind, "y", np.ones(3, np.float32))])
 
 
+def test_a_file_that_runs_with_no_size_that_is_tried_says_why_rows_are_not_joined(tmp_path, caplog):
+    table = numpy_helper.from_array(np.zeros((3, 3), np.float32), "w")
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", "size"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 3])],
+        [table],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "m.onnx")
+    assert not joins_rows(bundle_of_file(tmp_path / "m.onnx").signature)
+    assert "are not joined" in caplog.text
+    assert "MatMul" in caplog.text
+
+
 def test_batches_are_joined_only_where_rows_are_independent(folder):
     joined = {
         name: joins_rows(bundle_of_file(folder / f"{name}.onnx").signature) for name in ("rows", "columns", "scalar")

@@ -5,6 +5,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from cpt_deploy.validation.onnx_files.kernels.calls import UnknownArithmeticError
 from cpt_deploy.validation.onnx_files.kernels.exact import EXACT, recompute
 from tests.unit.validation.onnx_files.conftest import constant, model_of, value
 
@@ -204,5 +205,5 @@ def test_an_operator_is_recomputed_exactly(case):
 def test_a_form_that_is_not_known_is_refused():
     node = helper.make_node("QuantizeLinear", ["x", "s"], ["y"], block_size=4)
     values = {"x": np.zeros((8, 4), np.float32), "s": np.ones((2, 4), np.float32), "y": np.zeros((8, 4), np.uint8)}
-    with pytest.raises(NotImplementedError, match="QuantizeLinear"):
+    with pytest.raises(UnknownArithmeticError, match="scales per block"):
         recompute(node, values)

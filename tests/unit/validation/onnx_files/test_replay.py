@@ -89,6 +89,17 @@ def test_operators_without_known_arithmetic_are_named(tmp_path):
     assert result.compared == 0
 
 
+def test_forms_without_known_arithmetic_are_named_with_the_reason(tmp_path):
+    node = helper.make_node("QuantizeLinear", ["x", "s", "z"], ["y"], "blocks", axis=0, block_size=2)
+    constants = [constant("s", np.full((2, 4), 0.1)), constant("z", np.zeros((2, 4)), np.uint8)]
+    model = model_of([node], [value("x", [4, 4])], [value("y", [4, 4], onnx.TensorProto.UINT8)], constants, opset=21)
+    model.ir_version = 10
+    onnx.save(model, tmp_path / "file.onnx")
+    result = replayed(tmp_path / "file.onnx", {"x": np.ones((4, 4), np.float32)})
+    assert result.unknown == {"QuantizeLinear (scales per block)": 1}
+    assert result.compared == 0
+
+
 def test_integers_with_optimizations_off_are_those_of_another_session(files):
     """The counts are those of two plain sessions, one of them without optimizations."""
     file, inputs = read_file(files["qdq"]), {"image": images(8)}
