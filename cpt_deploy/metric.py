@@ -25,7 +25,12 @@ class Metric:
     @property
     def title(self) -> str:
         """The name in words."""
-        return self.name.replace("_", " ")
+        return "SQNR in dB" if self.name == "sqnr_db" else self.name.replace("_", " ")
+
+    @property
+    def heading(self) -> str:
+        """The name in words at the beginning of a sentence."""
+        return self.title[:1].upper() + self.title[1:]
 
     @property
     def scale(self) -> float:

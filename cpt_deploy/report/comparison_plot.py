@@ -55,7 +55,7 @@ def plot_comparison(groups: Sequence[ComparedGroup], destination: Path) -> Any:
     axes.set_xlabel("cost of training (GBitOPs)")
     axes.set_ylabel(f"test {metric.axis}")
     seeds_shown = ", mean ± standard deviation of the seeds" if any(len(group.figures) > 1 for group in groups) else ""
-    title_above(figure, f"{metric.title.capitalize()} against the cost of training{seeds_shown}")
+    title_above(figure, f"{metric.heading} against the cost of training{seeds_shown}")
     grids(axes)
     legend_below(figure, axes)
     return save(figure, destination)

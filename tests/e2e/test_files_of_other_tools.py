@@ -101,7 +101,7 @@ def test_bundles_of_tensors_are_validated_on_rows(tmp_path: Path, capsys: pytest
     run(capsys, "export", "--from", tmp_path / "file.onnx", "--data", tmp_path / "inputs.npz", "--out", bundle)
     out, _ = run(capsys, "validate", bundle, "--data", tmp_path / "inputs.npz")
     assert "passed" in out
-    assert "sqnr" in out
+    assert "SQNR in dB" in out
     evidence = read_evidence(require_evidence_of(bundle))
     assert evidence is not None
     assert evidence.samples == 20

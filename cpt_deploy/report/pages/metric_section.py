@@ -77,9 +77,9 @@ def metric_section(report: Report) -> str:
         else "<p>The interval of the change is that of paired samples.</p>"
     )
     return (
-        f"<section><h2>{metric.title.capitalize()}</h2>\n"
+        f"<section><h2>{metric.heading}</h2>\n"
         f'<div class="beside">{"".join(pictures)}</div>\n'
-        f"{table(f'{metric.title.capitalize()} in each runtime', columns, rows)}\n{_exactness(report)}{note}</section>"
+        f"{table(f'{metric.heading} in each runtime', columns, rows)}\n{_exactness(report)}{note}</section>"
     )
 
 

@@ -63,7 +63,7 @@ def metric_plot(report: Report) -> str:
     grids(axes, axis="x")
     parts = "; ".join(f"{runtime_name(report, r['name'])} {metric.text(r[metric.name])}" for r in runtimes)
     interval = " with its 95 % interval" if intervals else ""
-    alternative = f"{metric.title.capitalize()} in each runtime{interval}: {parts}."
+    alternative = f"{metric.heading} in each runtime{interval}: {parts}."
     return to_svg(figure, name="metric", alternative=alternative)
 
 
