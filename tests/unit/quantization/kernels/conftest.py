@@ -1,6 +1,9 @@
 """The backends of kernels that this machine runs."""
 
 import os
+import subprocess
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -76,3 +79,19 @@ def triton_kernels() -> Any:
     if not INTERPRETED and not torch.cuda.is_available():
         pytest.skip("needs TRITON_INTERPRET=1, or a GPU")
     return interpreted_or_on_gpu()
+
+
+@pytest.fixture
+def run_interpreted() -> Callable[..., None]:
+    """What runs the tests of files where Triton interprets: all pass, none is skipped for want of the interpreter."""
+
+    def run(*files: str) -> None:
+        line = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *files]
+        environment = {**os.environ, "TRITON_INTERPRET": "1"}
+        done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+        # How many run differs from processor to processor; that Triton's do is what this is about.
+        assert " passed" in done.stdout
+        assert "needs TRITON_INTERPRET" not in done.stdout
+
+    return run

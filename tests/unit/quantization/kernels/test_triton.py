@@ -5,8 +5,7 @@ runs what needs it in a process of its own.
 """
 
 import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,14 +42,8 @@ WIDTH, HEIGHT = torch.tensor(255.0), torch.tensor(7.0)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the tests themselves run here")
-def test_all_hold_in_the_interpreter() -> None:
-    files = [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("triton", "native", "parameters")]
-    line = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
-    done = subprocess.run(
-        line, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout
-    assert "113 passed" in done.stdout
+def test_all_hold_in_the_interpreter(run_interpreted: Callable[..., None]) -> None:
+    run_interpreted(*(str(Path(__file__).with_name(f"test_{name}.py")) for name in ("triton", "native", "parameters")))
 
 
 # --- a step of training -----------------------------------------------------------------------------------------------
