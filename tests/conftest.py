@@ -19,7 +19,7 @@ os.environ[MARK] = "1"
 SLOW = Path(__file__).with_name("slow.txt")
 """Ids of tests that take longer than `SECONDS`, which the default set leaves out; `pytest --all --write-slow` lists
 them anew."""
-SECONDS = 2.0
+SECONDS = 1.0
 ALWAYS = ("test_workflow", "test_readme", "test_quickstart", "test_onnx_files", "test_serving")
 """Files of `e2e` that are in the default set however long they take: they go the whole path."""
 

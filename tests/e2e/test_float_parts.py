@@ -9,6 +9,8 @@ import pytest
 
 from cpt_deploy.bundle import Bundle
 
+pytestmark = pytest.mark.slow  # of networks with operators in float, units and bundles are tested by default
+
 MODULE = """
 from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer

@@ -107,6 +107,7 @@ def test_the_same_run_exports_at_fewer_bits(here, capsys, run_dir, tmp_path):
     assert "passed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_further_formats_are_exported_and_validated(here, capsys, run_dir, tmp_path):
     words = ["--format", "torchscript", "--format", "onnx,pt2"]
     assert main(["export", str(run_dir), "--bits", "4", "--out", str(tmp_path / "four"), *words, "--json"]) == 0
@@ -135,6 +136,7 @@ def test_the_opset_decides_whether_weights_are_packed(here, capsys, run_dir, tmp
     assert sizes[1] < 0.8 * sizes[0]
 
 
+@pytest.mark.slow
 def test_an_export_cannot_saturate_and_says_what_that_takes_and_a_native_one_can(here, capsys, run_dir, tmp_path):
     portable = str(tmp_path / "portable")
     assert main(["export", str(run_dir), "--out", portable]) == 0
@@ -327,9 +329,9 @@ def test_a_full_disk_leaves_no_half_bundle(here, capsys, run_dir, bundle_copy, t
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "sigterm"])
 def test_an_interrupted_run_is_saved_and_goes_on(cpt, start, tmp_path, number, code):
     out = tmp_path / "run"
-    settings = ["train.epochs=12", "precision.cycles=2", "train.calibration_batches=2", "train.eval_every=null"]
+    settings = ["train.epochs=6", "precision.cycles=2", "train.calibration_batches=2", "train.eval_every=null"]
     process = start("train", "digits-quickstart", *settings, "--out", out)
-    assert process.stderr.readline().startswith("epoch 1/12")
+    assert process.stderr.readline().startswith("epoch 1/6")
     process.send_signal(number)
     _, rest = process.communicate(timeout=120)
     assert process.returncode == code

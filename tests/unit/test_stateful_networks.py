@@ -157,7 +157,10 @@ class Case:
         return dict(zip(names, self.inputs(*sizes), strict=True))
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+@pytest.fixture(
+    scope="module",
+    params=[name if name == "gpt" else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS],
+)
 def case(request: pytest.FixtureRequest) -> Case:
     torch.manual_seed(0)
     make, count, heads, (prefix, first) = NETWORKS[request.param]

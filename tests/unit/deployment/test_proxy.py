@@ -125,6 +125,7 @@ def exchange(proxy, *pieces):
     return received
 
 
+@pytest.mark.slow
 def test_what_the_fast_parser_cannot_take_does_not_reach_it(proxy, png):
     body, close = png("lime"), b"Connection: close\r\n"
     head = HEAD + close + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n" % (len(body), body)
@@ -141,6 +142,7 @@ def test_what_the_fast_parser_cannot_take_does_not_reach_it(proxy, png):
     assert exchange(proxy, b"GET /health/live HT") in (b"", b"HTTP/1.1 408")
 
 
+@pytest.mark.slow
 def test_the_proxy_shows_nobody_what_is_for_operators(proxy):
     port, context = proxy
     with httpx2.Client(base_url=f"https://127.0.0.1:{port}", verify=context, trust_env=False) as client:

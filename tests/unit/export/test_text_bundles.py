@@ -30,7 +30,7 @@ NETWORKS = {
 }
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+@pytest.fixture(scope="module", params=["lstm", pytest.param("transformer", marks=pytest.mark.slow)])
 def model(request):
     torch.manual_seed(0)
     network = NETWORKS[request.param]()

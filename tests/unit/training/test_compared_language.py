@@ -15,6 +15,8 @@ from cpt_deploy.recipe import load_recipe
 from cpt_deploy.training import TrialOutcome, TrialQueue, group_runs, read_finished_run, train
 from cpt_deploy.workflows.experiments.trial_processes import _outcome
 
+pytestmark = pytest.mark.slow  # trains four models; comparing is tested with one kind of run by default
+
 SETTINGS = (
     "model.args={embedding: 8, hidden: 8, layers: 1, dropout: 0.0}",
     "train.steps=6",

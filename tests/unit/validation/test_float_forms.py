@@ -76,7 +76,10 @@ def prepared(*, native=False, symmetric=False, weight_bits=None, activation_bits
     return model.eval()
 
 
-@pytest.fixture(scope="module", params=FORMS)
+@pytest.fixture(
+    scope="module",
+    params=[name if name == "symmetric" else pytest.param(name, marks=pytest.mark.slow) for name in FORMS],
+)
 def form(request, tmp_path_factory):
     """What was asked for, the model and its bundle."""
     asked = FORMS[request.param]

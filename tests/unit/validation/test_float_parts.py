@@ -19,6 +19,8 @@ from cpt_deploy.validation.comparison import IntegerComparison
 from cpt_deploy.validation.integers.integer_model import bundled_integer_model
 from cpt_deploy.validation.integers.intermediate_outputs import IntermediateOutput, with_intermediate_outputs
 
+pytestmark = pytest.mark.slow  # its model takes long; test_float_forms.py has one of all layers by default
+
 LABELS = ("zero", "one", "two")
 SHAPE = (1, 8, 8)
 PROCESSOR = ImageProcessor(Preprocessing(1, (8, 8), mean=(0.5,), std=(0.25,)), LABELS)

@@ -13,6 +13,8 @@ from cpt_deploy.training import group_runs, read_finished_run, seed_curves, trai
 from cpt_deploy.training.experiments.seed_curves import seed_band
 from cpt_deploy.training.run_directory.metrics_log import read_metrics
 
+pytestmark = pytest.mark.slow  # trains several runs; test_compared.py has the table of such runs by default
+
 
 def rows(values):
     return [{"step": str(step), "loss": value} for step, value in values.items()]
