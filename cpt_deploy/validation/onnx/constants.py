@@ -17,8 +17,8 @@ from cpt_deploy.bundle.runtime.operators import require_onnx
 from cpt_deploy.errors import BundleError
 from cpt_deploy.integer import operations as ops
 from cpt_deploy.integer.graph import IntegerGraph
-from cpt_deploy.integer.operations import QuantizedTensor
 from cpt_deploy.integer.stored import graph_from_bundle
+from cpt_deploy.integer.tensors import QuantizedTensor
 from cpt_deploy.validation.onnx.constant_graph import (
     Array,
     ConstantGraph,
@@ -203,6 +203,10 @@ class _Comparison:
             if not tensor.signed:  # integers are padded directly, without a quantizer
                 yield partial(self._dequantizers, tensor)
                 return
+        if isinstance(operation, ops.Reinterpret):
+            yield partial(self._reinterpreted, operation)
+            yield partial(self._dequantizers, tensor)
+            return
         if isinstance(operation, ops.ReadPixels):
             yield partial(self._pixels, operation)
         tabled = isinstance(operation, ops.ReadPixels) and self.onnx.initializer(f"{tensor.name}.factor") is None
@@ -220,6 +224,15 @@ class _Comparison:
             found = self.onnx.initializer(f"{operation.output}.{part}")
             if found is not None:
                 self._compare(operation.output, part, getattr(operation, part).reshape(-1), found.reshape(-1))
+
+    def _reinterpreted(self, operation: ops.Reinterpret) -> None:
+        """Compare the bounds of integers that are dequantized with other parameters."""
+        source, node = self.tensors[operation.inputs[0]], self.onnx.node(operation.output)
+        if node.op_type not in ("Clip", "Identity") or node.input[0] != source.name:
+            raise UnexpectedStructureError(f"expected the integers of {source.name!r}, but got {node.op_type}")
+        bounds = [int(self.onnx.constant(name)) for name in node.input[1:]] or [source.quant_min, source.quant_max]
+        expected = np.array((operation.low, operation.high))
+        self._compare(operation.output, "range of integers", expected, np.array(bounds))
 
     def _operation(self, operation: ops.Operation) -> None:
         node, name = self.onnx.producer(operation.output), operation.output
