@@ -28,10 +28,11 @@ from cpt_deploy.integer.operations import (
 )
 from cpt_deploy.integer.tensors import QuantizedTensor
 from cpt_deploy.onnx_graph.onnx_parts import read_names
+from cpt_deploy.onnx_graph.quantizing.bits import Bits, layer_name
 from cpt_deploy.onnx_graph.quantizing.choosing import Choice
 from cpt_deploy.onnx_graph.quantizing.found import Found, Measured
 from cpt_deploy.onnx_graph.quantizing.movements import constant_pads, movement
-from cpt_deploy.onnx_graph.quantizing.precision import BITS, Bits, layer_name
+from cpt_deploy.onnx_graph.quantizing.precision import BITS
 from cpt_deploy.onnx_graph.quantizing.ranges import Ranges
 from cpt_deploy.onnx_graph.quantizing.reinterpreting import Reinterpreter
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
@@ -189,8 +190,11 @@ class Lowering:
         assert found.weight is not None
         assert found.factor is not None
         assert found.offset is not None
+        # transposed convolutions add other weights in each position
+        excess = 0.0 if found.kind == "transposed" else self.linear.excess.get(found.inputs[0], 0.0)
+        sums = found.weight.reshape(len(found.weight), -1).sum(axis=1)
         return quantized_layer(
-            found.weight, found.factor, found.offset, source,
+            found.weight, found.factor, found.offset - found.factor * sums * excess, source,
             bits=self._bits_of(found), means=self.ranges.means.get(found.inputs[0]),
             portable=self.bits.precision.portable,
         )  # fmt: skip

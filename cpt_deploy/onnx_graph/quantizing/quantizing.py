@@ -10,12 +10,13 @@ import numpy as np
 from cpt_deploy.errors import ConversionError, UsageError
 from cpt_deploy.integer.accumulators import check_accumulators
 from cpt_deploy.integer.graph import IntegerGraph
+from cpt_deploy.onnx_graph.quantizing.bits import bits_of
 from cpt_deploy.onnx_graph.quantizing.choosing import Choice, choose
 from cpt_deploy.onnx_graph.quantizing.equalizing import Equalizer
 from cpt_deploy.onnx_graph.quantizing.lowering import Lowering
 from cpt_deploy.onnx_graph.quantizing.measuring import Runner, Sample, measure_shapes
 from cpt_deploy.onnx_graph.quantizing.placement import Placement, placement_of
-from cpt_deploy.onnx_graph.quantizing.precision import DEFAULT, Precision, bits_of
+from cpt_deploy.onnx_graph.quantizing.precision import DEFAULT, Precision
 from cpt_deploy.onnx_graph.quantizing.ranges import measure_ranges
 from cpt_deploy.onnx_graph.quantizing.sparing import spare
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork

@@ -1,8 +1,9 @@
 """Linear functions of whole tensors without arithmetic: the same integers with other quantization parameters.
 
-With the scale `a · s` and the zero point `z − b / (a · s)`, the integers of `x` are those of `a · x + b`, if that zero
-point is an integer; so the scale of `x` is made a divisor of `b / a`. A hard sigmoid is such a function with a clamp,
-and `x · hardsigmoid(x)`, the hard swish, is one product.
+With the scale `a · s` and the zero point `z − b / (a · s)`, the integers of `x` are those of `a · x + b`. This zero
+point is rounded, and the layers that read the result subtract the difference in their biases. A hard sigmoid is such a
+function with a clamp; for it the scale of `x` is made a divisor of `b / a`. So `x · hardsigmoid(x)`, the hard swish, is
+one product.
 """
 
 import math
@@ -13,15 +14,17 @@ import numpy as np
 
 from cpt_deploy.integer.operations import Reinterpret
 from cpt_deploy.integer.tensors import QuantizedTensor
+from cpt_deploy.onnx_graph.quantizing.bits import Bits
 from cpt_deploy.onnx_graph.quantizing.choosing import Choice
 from cpt_deploy.onnx_graph.quantizing.found import Found
-from cpt_deploy.onnx_graph.quantizing.precision import Bits
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork, is_standard
 
 #: Allowed ratio of a scale to the one without these functions.
 WIDER = 1.25
-#: Least distance of the zero points of `x` and `a · x + b`, since it is rounded down.
+#: Least distance of the zero points of `x` and its hard sigmoid, since it is rounded down.
 LEAST_STEPS = 8
+#: Allowed difference of two zero points from an integer for a hard sigmoid.
+_EXACT = 1e-3
 #: Operations whose results have quantization parameters of their own.
 _OWN = ("add", "average", "concatenate", "connected", "convolution", "global_average", "multiply", "transposed")
 
@@ -50,6 +53,8 @@ class Reinterpreter:
         self.network, self.bounds, self.bits = network, bounds, bits
         #: Scales and zero points of the tensors that such functions read.
         self.parameters: dict[str, tuple[float, int]] = {}
+        #: By how much the results of such functions are too large, at most half a step, since zero points are rounded.
+        self.excess: dict[str, float] = {}
         if bits.precision.symmetric:
             return  # all zero points are 0
         own = {o.output for o in choice.operations if o.kind in _OWN} - choice.real | {*choice.entries}
@@ -101,18 +106,21 @@ class Reinterpreter:
         if self._is_zero_below(readers):
             low = max(low, roots[0])
         low, high = min(low, 0.0, *roots), max(high, 0.0, *roots)
-        scale, distance = (high - low) / quant_max, abs(roots[0])
-        if distance:
-            steps = math.floor(distance / scale)
+        scale, clamped = (high - low) / quant_max, [_line(o)[1] for o in linear if self._is_hard_sigmoid(o)]
+        if clamped and scale > 0:
+            steps = math.floor(abs(clamped[0]) / scale)
             if steps < LEAST_STEPS:
                 return None
-            scale = distance / steps
+            scale = abs(clamped[0]) / steps
         if not 0 < scale * quant_max <= WIDER * max(widths):
             return None
         scale = float(np.float32(scale))
         places = [round(root / scale) for root in roots]
-        if any(abs(place - root / scale) > 1e-3 for place, root in zip(places, roots, strict=True)):
+        if any(abs(round(root / scale) - root / scale) > _EXACT for root in clamped):
             return None
+        for operation, place in zip(linear, places, strict=True):
+            factor, root = _line(operation)
+            self.excess[operation.output] = factor * (root - place * scale)
         least, most = max(0, *(-place for place in places)), quant_max - max(0, *places)
         return scale, min(max(round(-low / scale), least), most)
 

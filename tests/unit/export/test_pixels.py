@@ -19,7 +19,7 @@ from cpt_deploy.integer.graph import IntegerGraph, from_dict, to_dict
 from cpt_deploy.integer.operations import OnnxPart, ReadPixels
 from cpt_deploy.onnx_graph.reading import quantize_onnx, read_onnx
 from cpt_deploy.onnx_graph.writer import write_onnx
-from cpt_deploy.quantization import calibrate, prepare
+from cpt_deploy.quantization import QuantizationConfig, calibrate, prepare
 from cpt_deploy.validation.integers.compare_integers import compare_integers
 from tests.unit.onnx_graph.reading.networks import Network
 
@@ -138,7 +138,7 @@ def test_pytorch_operators_in_float_that_read_images_are_refused() -> None:
             return self.head(torch.relu(self.conv(torch.sqrt(x.abs() + 1))).mean((2, 3)))  # type: ignore[no-any-return]
 
     preprocessing = Preprocessing(3, (16, 16), *IMAGENET)
-    model = prepare(Begins(), torch.zeros(2, 3, 16, 16))
+    model = prepare(Begins(), torch.zeros(2, 3, 16, 16), QuantizationConfig())
     calibrate(model, [torch.from_numpy(preprocessing.normalize(pictures(2)))])
     with pytest.raises(ConversionError, match="operators of PyTorch in float read the images"):
         reading_pixels(freeze(model), ImageProcessor(preprocessing, LABELS, PixelFormat()))
