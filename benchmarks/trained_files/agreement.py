@@ -88,7 +88,7 @@ def _overlap(first: Boxes, second: Boxes) -> float:
 
 
 def matched_boxes(expected: Sequence[Boxes], got: Sequence[Boxes]) -> float | None:
-    """Return the share of boxes that the other model has, too (F1); None if the float model finds none."""
+    """Return the share of boxes that the other model has, too (F1); None if neither finds any."""
     wanted, found, matched = sum(map(len, expected)), sum(map(len, got)), 0
     for truth, boxes in zip(expected, got, strict=True):
         left = list(truth)
@@ -97,4 +97,4 @@ def matched_boxes(expected: Sequence[Boxes], got: Sequence[Boxes]) -> float | No
             if overlaps and max(overlaps) >= MATCHED:
                 left.pop(int(np.argmax(overlaps)))
                 matched += 1
-    return 2 * matched / (wanted + found) if wanted else None
+    return 2 * matched / (wanted + found) if wanted + found else None

@@ -34,7 +34,7 @@ class TrainedFile:
 
 
 def _yolo(first: Outputs, second: Outputs) -> float | None:
-    return agreement.matched_boxes(*(agreement.yolo_boxes(outputs, 0.05) for outputs in (first, second)))
+    return agreement.matched_boxes(*(agreement.yolo_boxes(outputs, 0.2) for outputs in (first, second)))
 
 
 def _picodet(first: Outputs, second: Outputs) -> float | None:
@@ -44,7 +44,7 @@ def _picodet(first: Outputs, second: Outputs) -> float | None:
 _OCR = "rapidocr_onnxruntime==1.4.4"
 FILES = {
     "320n": TrainedFile(
-        "nudenet==3.4.2", "nudenet/320n.onnx", "images", samples.photograph, "boxes found by both, score 0.05", _yolo
+        "nudenet==3.4.2", "nudenet/320n.onnx", "images", samples.person, "boxes found by both, score 0.2", _yolo
     ),
     "ch_PP-OCRv4_det": TrainedFile(
         _OCR, "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx", "x", samples.text_scene,

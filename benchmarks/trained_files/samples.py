@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
+from trained_files.packages import fetched
 
 Pixels = NDArray[np.float32]
 """Values of one sample, (1, ...)."""
@@ -83,9 +84,21 @@ def _planes(image: Image.Image, mean: tuple[float, ...], deviation: tuple[float,
     return np.ascontiguousarray(normalised.transpose(2, 0, 1)[None], np.float32)
 
 
-def photograph(i: int) -> Pixels:
-    """Return a photograph for a detector, RGB from 0 to 1, (1, 3, 320, 320)."""
-    return _planes(_photo(i, (320, 320)), (0, 0, 0), (1, 1, 1), bgr=False)
+def person(i: int) -> Pixels:
+    """Return a photograph with a person in front of it, for a detector, RGB from 0 to 1, (1, 3, 320, 320).
+
+    It is one portrait, mirrored, turned, lit and cut in many ways.
+    """
+    rng, image = np.random.default_rng(4000 + i), _photo(i, (320, 320))
+    portrait = Image.open(fetched("scikit-image==0.25.2", "skimage/data/astronaut.png")).convert("RGB")
+    portrait = portrait.crop((int(rng.integers(0, 90)), 0, int(rng.integers(400, 513)), int(rng.integers(300, 513))))
+    portrait = ImageOps.mirror(portrait) if rng.random() < 0.5 else portrait
+    portrait = portrait.rotate(float(rng.normal(0, 6)), Image.Resampling.BILINEAR)
+    portrait = ImageEnhance.Brightness(portrait).enhance(float(rng.uniform(0.6, 1.3)))
+    scale = float(rng.uniform(140, 300)) / max(portrait.size)
+    portrait = portrait.resize((round(portrait.width * scale), round(portrait.height * scale)))
+    image.paste(portrait, (int(rng.integers(0, 321 - portrait.width)), int(rng.integers(0, 321 - portrait.height))))
+    return _planes(image, (0, 0, 0), (1, 1, 1), bgr=False)
 
 
 def _words(rng: np.random.Generator, count: int) -> str:
@@ -236,7 +249,7 @@ def described(samples: Callable[[int], Pixels]) -> str:
     """Return in words what samples a function returns here."""
     photos, speech = bool(photographs()), bool(recordings())
     return {
-        photograph: "photographs" if photos else "made-up images",
+        person: f"a portrait on {'photographs' if photos else 'made-up images'}",
         text_scene: f"text drawn on {'photographs' if photos else 'made-up images'}",
         text_line: "drawn lines of text",
         turned_line: "drawn lines of text, half of them upside down",

@@ -12,6 +12,7 @@ from cpt_deploy.export.programs import WRITERS, load_program
 from cpt_deploy.integer.executor import IntegerExecutor
 from cpt_deploy.integer.graph import IntegerGraph
 from cpt_deploy.integer.operations import Recurrent
+from cpt_deploy.onnx_graph.onnx_parts import read_parts
 
 
 def write_formats(graph: IntegerGraph, formats: Sequence[str], inputs: Mapping[str, Tensor]) -> dict[str, bytes]:
@@ -37,6 +38,12 @@ def write_formats(graph: IntegerGraph, formats: Sequence[str], inputs: Mapping[s
                 f"Expected a network whose sizes are fixed for the {title}, in which the steps of recurrent layers are "
                 f"written one by one, but {', '.join(graph.signature.free)} may vary",
                 hint=f"{FORMATS['onnx'].file} takes any length; prepare(...) without dynamic_shapes fixes it",
+            )
+        if kept := [*read_parts(graph).kinds]:
+            raise ConversionError(
+                f"Expected a network whose operators all have a PyTorch form for the {title}, but {', '.join(kept)} "
+                "stay as they are in the ONNX file",
+                hint=f"{FORMATS['onnx'].file} has them",
             )
         if name == "torchscript" and graph.has_float_operations:
             raise ConversionError(

@@ -4,8 +4,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 from cpt_deploy.integer.graph import IntegerGraph
-from cpt_deploy.integer.operations import QuantizedTensor
 from cpt_deploy.integer.stored import graph_from_bundle
+from cpt_deploy.integer.tensors import QuantizedTensor
 
 if TYPE_CHECKING:
     from cpt_deploy.integer.executor import IntegerExecutor

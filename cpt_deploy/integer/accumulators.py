@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.integer.graph import IntegerGraph
-from cpt_deploy.integer.operations import Codes, GlobalAverage, QuantizedTensor, WeightedOperation
+from cpt_deploy.integer.operations import Codes, GlobalAverage, WeightedOperation
+from cpt_deploy.integer.tensors import QuantizedTensor
 from cpt_deploy.precision.accumulators import INT32_MOST, worst_average_sum, worst_sums
 
 _INT16 = np.iinfo(np.int16)

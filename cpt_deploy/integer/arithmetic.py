@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cpt_deploy.integer.operations import Convolution, MaxPool, Pad, QuantizedTensor, ReadPixels
+from cpt_deploy.integer.operations import Convolution, MaxPool, Pad, ReadPixels
+from cpt_deploy.integer.tensors import QuantizedTensor
 
 
 def quantize(x: Tensor, tensor: QuantizedTensor) -> Tensor:

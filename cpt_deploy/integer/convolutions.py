@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from cpt_deploy.integer.operations import Convolution, QuantizedTensor
+from cpt_deploy.integer.operations import Convolution
+from cpt_deploy.integer.tensors import QuantizedTensor
 from cpt_deploy.quantization.graph.operator_kinds import pair
 from cpt_deploy.quantization.numerics.folding import FoldedWeights
 

@@ -17,6 +17,7 @@ from cpt_deploy.integer.float_calls import call, float_constants
 from cpt_deploy.integer.graph import IntegerGraph
 from cpt_deploy.integer.onnx_parts import OnnxSessions
 from cpt_deploy.integer.products import Layer, RecurrentSteps, Steps, fits_float32
+from cpt_deploy.integer.tensors import QuantizedTensor
 
 Inputs = Tensor | Mapping[str, Tensor]
 """The inputs of a graph by name, or its only input."""
@@ -192,6 +193,8 @@ class IntegerExecutor(nn.Module):
             case ops.Concatenate():
                 parts = [arithmetic.rescale(part, source, output) for part, source in zip(inputs, sources, strict=True)]
                 return torch.cat(parts, dim=operation.axis)
+            case ops.Reinterpret():
+                return x.clamp(operation.low, operation.high)
             case ops.Lookup():
                 table = self.get_buffer(f"_table_{self._index[operation.output]}").to(x.device)
                 return table[(x - sources[0].quant_min).to(torch.int64)].to(torch.float32)
@@ -228,7 +231,7 @@ def _executed(operation: ops.WeightedOperation, graph: IntegerGraph) -> nn.Modul
     return Layer(operation, graph)
 
 
-def _moved(operation: ops.Operation, x: Tensor, source: ops.QuantizedTensor, output: ops.QuantizedTensor) -> Tensor:
+def _moved(operation: ops.Operation, x: Tensor, source: QuantizedTensor, output: QuantizedTensor) -> Tensor:
     match operation:
         case ops.MaxPool():
             return arithmetic.max_pool(x, operation)

@@ -14,10 +14,10 @@ from cpt_deploy.integer.operations import (
     OnnxPart,
     Operation,
     Quantize,
-    QuantizedTensor,
     Recurrent,
     WeightedOperation,
 )
+from cpt_deploy.integer.tensors import QuantizedTensor
 from cpt_deploy.signature import Signature, from_json, to_json
 
 

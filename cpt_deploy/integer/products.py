@@ -9,13 +9,8 @@ from torch.nn import functional
 
 from cpt_deploy.integer import arithmetic
 from cpt_deploy.integer.graph import IntegerGraph
-from cpt_deploy.integer.operations import (
-    Convolution,
-    QuantizedTensor,
-    Recurrent,
-    WeightedOperation,
-    adds_real_bias,
-)
+from cpt_deploy.integer.operations import Convolution, Recurrent, WeightedOperation, adds_real_bias
+from cpt_deploy.integer.tensors import QuantizedTensor
 from cpt_deploy.quantization.modules.recurrent import run_steps
 
 #: float32 represents all integers up to this magnitude.

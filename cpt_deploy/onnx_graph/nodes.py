@@ -11,7 +11,8 @@ from cpt_deploy import __version__
 from cpt_deploy.bundle.runtime.sessions import PORTABLE_KEY
 from cpt_deploy.integer.accumulators import can_saturate
 from cpt_deploy.integer.graph import IntegerGraph
-from cpt_deploy.integer.operations import Movement, OnnxPart, QuantizedTensor, ReadPixels, WeightedOperation
+from cpt_deploy.integer.operations import Movement, OnnxPart, ReadPixels, WeightedOperation
+from cpt_deploy.integer.tensors import QuantizedTensor
 from cpt_deploy.onnx_graph.onnx_parts import NO_PARTS, OnnxParts, read_names, renamed
 from cpt_deploy.onnx_graph.packing import packed_tensor
 from cpt_deploy.quantization.numerics.folding import Codes

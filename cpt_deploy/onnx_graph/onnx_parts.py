@@ -23,6 +23,11 @@ class OnnxParts:
     domains: Mapping[str, int]
     opset: int
 
+    @property
+    def kinds(self) -> dict[str, None]:
+        """The kinds of the operators, in order."""
+        return dict.fromkeys(node.op_type for body in self.bodies.values() for node in body.node)
+
 
 NO_PARTS = OnnxParts({}, {}, 0)
 

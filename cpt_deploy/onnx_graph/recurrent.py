@@ -13,7 +13,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from cpt_deploy.integer.operations import QuantizedTensor, Recurrent
+from cpt_deploy.integer.operations import Recurrent
+from cpt_deploy.integer.tensors import QuantizedTensor
 from cpt_deploy.onnx_graph.outputs import IN_BODY
 from cpt_deploy.onnx_graph.packing import packed_tensor
 

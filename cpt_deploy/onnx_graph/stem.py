@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cpt_deploy.integer.operations import Convolution, QuantizedTensor
+from cpt_deploy.integer.operations import Convolution
+from cpt_deploy.integer.tensors import QuantizedTensor
 from cpt_deploy.quantization.numerics.folding import Codes
 
 CHANNEL_BLOCK = 4

@@ -20,29 +20,24 @@ from cpt_deploy.integer.operations import (
     FullyConnected,
     GlobalAverage,
     Lookup,
-    MaxPool,
     Movement,
     Multiply,
     OnnxPart,
     Operation,
     Pad,
     Quantize,
-    QuantizedTensor,
     ReadPixels,
     Recurrent,
-    Reshape,
-    Slice,
-    Transpose,
+    Reinterpret,
     adds_real_bias,
 )
-from cpt_deploy.onnx_graph.nodes import GraphNodes
+from cpt_deploy.integer.tensors import QuantizedTensor
+from cpt_deploy.onnx_graph.movements import Movements
 from cpt_deploy.onnx_graph.onnx_parts import read_parts
-from cpt_deploy.onnx_graph.packing import WRAP_OPSET, smallest_opset
+from cpt_deploy.onnx_graph.packing import smallest_opset
 from cpt_deploy.onnx_graph.recurrent import scan
 from cpt_deploy.onnx_graph.stem import STRIDE, Stem, align_stem
 
-#: ONNX's names of the padding modes.
-PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 MIN_OPSET = 13  # per-channel DequantizeLinear
 MAX_OPSET = 25
 #: Minimum opset in which `torch.onnx` writes LayerNormalization and the operators of attention.
@@ -80,7 +75,7 @@ def write_onnx(graph: IntegerGraph, *, opset: int | None = None, metadata: dict[
     return _Writer(graph, opset, parts).write(metadata or {})
 
 
-class _Writer(GraphNodes):
+class _Writer(Movements):
     def write(self, metadata: dict[str, str]) -> bytes:
         for operation in self.graph.operations:
             if isinstance(operation, OnnxPart | Movement):
@@ -195,7 +190,10 @@ class _Writer(GraphNodes):
             self.quantize(result, output)
             return
         if isinstance(operation, Pad) and not output.signed:
-            self._pad(operation, operation.inputs[0], output.name)  # between quantizers it would compute in float
+            self.pad(operation, operation.inputs[0], output.name)  # between quantizers it would compute in float
+            return
+        if isinstance(operation, Reinterpret):
+            self.reinterpret(operation, output)
             return
         inputs = [self.real(name) for name in operation.inputs]
         match operation:
@@ -209,9 +207,9 @@ class _Writer(GraphNodes):
                 # not ReduceMean, which stays in float
                 self.node("GlobalAveragePool", inputs, result)
             case Lookup():
-                self._emit_function(operation, inputs[0], result)
+                self.table(operation, inputs[0], result)
             case _:
-                self._emit_movement(operation, inputs[0], output, result)
+                self.move(operation, inputs[0], output, result)
                 self.quantize(result, output, saturate=False)
                 return
         self.quantize(result, output)
@@ -259,53 +257,3 @@ class _Writer(GraphNodes):
                 self.node("SpaceToDepth", [name], codes, blocksize=STRIDE)
             self.node("DequantizeLinear", [codes, scale, zero_point], f"{codes}.real")
         return f"{codes}.real"
-
-    def _pad(self, operation: Pad, source: str, result: str) -> None:
-        """Pad quantized values or, for runtimes that know integers only between quantizers, real values."""
-        tensor = self.graph.tensors[operation.inputs[0]]
-        inputs = [source, self.constant(f"{operation.output}.pads", np.array(operation.pads, dtype=np.int64))]
-        if operation.mode == "circular" and self.opset < WRAP_OPSET:
-            raise UsageError(f"Expected opset {WRAP_OPSET} or more for circular padding, but got {self.opset}")
-        if operation.mode == "constant":
-            real = self.constant("real_zero", np.array(0.0, dtype=np.float32)) if tensor.signed else None
-            inputs.append(real or self.parameters(tensor)[1])
-        self.node("Pad", inputs, result, mode=PAD_MODES[operation.mode])
-
-    def _emit_function(self, operation: Lookup, source: str, result: str) -> None:
-        """Write a table as its function: at the scales that `freeze` chose, every runtime computes the same table."""
-        if operation.function == "Clip":
-            bounds = [self.constant(f"value_{v}", np.array(v, dtype=np.float32)) for v in operation.parameters]
-            self.node("Clip", [source, *bounds], result)
-            return
-        attributes = dict(zip(("alpha", "beta"), operation.parameters, strict=False))
-        self.node(operation.function, [source], result, **attributes)
-
-    def _emit_movement(self, operation: Operation, source: str, output: QuantizedTensor, result: str) -> None:
-        match operation:
-            case MaxPool():
-                self.node(
-                    "MaxPool",
-                    [source],
-                    result,
-                    kernel_shape=operation.kernel,
-                    strides=operation.strides,
-                    pads=operation.pads,
-                    dilations=operation.dilations,
-                    ceil_mode=int(operation.ceil),
-                )
-            case Pad():
-                self._pad(operation, source, result)
-            case Reshape():
-                sizes = operation.sizes or [-1, *output.shape]
-                shape = self.constant(f"{output.name}.shape", np.array(sizes, dtype=np.int64))
-                self.node("Reshape", [source, shape], result)
-            case Transpose():
-                self.node("Transpose", [source], result, perm=operation.permutation)
-            case Slice():
-                bounds = [
-                    self.constant(f"{output.name}.{key}", np.array([value], dtype=np.int64))
-                    for key, value in (("start", operation.start), ("end", operation.end), ("axis", operation.axis))
-                ]
-                self.node("Slice", [source, *bounds], result)
-            case _:
-                raise AssertionError(f"unknown operation {type(operation).__name__}")

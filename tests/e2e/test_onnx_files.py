@@ -69,7 +69,8 @@ def test_the_bundle_is_served(bundle: Bundle, folder: Path) -> None:
         (["--data", "others.npz"], "Expected arrays x in others.npz, but got y"),
         (["--data", "missing.npz"], "Expected arrays in"),
         (["--data", "inputs.npz", "--mean", "0.5"], "--mean with a data set of images only"),
-        (["--data", "inputs.npz", "--bits", "4"], "Expected no --bits"),
+        (["--data", "inputs.npz", "--act-bits", "4", "--activations", "symmetric"], "Expected activations of 8 bits"),
+        (["--data", "inputs.npz", "--format", "pt2"], "Expected a network whose operators all have a PyTorch form"),
     ],
 )
 def test_what_does_not_fit_is_refused(
@@ -78,6 +79,19 @@ def test_what_does_not_fit_is_refused(
     typed = [str(folder / word) if word.endswith(".npz") else word for word in words]
     assert main(["export", "--from", str(folder / "heads.onnx"), *typed, "--json"]) == 2 or "missing" in words[1]
     assert said in json.dumps(capsys.readouterr().err).replace("\\n", " ")
+
+
+@pytest.mark.parametrize("words", [["--bits", "4"], ["--bits", "6", "--act-bits", "5"], ["--activations", "symmetric"]])
+def test_fewer_bits_and_symmetric_activations_are_validated(
+    folder: Path, tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = str(folder / "inputs.npz")
+    out = str(tmp_path / "bundle")
+    assert main(["export", "--from", str(folder / "heads.onnx"), "--data", data, *words, "--out", out]) == 0
+    facts = Bundle.open(Path(out)).facts
+    assert facts["weight_bits"] == (int(words[1]) if words[0] == "--bits" else 8)
+    assert facts.get("activations") == ("symmetric" if words[0] == "--activations" else None)
+    assert main(["validate", out, "--data", data]) == 0, capsys.readouterr().out
 
 
 def test_rows_that_depend_on_each_other_are_refused(

@@ -11,7 +11,8 @@ from torch import fx, nn
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.integer.float_calls import encode, float_call
 from cpt_deploy.integer.lowering.float_forms import CEILED, average_with_factors, by_own_statistics, needs_factors
-from cpt_deploy.integer.operations import Constant, Embed, Float, Operation, QuantizedTensor
+from cpt_deploy.integer.operations import Constant, Embed, Float, Operation
+from cpt_deploy.integer.tensors import QuantizedTensor
 from cpt_deploy.quantization.graph.capture.shapes import describe
 from cpt_deploy.quantization.graph.capture.tracer import is_stochastic_depth
 from cpt_deploy.quantization.graph.capture.training_behaviour import is_normalisation

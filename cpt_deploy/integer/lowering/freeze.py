@@ -28,8 +28,8 @@ from cpt_deploy.integer.operations import (
     Multiply,
     Operation,
     Quantize,
-    QuantizedTensor,
 )
+from cpt_deploy.integer.tensors import QuantizedTensor
 from cpt_deploy.quantization.graph.activation_quantizers import has_float_operations
 from cpt_deploy.quantization.graph.capture.shapes import propagate_shapes, results_of, sizes_of
 from cpt_deploy.quantization.graph.fusion import FusedOperation, Norm, fused_operations

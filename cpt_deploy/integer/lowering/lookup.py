@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from cpt_deploy.errors import ConversionError
-from cpt_deploy.integer.operations import Lookup, QuantizedTensor
+from cpt_deploy.integer.operations import Lookup
+from cpt_deploy.integer.tensors import QuantizedTensor
 
 #: Minimum distance of a result from a rounding boundary, in steps of the output. float32 implementations of sigmoid and
 #: similar functions differ from each other by some 1e-7, which is 3e-5 of a step at 8 bits.

@@ -3,7 +3,7 @@
 import torch
 
 from cpt_deploy.errors import ConversionError
-from cpt_deploy.integer.operations import QuantizedTensor
+from cpt_deploy.integer.tensors import QuantizedTensor
 from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer
 from cpt_deploy.quantization.numerics.affine import affine_parameters, symmetric_parameters, unsigned_quant_max
 

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from cpt_deploy.integer.operations import Convolution, Operation, QuantizedTensor, Reshape, Slice, Transpose
+from cpt_deploy.integer.operations import Convolution, Operation, Reshape, Slice, Transpose
+from cpt_deploy.integer.tensors import QuantizedTensor
 from cpt_deploy.quantization.modules.layers import QuantizedConvTranspose1d, QuantizedConvTranspose2d
 from cpt_deploy.quantization.numerics.folding import Codes, FoldedWeights
 
@@ -174,21 +175,37 @@ def _put_side_by_side(moved: "_Movements", axes: Sequence[Axis], groups: int) ->
 
 
 def _put_axes_together(moved: "_Movements", strides: Sequence[int], groups: int, each: int) -> None:
-    """Interleave blocks of free number, axis by axis: a reshape can infer only one size."""
+    """Interleave blocks of free number, axis by axis: a reshape can infer only one size.
+
+    An axis is moved next to the channels, which begin with its positions in the block, and takes them in. All of them
+    move whole rows of channels, which is fast.
+    """
     channels = groups * each
     if len(strides) == 1:
         moved.permute((0, 2, 1))
-        moved.reshape((None, groups, *strides, each), (0, 0, groups, *strides, each))
-        moved.permute((0, 2, 4, 1, 3))
-        moved.reshape((channels, None), (0, channels, -1))
+        if groups > 1:
+            _put_groups_last(moved, strides, groups, each)
+        moved.reshape((None, channels), (0, -1, channels))
+        moved.permute((0, 2, 1))
         return
     moved.permute((0, 2, 3, 1))
-    moved.reshape((None, None, groups, *strides, each), (0, 0, 0, groups, *strides, each))
-    moved.permute((0, 1, 4, 3, 6, 2, 5))
-    moved.reshape((None, strides[0], channels, None), (0, 0, strides[0], channels, -1))
-    moved.permute((0, 3, 4, 1, 2))
-    moved.reshape((channels, None, None), (0, channels, 0, -1))
-    moved.permute((0, 1, 3, 2))
+    if groups > 1:
+        _put_groups_last(moved, strides, groups, each)
+    moved.permute((0, 2, 1, 3))
+    moved.reshape((None, None, strides[1] * channels), (0, 0, -1, strides[1] * channels))
+    moved.permute((0, 2, 1, 3))
+    moved.reshape((None, None, channels), (0, 0, -1, channels))
+    moved.permute((0, 3, 1, 2))
+
+
+def _put_groups_last(moved: "_Movements", strides: Sequence[int], groups: int, each: int) -> None:
+    """Order channels by position in the block, then by group; channels are last before and after."""
+    free, block = [None] * len(strides), math.prod(strides)
+    kept = [0] * (len(strides) + 1)
+    moved.reshape((*free, groups, block, each), (*kept, groups, block, each))
+    first = len(kept)
+    moved.permute((*range(first), first + 1, first, first + 2))
+    moved.reshape((*free, block * groups * each), (*kept, block * groups * each))
 
 
 class _Movements:

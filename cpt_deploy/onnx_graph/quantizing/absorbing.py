@@ -50,11 +50,12 @@ class Absorber:
     # --- what operations absorb -----------------------------------------------------------------------------------
 
     def _with_chain(self, found: Found, axis: int) -> Found:
-        """Absorb BatchNorm and arithmetic with constants per channel, then a clamp."""
+        """Absorb BatchNorm and arithmetic with constants per channel, then a clamp or a hard sigmoid."""
         assert found.factor is not None
         while (reader := self._only_reader(found.output)) is not None:
             step = self._affine(self.network.nodes[reader], found.output, axis, len(found.factor))
-            if step is None or self.network.nodes[reader].op_type == "HardSigmoid":
+            hard = self.network.nodes[reader].op_type == "HardSigmoid"
+            if step is None or (hard and not found.is_convolution):
                 break
             assert found.factor is not None
             assert found.offset is not None
@@ -65,7 +66,10 @@ class Absorber:
                 output=self.network.nodes[reader].output[0],
                 factor=found.factor * factor,
                 offset=found.offset * factor + offset,
+                clamped=hard,
             )
+            if hard:
+                return found
         return self._with_clamp(found)
 
     def _with_clamp(self, found: Found) -> Found:

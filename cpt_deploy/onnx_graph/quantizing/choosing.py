@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from cpt_deploy.onnx_graph.quantizing.found import Found, Measured
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
@@ -22,6 +23,11 @@ class Choice:
     real: frozenset[str]
     entries: tuple[str, ...]
     spared: frozenset[int] = frozenset()
+
+    @cached_property
+    def nodes(self) -> frozenset[int]:
+        """Positions of the operators inside of integer operations."""
+        return frozenset(node for operation in self.operations for node in operation.nodes)
 
     @property
     def quantized(self) -> list[str]:

@@ -16,11 +16,14 @@ from onnx import helper, numpy_helper
 from cpt_deploy.onnx_graph.quantizing.choosing import Choice
 from cpt_deploy.onnx_graph.quantizing.found import Found, Measured
 from cpt_deploy.onnx_graph.quantizing.measuring import Runner, Sample
+from cpt_deploy.onnx_graph.quantizing.reinterpreting import is_uniform
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
 from cpt_deploy.quantization.numerics.folding import Floats
 
 #: Largest ratio of two factors of a tensor: a channel that was almost zero in calibration keeps some headroom.
 MAX_RATIO = 64.0
+#: Mean of the squared inverse factors above which they are worth a depthwise layer in place of a linear function.
+WORTH = 16.0
 #: Movements that keep channels where they are.
 _KEEPING = frozenset({"MaxPool", "Pad", "Resize"})
 _PEAKS = "cpt_peaks:"
@@ -67,8 +70,11 @@ class Equalizer:
         factors: dict[str, Floats] = {}
         for names in free:
             largest = np.max([peaks[name] for name in names], axis=0)
-            if np.isfinite(largest).all() and largest.any():
-                factors.update(dict.fromkeys(names, np.maximum(largest / largest.max(), 1 / MAX_RATIO)))
+            if not np.isfinite(largest).all() or not largest.any():
+                continue
+            found = np.maximum(largest / largest.max(), 1 / MAX_RATIO)
+            if not self._has_linear(names) or np.mean(found**-2) > WORTH:
+                factors.update(dict.fromkeys(names, found))
         operations = tuple(_scaled(operation, factors) for operation in self.choice.operations)
         return replace(self.choice, operations=operations), factors
 
@@ -137,6 +143,10 @@ class Equalizer:
         readers = [o for o in self.choice.operations if o.factor is not None and o.inputs[0] in names]
         channels = self._shape(names[0])[1]
         return bool(readers) and all(o.kind == "channelwise" or _groups(o) == channels for o in readers)
+
+    def _has_linear(self, names: list[str]) -> bool:
+        """Return whether a linear function that costs nothing without factors has tensors as its input or output."""
+        return any(is_uniform(o) and {o.inputs[0], o.output} & {*names} for o in self.choice.operations)
 
     def _peaks(self, names: list[str], samples: Iterable[Sample]) -> dict[str, Floats]:
         """Return the greatest absolute value of each channel of tensors, (C,) each."""

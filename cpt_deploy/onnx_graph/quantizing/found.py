@@ -49,9 +49,14 @@ class Found:
         return replace(self, nodes=nodes, output=network.nodes[nodes[-1]].output[0], clamped=False)
 
     @property
+    def is_convolution(self) -> bool:
+        """Whether it is a convolution, transposed or not."""
+        return self.kind in ("convolution", "transposed")
+
+    @property
     def has_weights(self) -> bool:
         """Whether it is a layer."""
-        return self.kind in ("convolution", "transposed", "connected")
+        return self.is_convolution or self.kind == "connected"
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from torch import nn
 
 from cpt_deploy.integer.convolutions import fields_of
@@ -22,21 +21,23 @@ from cpt_deploy.integer.operations import (
     Convolution,
     FullyConnected,
     GlobalAverage,
-    Movement,
     Multiply,
     Operation,
     Pad,
     Quantize,
-    QuantizedTensor,
 )
+from cpt_deploy.integer.tensors import QuantizedTensor
 from cpt_deploy.onnx_graph.onnx_parts import read_names
+from cpt_deploy.onnx_graph.quantizing.bits import Bits, layer_name
 from cpt_deploy.onnx_graph.quantizing.choosing import Choice
 from cpt_deploy.onnx_graph.quantizing.found import Found, Measured
+from cpt_deploy.onnx_graph.quantizing.movements import constant_pads, movement
+from cpt_deploy.onnx_graph.quantizing.precision import BITS
 from cpt_deploy.onnx_graph.quantizing.ranges import Ranges
-from cpt_deploy.onnx_graph.reading.network import OnnxNetwork, attributes_of
-from cpt_deploy.onnx_graph.reading.parts import Stages, float_part, serialized
-from cpt_deploy.onnx_graph.reading.weights import BITS, quantized_layer
-from cpt_deploy.quantization.numerics.affine import affine_parameters, unsigned_quant_max
+from cpt_deploy.onnx_graph.quantizing.reinterpreting import Reinterpreter
+from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
+from cpt_deploy.onnx_graph.reading.parts import Stages, float_part
+from cpt_deploy.onnx_graph.reading.weights import quantized_layer
 from cpt_deploy.quantization.numerics.folding import FoldedWeights, channelwise
 from cpt_deploy.signature import Signature
 
@@ -54,14 +55,15 @@ class Lowering:
         measured: Its tensors, as seen in a run.
         choice: What becomes integers.
         ranges: Ranges of the tensors that are quantized.
-        portable: Whether no sum may saturate on processors without VNNI.
+        bits: Bits of layers and tensors.
     """
 
     def __init__(
-        self, network: OnnxNetwork, measured: Mapping[str, Measured], choice: Choice, ranges: Ranges, *, portable: bool
+        self, network: OnnxNetwork, measured: Mapping[str, Measured], choice: Choice, ranges: Ranges, bits: Bits
     ) -> None:
         self.network, self.measured, self.choice = network, measured, choice
-        self.ranges, self.portable = ranges, portable
+        self.ranges, self.bits = ranges, bits
+        self.linear = Reinterpreter(network, choice, ranges.bounds, bits)
         self.operations: list[Operation] = []
         self.tensors: dict[str, QuantizedTensor] = {}
         #: The quantized tensor of each real tensor that is quantized.
@@ -75,11 +77,12 @@ class Lowering:
             stages: Order of execution.
             signature: Inputs and outputs.
         """
+        signed = self.bits.precision.symmetric
         self._quantize_entries({tensor.name for tensor in signature.inputs})
         wanted = [self._wanted_after(stages, at) for at in range(len(stages.floats))]
         for at, (nodes, operations) in enumerate(zip(stages.floats, stages.integers, strict=True)):
             names = {name: tensor.name for name, tensor in self.quantized.items() if name in self._made}
-            part = float_part(self.network, nodes, wanted[at], self._value_of, names)
+            part = float_part(self.network, nodes, wanted[at], self._value_of, names, signed=signed)
             if part is not None:
                 self.operations.append(part)
                 self._quantize_entries({*part.results})
@@ -126,9 +129,9 @@ class Lowering:
                 self._finish(name, tensor)
 
     def _new_tensor(self, name: str) -> QuantizedTensor:
-        low, high = (torch.tensor(bound, dtype=torch.float32) for bound in self.ranges.bounds[name])
-        scale, zero_point = affine_parameters(low, high, torch.tensor(float(unsigned_quant_max(BITS))))
-        return QuantizedTensor(self._new_name(name), float(scale), int(zero_point), BITS, self._shape_of(name))
+        scale, zero_point = self.linear.parameters.get(name) or self.bits.parameters(name, self.ranges.bounds[name])
+        bits, signed = self.bits.tensors.get(name, BITS), self.bits.precision.symmetric
+        return QuantizedTensor(self._new_name(name), scale, zero_point, bits, self._shape_of(name), signed)
 
     def _shape_of(self, name: str) -> tuple[int | None, ...]:
         rank, known = len(self.measured[name].shape), self.network.shape(name)
@@ -164,6 +167,8 @@ class Lowering:
                 return
             case "connected":
                 made = self._connected(found, sources[0], output.name)
+            case "channelwise" if (kept := self.linear.reinterpreted(found, sources[0], output)) is not None:
+                made, output = kept
             case "channelwise" | "average":
                 made = self._depthwise(found, sources[0], output)
             case "add":
@@ -185,18 +190,26 @@ class Lowering:
         assert found.weight is not None
         assert found.factor is not None
         assert found.offset is not None
+        # transposed convolutions add other weights in each position
+        excess = 0.0 if found.kind == "transposed" else self.linear.excess.get(found.inputs[0], 0.0)
+        sums = found.weight.reshape(len(found.weight), -1).sum(axis=1)
         return quantized_layer(
-            found.weight, found.factor, found.offset, source,
-            means=self.ranges.means.get(found.inputs[0]), portable=self.portable,
+            found.weight, found.factor, found.offset - found.factor * sums * excess, source,
+            bits=self._bits_of(found), means=self.ranges.means.get(found.inputs[0]),
+            portable=self.bits.precision.portable,
         )  # fmt: skip
 
     def _source_of(self, found: Found) -> str:
-        node = self.network.nodes[found.nodes[0]]
-        return str(node.name or node.output[0])
+        return layer_name(self.network, found.nodes)
+
+    def _bits_of(self, found: Found) -> int:
+        return self.bits.layers[self._source_of(found)]
 
     def _connected(self, found: Found, source: QuantizedTensor, output: str) -> FullyConnected:
         fields = fields_of(self._folded(found, source))
-        return FullyConnected((source.name,), output, **fields, bits=BITS, source=self._source_of(found))
+        return FullyConnected(
+            (source.name,), output, **fields, bits=self._bits_of(found), source=self._source_of(found)
+        )
 
     def _convolve(self, found: Found, source: QuantizedTensor, output: QuantizedTensor) -> None:
         geometry, name = found.attributes, self._source_of(found)
@@ -209,13 +222,15 @@ class Lowering:
                 kernel_size=folded.codes.shape[2:], stride=geometry["strides"], padding=geometry["pads"],
                 output_padding=geometry["output_padding"], dilation=geometry["dilations"], groups=geometry["groups"],
             )  # fmt: skip
-            for operation, tensor in transposed_convolution(layer, folded, BITS, (source, output, name)):
+            for operation, tensor in transposed_convolution(
+                layer, folded, self._bits_of(found), (source, output, name)
+            ):
                 self.operations.append(operation)
                 self.tensors[tensor.name] = tensor
         else:
             strides, pads, dilations = (tuple(geometry[key]) for key in ("strides", "pads", "dilations"))
             operation = Convolution(
-                (source.name,), output.name, **fields_of(folded), bits=BITS, source=name,
+                (source.name,), output.name, **fields_of(folded), bits=self._bits_of(found), source=name,
                 strides=strides, pads=pads, dilations=dilations, groups=geometry["groups"],
             )  # fmt: skip
             self.operations.append(operation)
@@ -248,40 +263,13 @@ class Lowering:
         kind = self.network.nodes[found.nodes[0]].op_type
         return tabulate(_MODULES[kind](*found.parameters), source, output)
 
-    # --- movements ----------------------------------------------------------------------------------------------------
-
     def _move(self, found: Found, source: QuantizedTensor) -> None:
         node = self.network.nodes[found.nodes[0]]
         output = replace(source, name=self._new_name(found.output), shape=self._shape_of(found.output))
-        pads = self._constant_pads(node) if node.op_type == "Pad" else None
+        pads = constant_pads(self.network, node) if node.op_type == "Pad" else None
         if pads is not None:
             self.operations.append(Pad((source.name,), output.name, "constant", pads))
         else:
-            self.operations.append(self._movement(node, source, output))
+            names = {name: tensor.name for name, tensor in self.quantized.items() if name in self._made}
+            self.operations.append(movement(self.network, node, (source, output), self._value_of, names))
         self._finish(found.output, output)
-
-    def _constant_pads(self, node: onnx.NodeProto) -> tuple[int, ...] | None:
-        """Return the widths of a padding with zeros; None if it is another kind, or widths are computed."""
-        mode = attributes_of(node).get("mode", "constant")
-        widths = self.network.array(node.input[1])
-        if mode != "constant" or widths is None or (len(node.input) > 3 and node.input[3]):
-            return None
-        return tuple(map(int, widths))
-
-    def _movement(self, node: onnx.NodeProto, source: QuantizedTensor, output: QuantizedTensor) -> Movement:
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
-        copy.input[0], copy.output[0] = source.name, output.name
-        constants = [self.network.constants[name] for name in node.input[1:] if name in self.network.constants]
-        if node.op_type == "Pad" and attributes_of(node).get("mode", "constant") == "constant":
-            zero = f"{output.name}.zero"
-            constants = [tensor for tensor in constants if len(node.input) < 3 or tensor.name != node.input[2]]
-            constants.append(numpy_helper.from_array(np.array(source.zero_point, source.dtype), zero))
-            copy.input[:] = [*copy.input[:2], zero, *copy.input[3:]]
-        others = dict.fromkeys(name for name in node.input[1:] if name and name not in self.network.constants)
-        inputs = [helper.make_tensor_value_info(source.name, TensorProto.UINT8, None)]
-        inputs += [self._value_of(name) for name in others]
-        body = helper.make_graph([copy], "movement", inputs, [onnx.ValueInfoProto(name=output.name)], constants)
-        names = {name: tensor.name for name, tensor in self.quantized.items() if name in self._made}
-        read = (source.name, *(names.get(name, name) for name in others))
-        return Movement(read, output.name, serialized(self.network, body))

@@ -10,19 +10,19 @@ import numpy as np
 from cpt_deploy.errors import ConversionError, UsageError
 from cpt_deploy.integer.accumulators import check_accumulators
 from cpt_deploy.integer.graph import IntegerGraph
+from cpt_deploy.onnx_graph.quantizing.bits import bits_of
 from cpt_deploy.onnx_graph.quantizing.choosing import Choice, choose
 from cpt_deploy.onnx_graph.quantizing.equalizing import Equalizer
 from cpt_deploy.onnx_graph.quantizing.lowering import Lowering
 from cpt_deploy.onnx_graph.quantizing.measuring import Runner, Sample, measure_shapes
 from cpt_deploy.onnx_graph.quantizing.placement import Placement, placement_of
+from cpt_deploy.onnx_graph.quantizing.precision import DEFAULT, Precision
 from cpt_deploy.onnx_graph.quantizing.ranges import measure_ranges
 from cpt_deploy.onnx_graph.quantizing.sparing import spare
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
 from cpt_deploy.onnx_graph.reading.parts import crossing_values, stages_of
 from cpt_deploy.onnx_graph.reading.patterns import Finder
 from cpt_deploy.onnx_graph.reading.signatures import signature_of
-from cpt_deploy.onnx_graph.reading.weights import BITS
-from cpt_deploy.quantization.numerics.affine import unsigned_quant_max
 
 #: Samples on which channels are compared before the ranges are measured on all.
 EQUALIZING = 4
@@ -51,7 +51,7 @@ class QuantizedOnnx:
     samples: int
 
 
-def quantize_onnx(network: OnnxNetwork, samples: Iterable[Sample], *, portable: bool = True) -> QuantizedOnnx:
+def quantize_onnx(network: OnnxNetwork, samples: Iterable[Sample], precision: Precision = DEFAULT) -> QuantizedOnnx:
     """Quantize a float network, with ranges of samples.
 
     Operations that have an integer form become one, where the rules of `docs/explanation/onnxruntime.md` let
@@ -60,10 +60,11 @@ def quantize_onnx(network: OnnxNetwork, samples: Iterable[Sample], *, portable: 
     Args:
         network: The network, as `read_onnx` reads it.
         samples: Inputs by name.
-        portable: Whether sums may saturate on no processor.
+        precision: Bits and kinds of the integers.
 
     Raises:
-        UsageError: If there are no samples, or they have other inputs than the network.
+        UsageError: If there are no samples, or they have other inputs than the network, or bits are given for layers
+            that it does not have.
         ConversionError: If the network does not run on them, or computes no tensors.
     """
     rest = iter(samples)
@@ -82,15 +83,16 @@ def quantize_onnx(network: OnnxNetwork, samples: Iterable[Sample], *, portable: 
         name: len(measured[name].shape) - 1 if operation.kind == "connected" else 1
         for name, operation in layers.items()
     }
+    bits = bits_of(network, choice, precision)
     ranges = measure_ranges(
-        network, measured, choice.quantized, axes, chain(begin, rest), factors=factors,
-        quant_max=unsigned_quant_max(BITS),
+        network, measured, {name: bits.quant_max(name) for name in choice.quantized}, axes, chain(begin, rest),
+        factors=factors,
     )  # fmt: skip
     signature = signature_of(network, first)
 
     def lower(choice: Choice) -> IntegerGraph:
         stages = stages_of(network, choice.operations)
-        return Lowering(network, measured, choice, ranges, portable=portable).run(stages, signature)
+        return Lowering(network, measured, choice, ranges, bits).run(stages, signature)
 
     choice = spare(network, measured, choice, lower, begin[:COMPARED])
     graph = lower(choice)

@@ -43,12 +43,11 @@ class Ranges:
 def measure_ranges(
     network: OnnxNetwork,
     measured: Mapping[str, Measured],
-    names: Sequence[str],
+    quant_max: Mapping[str, int],
     channels: Mapping[str, int],
     samples: Iterable[Sample],
     *,
     factors: Mapping[str, Floats],
-    quant_max: int,
 ) -> Ranges:
     """Measure tensors over samples.
 
@@ -57,16 +56,16 @@ def measure_ranges(
     Args:
         network: The network.
         measured: Its tensors, as seen in a run.
-        names: Tensors to be quantized.
+        quant_max: Tensors to be quantized, with the greatest quantized value of each.
         channels: Tensors whose channels' means are wanted, with the axis of the channels.
         samples: The samples; one at a time is in memory.
         factors: Factors (C,) by which the channels of tensors are divided before.
-        quant_max: Greatest quantized value.
 
     Raises:
         ConversionError: If a tensor has values that are not finite.
         UsageError: If there are no samples.
     """
+    names = [*quant_max]
     seen = {name: _Seen() for name in names}
     means: dict[str, Floats] = {}
     runner, outputs = _probed(network, measured, names, channels, factors)
@@ -81,7 +80,7 @@ def measure_ranges(
         count += 1
     if not count:
         raise UsageError("Expected at least one sample to calibrate on, but got none")
-    bounds = {name: values.range(quant_max) for name, values in seen.items()}
+    bounds = {name: values.range(quant_max[name]) for name, values in seen.items()}
     return Ranges(bounds, {name: total / count for name, total in means.items()}, count)
 
 

@@ -77,6 +77,8 @@ def float_part(
     wanted: set[str],
     value_of: Callable[[str], onnx.ValueInfoProto],
     name_of: Mapping[str, str],
+    *,
+    signed: bool,
 ) -> OnnxPart | None:
     """Return float operators as one operation of an integer graph; None if nothing reads their results.
 
@@ -86,7 +88,9 @@ def float_part(
         wanted: Tensors that are read outside of the part.
         value_of: Returns type and shape of a tensor.
         name_of: Names in the integer graph of tensors that are quantized; others keep theirs.
+        signed: Whether quantized values are int8.
     """
+    kind = onnx.TensorProto.INT8 if signed else onnx.TensorProto.UINT8
     made = {name for i in nodes for name in network.nodes[i].output if name}
     results = [name for i in nodes for name in network.nodes[i].output if name in wanted]
     if not results:
@@ -100,7 +104,7 @@ def float_part(
                 continue
             if name in name_of and is_standard(node, "Shape", "Size"):
                 names[name] = name + _OF_CODES
-                inputs[names[name]] = helper.make_tensor_value_info(names[name], onnx.TensorProto.UINT8, None)
+                inputs[names[name]] = helper.make_tensor_value_info(names[name], kind, None)
                 codes.append(name)
             else:
                 inputs[name] = value_of(name)

@@ -3,17 +3,29 @@
 import numpy as np
 import torch
 
-from cpt_deploy.integer.operations import QuantizedTensor
+from cpt_deploy.integer.tensors import QuantizedTensor
 from cpt_deploy.quantization.numerics.accumulator_range import can_overflow, summed_quant_max
 from cpt_deploy.quantization.numerics.affine import quantize_weight, symmetric_quant_max
-from cpt_deploy.quantization.numerics.folding import Floats, FoldedWeights, fold
+from cpt_deploy.quantization.numerics.folding import (
+    BIAS_LIMIT,
+    FLOAT_BIAS_LIMIT,
+    Floats,
+    FoldedWeights,
+    executed_shift,
+    fold,
+)
 from cpt_deploy.quantization.numerics.saturation import portable_quant_max, saturation_limit
-
-BITS = 8
 
 
 def quantized_layer(
-    weight: Floats, factor: Floats, offset: Floats, source: QuantizedTensor, *, means: Floats | None, portable: bool
+    weight: Floats,
+    factor: Floats,
+    offset: Floats,
+    source: QuantizedTensor,
+    *,
+    bits: int,
+    means: Floats | None,
+    portable: bool,
 ) -> FoldedWeights:
     """Return quantized weights and bias of a layer with what it absorbed.
 
@@ -22,22 +34,26 @@ def quantized_layer(
         factor: Factor of each output channel, (O,).
         offset: What is added after it, (O,).
         source: The quantized input.
+        bits: Bits of the weights.
         means: Mean of each input channel, (I,): the bias makes up for what rounding the weights changes on average.
         portable: Whether no pair of products may exceed 16 bits.
     """
     real = torch.from_numpy(weight.astype(np.float32))
-    quant_max = torch.tensor(float(symmetric_quant_max(BITS)))
-    if portable:
-        quant_max = portable_quant_max(real, quant_max, saturation_limit(BITS))
+    quant_max = torch.tensor(float(symmetric_quant_max(bits)))
+    limit = saturation_limit(source.bits) if portable and not source.signed else None
+    if limit is not None:
+        quant_max = portable_quant_max(real, quant_max, limit)
     if can_overflow(real[0].numel()):
         quant_max = summed_quant_max(real, quant_max)
     codes, scales = quantize_weight(real, quant_max)
+    shift = executed_shift(codes, bits, limit)
     rounded, steps = codes.double().numpy(), scales.double().numpy()
     if means is not None:
         per_channel = (-1, *[1] * (weight.ndim - 1))
         change = (rounded * steps.reshape(per_channel) - weight).reshape(*weight.shape[:2], -1).sum(axis=2)
         offset = offset - factor * _products(change, means)
-    return fold(rounded, steps, factor, offset, source.scale)
+    most = FLOAT_BIAS_LIMIT if source.signed else BIAS_LIMIT
+    return fold(rounded, steps / 2**shift, factor, offset, source.scale, most, shift=shift)
 
 
 def _products(change: Floats, means: Floats) -> Floats:

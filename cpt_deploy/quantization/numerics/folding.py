@@ -84,11 +84,11 @@ def fold_layer(
     factor, offset = normalisation(norm, codes.shape[0])
     if layer.bias is not None:
         offset = offset + _float64(layer.bias) * factor
-    shift = _shift(codes, bits, layer.precision.saturation_limit)
+    shift = executed_shift(codes, bits, layer.precision.saturation_limit)
     return fold(_float64(codes), _float64(scales) / 2**shift, factor, offset, input_scale, bias_limit, shift=shift)
 
 
-def _shift(codes: Tensor, bits: int, limit: int | None) -> int:
+def executed_shift(codes: Tensor, bits: int, limit: int | None) -> int:
     """Return the left shift of the quantized weights: to 8 bits, or less if pairs or sums would exceed their limit."""
     shift = 8 - bits
     sums = float(codes.double().abs().flatten(1).sum(dim=1).amax())

@@ -16,18 +16,15 @@ from cpt_deploy.bundle import Bundle
 from cpt_deploy.bundle.runtime.operators import require_onnx
 from cpt_deploy.errors import BundleError
 from cpt_deploy.integer import operations as ops
-from cpt_deploy.integer.graph import IntegerGraph
-from cpt_deploy.integer.operations import QuantizedTensor
 from cpt_deploy.integer.stored import graph_from_bundle
+from cpt_deploy.integer.tensors import QuantizedTensor
 from cpt_deploy.validation.onnx.constant_graph import (
-    Array,
     ConstantGraph,
     UnexpectedStructureError,
     attributes,
-    embedded,
-    unfolded,
 )
-from cpt_deploy.validation.onnx.step_constants import FULL_RANGES, step_constants
+from cpt_deploy.validation.onnx.layer_constants import ConstantDifference, LayerComparison
+from cpt_deploy.validation.onnx.step_constants import FULL_RANGES
 
 _KINDS: dict[type[ops.Operation], tuple[str, ...]] = {
     ops.Convolution: ("Conv",),
@@ -44,25 +41,6 @@ _KINDS: dict[type[ops.Operation], tuple[str, ...]] = {
 }
 _MOVING = (ops.MaxPool, ops.Pad, ops.Reshape, ops.Transpose, ops.Slice)
 _PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
-
-
-@dataclass(frozen=True)
-class ConstantDifference:
-    """A constant of model.onnx that differs from the integer graph.
-
-    Args:
-        tensor: The tensor of the graph that depends on it: the result of the layer, or the quantized tensor itself.
-        part: Kind of the constant: "quantized weights", "scale", "zero point", ...
-        values: Number of its values.
-        differing: Number of differing values.
-        detail: The first difference, as text.
-    """
-
-    tensor: str
-    part: str
-    values: int
-    differing: int
-    detail: str
 
 
 @dataclass(frozen=True)
@@ -97,23 +75,18 @@ def compare_constants(bundle: Bundle) -> ConstantsResult:
     return ConstantsResult(comparison.compared, tuple(comparison.differences))
 
 
-class _Comparison:
-    def __init__(self, onnx_graph: ConstantGraph, graph: IntegerGraph) -> None:
-        self.onnx, self.graph, self.tensors = onnx_graph, graph, graph.tensors
-        self.compared = 0
-        self.differences: list[ConstantDifference] = []
-
+class _Comparison(LayerComparison):
     def run(self) -> None:
-        self._products()
+        self.products()
         self._float_constants()
         for operation in self.graph.operations:
             if isinstance(operation, ops.OnnxPart | ops.Movement):
-                self._guard(operation.output, partial(self._operators, operation))
+                self.guard(operation.output, partial(self._operators, operation))
         operations = {operation.output: operation for operation in self.graph.operations}
         stepped = {operation.hidden for operation in self.graph.operations if isinstance(operation, ops.Recurrent)}
         for name, tensor in self.tensors.items():
             for check in self._checks(tensor, operations.get(name)) if name not in stepped else ():
-                self._guard(name, check)
+                self.guard(name, check)
         for output, made in zip(self.graph.signature.outputs, self.graph.outputs, strict=True):
             found = self.onnx.source(output.name)
             # results of float operations have names of their own in the file
@@ -122,64 +95,13 @@ class _Comparison:
                 detail = f"expected {output.name} to be read from it, but it is read from {found!r}"
                 self.differences.append(ConstantDifference(made, "graph", 1, 1, detail))
 
-    def _guard(self, name: str, check: Callable[[], None]) -> None:
-        try:
-            check()
-        except UnexpectedStructureError as error:
-            self.differences.append(ConstantDifference(name, "graph", 1, 1, str(error)))
-
-    def _products(self) -> None:
-        """Compare layers and embeddings whose results are real values."""
-        for operation in self.graph.operations:
-            match operation:
-                case ops.FullyConnected() if operation.output not in self.tensors:
-                    self._guard(operation.output, partial(self._product, operation, self.graph.multiplied(operation)))
-                case ops.Recurrent():
-                    self._guard(operation.hidden, partial(self._steps, operation, self.graph.multiplied(operation)))
-                case ops.Embed():
-                    self._guard(operation.output, partial(self._embedding, operation))
-
-    def _product(self, operation: ops.FullyConnected, source: QuantizedTensor) -> None:
-        name, bias = operation.output, operation.bias
-        node = self.onnx.node(name)
-        added = np.zeros(bias.shape, np.float32)
-        if node.op_type == "Add":
-            node, added = self.onnx.node(node.input[0]), self.onnx.constant(node.input[1])
-        if node.op_type not in {"Gemm", "MatMul"} or self.onnx.source(node.input[0]) != source.name:
-            raise UnexpectedStructureError(f"expected a layer that reads {source.name!r}, but got {node.op_type}")
-        if node.op_type == "Gemm":
-            self._weights(operation, node)
-        else:
-            stored, scales, zeros = self.onnx.dequantized(node.input[1])
-            self._compare(name, "quantized weights", operation.executed_codes, stored.T)
-            self._compare(name, "weight scales", operation.scales, scales)
-            self._compare(name, "weight zero points", np.zeros(zeros.shape), zeros)
-        if len(node.input) > 2:  # a Gemm has its own bias, and no Add follows
-            self._bias(operation, node, source)
-            bias = np.zeros_like(bias)
-        self._compare(name, "bias", bias.astype(np.float32) * (np.float32(source.scale) * operation.scales), added)
-
-    def _steps(self, operation: ops.Recurrent, hidden: QuantizedTensor) -> None:
-        for part, expected, found in step_constants(self.onnx, operation, hidden):
-            self._compare(hidden.name, part, expected, found)
-
-    def _embedding(self, operation: ops.Embed) -> None:
-        name, scaled = operation.output, self.onnx.node(operation.output)
-        rows = self.onnx.node(self.onnx.node(scaled.input[0]).input[0])
-        factors = self.onnx.node(scaled.input[1])
-        kinds = (scaled.op_type, rows.op_type, factors.op_type)
-        if kinds != ("Mul", "Gather", "Gather"):
-            raise UnexpectedStructureError(f"expected rows times factors, but got {', '.join(kinds)}")
-        self._compare(name, "quantized weights", operation.executed_codes, self.onnx.constant(rows.input[0]))
-        self._compare(name, "weight scales", operation.scales[:, None], self.onnx.constant(factors.input[0]))
-
     def _float_constants(self) -> None:
         """Compare the constants of float operations that the file holds unchanged."""
         constants = [operation for operation in self.graph.operations if isinstance(operation, ops.Constant)]
         for i, operation in enumerate(constants):
             found = self.onnx.initializer(f"constant_{i}")
             if found is not None:
-                self._compare(operation.output, "values", operation.value, found)
+                self.compare(operation.output, "values", operation.value, found)
 
     def _operators(self, operation: ops.OnnxPart | ops.Movement) -> None:
         """Compare operators of an ONNX file, which stay as they are: their types, attributes and constants."""
@@ -188,7 +110,7 @@ class _Comparison:
         for tensor in body.initializer:
             expected, found = onnx.numpy_helper.to_array(tensor), self.onnx.constant(f"{tensor.name}.constant")
             if expected.dtype.kind in "biuf":
-                self._compare(operation.output, f"constant {tensor.name}", expected, found)
+                self.compare(operation.output, f"constant {tensor.name}", expected, found)
         for node in body.node:
             name = next(name for name in node.output if name)
             found = self.onnx.node(name)
@@ -203,6 +125,10 @@ class _Comparison:
             if not tensor.signed:  # integers are padded directly, without a quantizer
                 yield partial(self._dequantizers, tensor)
                 return
+        if isinstance(operation, ops.Reinterpret):
+            yield partial(self._reinterpreted, operation)
+            yield partial(self._dequantizers, tensor)
+            return
         if isinstance(operation, ops.ReadPixels):
             yield partial(self._pixels, operation)
         tabled = isinstance(operation, ops.ReadPixels) and self.onnx.initializer(f"{tensor.name}.factor") is None
@@ -219,7 +145,16 @@ class _Comparison:
         for part in ("factor", "offset", "table"):
             found = self.onnx.initializer(f"{operation.output}.{part}")
             if found is not None:
-                self._compare(operation.output, part, getattr(operation, part).reshape(-1), found.reshape(-1))
+                self.compare(operation.output, part, getattr(operation, part).reshape(-1), found.reshape(-1))
+
+    def _reinterpreted(self, operation: ops.Reinterpret) -> None:
+        """Compare the bounds of integers that are dequantized with other parameters."""
+        source, node = self.tensors[operation.inputs[0]], self.onnx.node(operation.output)
+        if node.op_type not in ("Clip", "Identity") or node.input[0] != source.name:
+            raise UnexpectedStructureError(f"expected the integers of {source.name!r}, but got {node.op_type}")
+        bounds = [int(self.onnx.constant(name)) for name in node.input[1:]] or [source.quant_min, source.quant_max]
+        expected = np.array((operation.low, operation.high))
+        self.compare(operation.output, "range of integers", expected, np.array(bounds))
 
     def _operation(self, operation: ops.Operation) -> None:
         node, name = self.onnx.producer(operation.output), operation.output
@@ -232,49 +167,17 @@ class _Comparison:
             raise UnexpectedStructureError(f"expected {node.op_type} to read {wanted}, but got {inputs}")
         if isinstance(operation, ops.Lookup):
             parameters = np.asarray(operation.parameters, np.float32)
-            self._compare(name, "parameters", parameters, self.onnx.parameters(node))
+            self.compare(name, "parameters", parameters, self.onnx.parameters(node))
         if isinstance(operation, ops.WeightedOperation):
-            self._weights(operation, node)
-            self._bias(operation, node, self.graph.multiplied(operation))
-
-    def _weights(self, operation: ops.WeightedOperation, node: Any) -> None:
-        name = operation.output
-        stored, scales, zeros = self.onnx.dequantized(node.input[1])
-        expected: Array = operation.executed_codes
-        mover = self.onnx.mover(node.input[0])
-        if mover is not None and mover.op_type == "SpaceToDepth":
-            stored = unfolded(stored, attributes(mover)["blocksize"])
-            assert isinstance(operation, ops.Convolution)
-            expected = embedded(expected, stored.shape, operation.pads)
-        elif mover is not None:
-            # channels appended by Pad have zero weights
-            missing = stored.shape[1] - expected.shape[1]
-            expected = np.pad(expected, [(0, 0), (0, max(missing, 0)), *[(0, 0)] * (expected.ndim - 2)])
-        self._compare(name, "quantized weights", expected, stored)
-        self._compare(name, "weight scales", operation.scales, scales)
-        self._compare(name, "weight zero points", np.zeros(zeros.shape), zeros)
-
-    def _bias(self, operation: ops.WeightedOperation, node: Any, source: QuantizedTensor) -> None:
-        name, expected = operation.output, operation.bias
-        if len(node.input) < 3 or not node.input[2]:
-            self._compare(name, "quantized biases", expected, np.zeros_like(expected))
-            return
-        wanted = np.float32(source.scale) * operation.scales
-        if source.signed:
-            real = (expected.astype(np.float64) * wanted).astype(np.float32)
-            self._compare(name, "bias", real, self.onnx.constant(node.input[2]))
-            return
-        codes, scales, zeros = self.onnx.dequantized(node.input[2])
-        self._compare(name, "quantized biases", expected, codes)
-        self._compare(name, "bias scales", wanted, scales)
-        self._compare(name, "bias zero points", np.zeros(zeros.shape), zeros)
+            self.weights(operation, node)
+            self.bias(operation, node, self.graph.multiplied(operation))
 
     def _quantizer(self, tensor: QuantizedTensor, *, moves: bool) -> None:
         quantizer, bounds = self.onnx.quantizer(tensor.name)
         # Operations that only move integers keep their range without another Clip.
         if bounds is not None or not moves:
             found = np.array(bounds or FULL_RANGES[tensor.signed])
-            self._compare(tensor.name, "range of integers", np.array((tensor.quant_min, tensor.quant_max)), found)
+            self.compare(tensor.name, "range of integers", np.array((tensor.quant_min, tensor.quant_max)), found)
         self._parameters(tensor, quantizer)
 
     def _padding(self, operation: ops.Pad, tensor: QuantizedTensor) -> None:
@@ -285,10 +188,10 @@ class _Comparison:
         mode = attributes(node).get("mode", b"constant").decode()
         if mode != _PAD_MODES[operation.mode]:
             raise UnexpectedStructureError(f"expected {name!r} to be padded as {operation.mode}, but got {mode}")
-        self._compare(name, "padding", np.array(operation.pads), self.onnx.constant(node.input[1]))
+        self.compare(name, "padding", np.array(operation.pads), self.onnx.constant(node.input[1]))
         if mode == "constant":
             value = self.onnx.constant(node.input[2]) if len(node.input) > 2 else np.zeros(())
-            self._compare(name, "padding value", np.array(tensor.zero_point), value)
+            self.compare(name, "padding value", np.array(tensor.zero_point), value)
 
     def _dequantizers(self, tensor: QuantizedTensor) -> None:
         for reader in self.onnx.readers(tensor.name):
@@ -298,35 +201,12 @@ class _Comparison:
                 self._parameters(tensor, reader)
             elif reader.op_type == "Pad":
                 padding = self.onnx.constant(reader.input[2]) if len(reader.input) > 2 else np.zeros(())
-                self._compare(tensor.name, "padding", np.array(tensor.zero_point), padding)
+                self.compare(tensor.name, "padding", np.array(tensor.zero_point), padding)
             if reader.op_type in {"Pad", "SpaceToDepth"}:
                 for moved in self.onnx.readers(reader.output[0]):
                     self._parameters(tensor, moved)
 
     def _parameters(self, tensor: QuantizedTensor, node: Any) -> None:
         scale, zero_point = (self.onnx.constant(entry) for entry in node.input[1:3])
-        self._compare(tensor.name, "scale", np.array(np.float32(tensor.scale)), scale.reshape(()))
-        self._compare(tensor.name, "zero point", np.array(tensor.zero_point), zero_point.reshape(()))
-
-    def _compare(self, tensor: str, part: str, expected: Array, got: Array) -> None:
-        # All values are integers below 2^31 or float32, which float64 holds exactly.
-        wanted, found = (np.asarray(array).astype(np.float64) for array in (expected, got))
-        self.compared += wanted.size
-        if wanted.shape != found.shape:
-            detail = f"expected shape {wanted.shape}, but got {found.shape}"
-            self._add(ConstantDifference(tensor, part, wanted.size, wanted.size, detail))
-            return
-        differing = np.argwhere(wanted != found)
-        if len(differing):
-            at = tuple(map(int, differing[0]))
-            detail = f"expected {_number(wanted[at])}, but got {_number(found[at])}" + (f" at {at}" if at else "")
-            self._add(ConstantDifference(tensor, part, wanted.size, len(differing), detail))
-
-    def _add(self, difference: ConstantDifference) -> None:
-        # The same constant is compared for the quantizer and for every dequantizer of its tensor.
-        if difference not in self.differences:
-            self.differences.append(difference)
-
-
-def _number(value: np.float64) -> str:
-    return str(int(value)) if value.is_integer() else f"{value:.9g}"
+        self.compare(tensor.name, "scale", np.array(np.float32(tensor.scale)), scale.reshape(()))
+        self.compare(tensor.name, "zero point", np.array(tensor.zero_point), zero_point.reshape(()))

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from cpt_deploy.integer.operations import QuantizedTensor, Recurrent
+from cpt_deploy.integer.operations import Recurrent
+from cpt_deploy.integer.tensors import QuantizedTensor
 from cpt_deploy.onnx_graph.outputs import IN_BODY
 from cpt_deploy.validation.onnx.constant_graph import Array, ConstantGraph, UnexpectedStructureError, attributes
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cpt_deploy.bundle import FORMATS
 from cpt_deploy.errors import ConversionError, UsageError
 from cpt_deploy.signature import BATCH, INPUT_NAME, OUTPUT_NAME
 from cpt_deploy.tasks import SILENT, ExportOptions, Reporter
 from cpt_deploy.tasks.exporting import MAX_BITS, dataset_name
+from cpt_deploy.workflows.experiments.bit_allocation import folder_name
 from cpt_deploy.workflows.imported.float_models import (
     ONNX_SUFFIX,
     FloatModel,
@@ -52,7 +52,7 @@ def export_float_model(
 
     Args:
         source: The model and the data.
-        options: Bits and formats of the bundle; an ONNX file has 8 bits and no symmetric activations.
+        options: Bits and formats of the bundle.
         destination: Directory of the bundle; None is `<file>-bundle-<bits>bit` beside the file.
         reporter: Receives messages and progress.
 
@@ -70,12 +70,15 @@ def export_float_model(
     from cpt_deploy.integer.float_costs import FloatCosts
     from cpt_deploy.onnx_graph.onnx_parts import read_parts
     from cpt_deploy.onnx_graph.packing import smallest_opset
+    from cpt_deploy.onnx_graph.quantizing.precision import Precision
     from cpt_deploy.onnx_graph.reading import quantize_onnx
 
     _check_options(source, options)
+    weights, activations = options.bits or MAX_BITS, options.activation_bits or MAX_BITS
+    precision = Precision(weights, activations, options.symmetric, portable=not options.native)
     given = _tensors(source) if has_input_files(Path(source.data)) else _images(source, options, reporter)
     with reporter.bar("calibrating", given.batches) as bar:
-        quantized = quantize_onnx(given.network, _advancing(given.samples, bar.advance), portable=not options.native)
+        quantized = quantize_onnx(given.network, _advancing(given.samples, bar.advance), precision)
     graph, placement = quantized.graph, quantized.placement
     if not graph.weighted():
         raise ConversionError(
@@ -95,18 +98,20 @@ def export_float_model(
     )
     import torch
 
+    folder = folder_name(f"{weights}bit", activations, MAX_BITS)
     return export_graph(
         graph,
-        destination or source.path.with_name(f"{source.path.stem}-bundle-{MAX_BITS}bit{options.suffix}"),
+        destination or source.path.with_name(f"{source.path.stem}-{folder}{options.suffix}"),
         identity,
         {key: torch.from_numpy(array) for key, array in given.golden.items()},
         facts={
-            "weight_bits": MAX_BITS,
-            "activation_bits": MAX_BITS,
+            "weight_bits": weights,
+            "activation_bits": activations,
             "opset": read_parts(graph).opset or options.opset or smallest_opset(graph),
             "reduced_layers": [],
         },
         floats=(floats, "they have no integer form") if graph.has_float_operations else None,
+        formats=options.formats,
     )
 
 
@@ -212,18 +217,6 @@ def _check_options(source: FloatModel, options: ExportOptions) -> None:
     """
     if source.model is not None:
         raise UsageError("Expected --model with weights only, but an ONNX file holds its network itself")
-    few = options.bits not in (None, MAX_BITS) or options.activation_bits not in (None, MAX_BITS)
-    given = {
-        "--bits or --act-bits below 8": few,
-        "--activations symmetric": options.symmetric,
-        "--format": any(not FORMATS[name].always for name in options.formats),
-    }
-    for option, found in given.items():
-        if found:
-            raise UsageError(
-                f"Expected no {option} for an ONNX file, but got it",
-                hint=f"a run of cpt train RECIPE model.name=onnx:{source.path.name} has it",
-            )
     if has_input_files(Path(source.data)):
         images = {"--labels": source.labels, "--data-dir": source.data_dir, "--input uint8": options.pixels}
         images |= {f"--{key}": value for key, value in source.input.items()}

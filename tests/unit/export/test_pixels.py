@@ -7,17 +7,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from cpt_deploy.bundle import ImageProcessor, OnnxRuntimeModel, Preprocessing
 from cpt_deploy.bundle.processors.pixel_format import PixelFormat
 from cpt_deploy.bundle.runtime.operators import optimized_operators
 from cpt_deploy.errors import ConversionError
-from cpt_deploy.export.pixels import reading_pixels
-from cpt_deploy.integer import IntegerExecutor
+from cpt_deploy.export.pixels import NORMALISED, reading_pixels
+from cpt_deploy.integer import IntegerExecutor, freeze
 from cpt_deploy.integer.graph import IntegerGraph, from_dict, to_dict
-from cpt_deploy.integer.operations import ReadPixels
+from cpt_deploy.integer.operations import OnnxPart, ReadPixels
 from cpt_deploy.onnx_graph.reading import quantize_onnx, read_onnx
 from cpt_deploy.onnx_graph.writer import write_onnx
+from cpt_deploy.quantization import QuantizationConfig, calibrate, prepare
 from cpt_deploy.validation.integers.compare_integers import compare_integers
 from tests.unit.onnx_graph.reading.networks import Network
 
@@ -105,11 +107,41 @@ def test_a_table_that_float32_arithmetic_misses_is_a_gather() -> None:
     assert compare_integers(graph, file, {"image": pictures(2)}).mismatches == 0
 
 
-def test_a_network_that_begins_in_float_is_refused() -> None:
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+@pytest.mark.parametrize("order", ["RGB", "BGR"])
+@pytest.mark.parametrize(("mean", "std"), [IMAGENET, ((0.0,) * 3, (1.0,) * 3), ((0.5,) * 3, (0.5,) * 3)])
+def test_operators_in_float_get_the_normalised_value_of_every_byte(
+    layout: str, order: str, mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    preprocessing = Preprocessing(3, (16, 16), mean, std)
+    processor = ImageProcessor(preprocessing, LABELS, PixelFormat(layout, order))  # type: ignore[arg-type]
+    floats = graph_of(preprocessing, first="Abs")
+    graph, pixels = reading_pixels(floats, processor), pictures(3)
+    given = processor.inputs(list(pixels))["image"]
+    normalised = preprocessing.normalize(pixels)
+    (prologue,) = (o for o in graph.operations if isinstance(o, OnnxPart) and o.output == NORMALISED)
+    assert np.array_equal(OnnxRuntimeModel(prologue.content.tobytes()).run({"image": given})[NORMALISED], normalised)
+    file = write_onnx(graph)
+    assert compare_integers(graph, file, {"image": given}).mismatches == 0
+    wanted = OnnxRuntimeModel(write_onnx(floats)).run({"image": normalised})["logits"]
+    assert np.array_equal(OnnxRuntimeModel(file).run({"image": given})["logits"], wanted)
+
+
+def test_pytorch_operators_in_float_that_read_images_are_refused() -> None:
+    class Begins(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            """Return logits."""
+            return self.head(torch.relu(self.conv(torch.sqrt(x.abs() + 1))).mean((2, 3)))  # type: ignore[no-any-return]
+
     preprocessing = Preprocessing(3, (16, 16), *IMAGENET)
-    processor = ImageProcessor(preprocessing, LABELS, PixelFormat())
-    with pytest.raises(ConversionError, match="first layers run on integers"):
-        reading_pixels(graph_of(preprocessing, first="Abs"), processor)
+    model = prepare(Begins(), torch.zeros(2, 3, 16, 16), QuantizationConfig())
+    calibrate(model, [torch.from_numpy(preprocessing.normalize(pictures(2)))])
+    with pytest.raises(ConversionError, match="operators of PyTorch in float read the images"):
+        reading_pixels(freeze(model), ImageProcessor(preprocessing, LABELS, PixelFormat()))
 
 
 def _rescaled(graph: IntegerGraph, preprocessing: Preprocessing) -> IntegerGraph:

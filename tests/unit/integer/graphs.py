@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from cpt_deploy.integer.graph import IntegerGraph
-from cpt_deploy.integer.operations import Operation, Quantize, QuantizedTensor
+from cpt_deploy.integer.operations import Operation, Quantize
+from cpt_deploy.integer.tensors import QuantizedTensor
 from cpt_deploy.signature import INPUT_NAME, OUTPUT_NAME, Signature, TensorSpec
 
 

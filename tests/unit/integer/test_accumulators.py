@@ -13,7 +13,8 @@ from cpt_deploy.export import write_onnx
 from cpt_deploy.integer import IntegerExecutor, freeze
 from cpt_deploy.integer.accumulators import check_accumulators, worst_sum
 from cpt_deploy.integer.graph import IntegerGraph
-from cpt_deploy.integer.operations import FullyConnected, GlobalAverage, QuantizedTensor
+from cpt_deploy.integer.operations import FullyConnected, GlobalAverage
+from cpt_deploy.integer.tensors import QuantizedTensor
 from cpt_deploy.precision.accumulators import INT32_MOST
 from cpt_deploy.quantization import QuantizationConfig, calibrate, prepare
 from tests.unit.integer.graphs import graph_between

@@ -9,7 +9,8 @@ from cpt_deploy.errors import ConversionError, UsageError
 from cpt_deploy.integer import IntegerExecutor, freeze
 from cpt_deploy.integer.executor import fits_float32
 from cpt_deploy.integer.graph import from_dict, to_dict
-from cpt_deploy.integer.operations import Convolution, QuantizedTensor
+from cpt_deploy.integer.operations import Convolution
+from cpt_deploy.integer.tensors import QuantizedTensor
 from cpt_deploy.models import build_model
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, calibrate, prepare
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from cpt_deploy.integer.arithmetic import add, global_average, multiply
-from cpt_deploy.integer.operations import QuantizedTensor
+from cpt_deploy.integer.tensors import QuantizedTensor
 
 CODES = np.arange(256, dtype=np.uint8)
 LEFT, RIGHT = (grid.reshape(-1) for grid in np.meshgrid(CODES, CODES))

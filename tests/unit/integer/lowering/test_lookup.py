@@ -10,7 +10,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from cpt_deploy.integer.lowering.lookup import MARGIN, tabulate
-from cpt_deploy.integer.operations import QuantizedTensor
+from cpt_deploy.integer.tensors import QuantizedTensor
 from cpt_deploy.quantization.numerics.affine import affine_parameters
 
 ACTIVATIONS = [nn.Sigmoid(), nn.Tanh(), nn.LeakyReLU(0.1), nn.ELU(), nn.Softplus(), nn.Hardsigmoid(), nn.Hardtanh()]

@@ -4,6 +4,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cpt_deploy.onnx_graph.quantizing.precision import Precision
 from cpt_deploy.onnx_graph.reading import quantize_onnx, read_onnx
 from cpt_deploy.onnx_graph.writer import write_onnx
 from cpt_deploy.validation.integers.compare_integers import compare_integers
@@ -92,7 +93,7 @@ def test_random_networks_are_quantized_and_proven(
 ) -> None:
     file = grown(steps, seed, batch, opset)
     inputs = samples((2 if batch == "N" else int(batch), CHANNELS, SIZE, SIZE), 4, seed)
-    graph = quantize_onnx(read_onnx(file), inputs, portable=portable).graph
+    graph = quantize_onnx(read_onnx(file), inputs, Precision(portable=portable)).graph
     written = write_onnx(graph)
     comparison = compare_integers(graph, written, inputs[0])
     assert comparison.mismatches == 0

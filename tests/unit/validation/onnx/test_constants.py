@@ -18,7 +18,7 @@ from cpt_deploy.export import write_onnx
 from cpt_deploy.export.golden import golden_sample
 from cpt_deploy.integer.graph import IntegerGraph, to_dict
 from cpt_deploy.integer.operations import Add, Convolution, FullyConnected, GlobalAverage, Pad, Reshape
-from cpt_deploy.integer.operations import QuantizedTensor as Q
+from cpt_deploy.integer.tensors import QuantizedTensor as Q
 from cpt_deploy.validation import compare_constants, constant_reasons
 from tests.unit.integer.graphs import graph_between
 
