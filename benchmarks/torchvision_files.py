@@ -1,19 +1,23 @@
 """The ONNX files of torchvision's networks, as torch.onnx writes them: read, quantized, and every integer compared.
 
 Classification, detection and segmentation with random weights; both exporters; fixed sizes, and free ones: the batch,
-or height and width of the one image that a detector takes.
+or height and width of the one image that a detector takes. Results are kept after each file; repeating the command
+converts those that are missing or were not converted.
 
     python benchmarks/torchvision_files.py [--models ssdlite320_mobilenet_v3_large] [--exporters legacy] [--size 64]
 """
 
 import argparse
 import io
+import json
+import traceback
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from measuring import machine, machine_line, markdown_table, write_results
+from measuring import RESULTS, machine, machine_line, markdown_table, write_results
 from torch import Tensor, nn
 from torchvision.models import detection, get_model, list_models, segmentation
 
@@ -83,6 +87,49 @@ def converted(content: bytes, shape: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
+def measured(name: str, exporter: str, *, free: bool, size: int) -> dict[str, Any]:
+    """Write and convert one file."""
+    case = {"network": name, "exporter": exporter, "sizes": "free" if free else "fixed"}
+    try:
+        content, shape = exported(name, exporter, free=free, size=size)
+    except Exception as error:  # of torch.onnx, which have no common base class
+        return case | {"torch.onnx": f"{type(error).__name__}: {_reason(error)}"}
+    try:
+        return case | converted(content, shape)
+    except Exception as error:  # also a fault of the reader is a row, and fails the command at its end
+        traceback.print_exc()
+        return case | {"refused": f"{type(error).__name__}: {error}"}
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of the innermost cause: torch.onnx wraps it in advice."""
+    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return str(error).strip().partition("\n")[0].partition(" (unhinted")[0][:120]
+
+
+def row(result: dict[str, Any]) -> list[str]:
+    """Return a result as a row of the table."""
+    case = [result["network"], result["exporter"], result["sizes"]]
+    if "torch.onnx" in result:
+        return [*case, f"not written: {result['torch.onnx']}".replace("|", " "), ""]
+    if "refused" in result:
+        return [*case, f"refused: {result['refused']}", ""]
+    return [*case, f"{result['differing']} of {result['integers']:,}", f"{100 * result['integer_share']:.4g} %"]
+
+
+def written(results: Sequence[dict[str, Any]]) -> None:
+    """Write the results."""
+    header = ["network", "exporter", "sizes", "differing integers", "MACs on integers"]
+    info = machine()
+    table = (
+        "ONNX files of torchvision's networks, random weights (`python benchmarks/torchvision_files.py`)\n\n"
+        + markdown_table(header, [row(result) for result in results])
+        + f"\n\n{machine_line(info)}"
+    )
+    write_results("torchvision_files", {"machine": info, "results": results}, table)
+
+
 def main() -> None:
     """Convert the files and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -90,31 +137,18 @@ def main() -> None:
     parser.add_argument("--exporters", nargs="+", default=["dynamo", "legacy"])
     parser.add_argument("--size", type=int, default=64)
     arguments = parser.parse_args()
-    results, rows = [], []
+    place = RESULTS / "torchvision_files.json"
+    kept = json.loads(place.read_text())["results"] if place.exists() else []
+    results = [result for result in kept if result.get("differing") == 0 or "torch.onnx" in result]
     for name in arguments.models:
         for exporter, free in ((exporter, free) for exporter in arguments.exporters for free in (False, True)):
-            case = {"network": name, "exporter": exporter, "sizes": "free" if free else "fixed"}
-            try:
-                content, shape = exported(name, exporter, free=free, size=arguments.size)
-            except Exception as error:  # of torch.onnx, which have no common base class
-                reason = str(error).strip().partition("\n")[0][:80]
-                results.append(case | {"torch.onnx": f"{type(error).__name__}: {reason}"})
-                rows.append([*case.values(), "torch.onnx does not write it", ""])
+            case = (name, exporter, "free" if free else "fixed")
+            if case in {(result["network"], result["exporter"], result["sizes"]) for result in results}:
                 continue
-            results.append(case | converted(content, shape))
-            found = results[-1]
-            differing = f"{found['differing']} of {found['integers']:,}"
-            rows.append([*case.values(), differing, f"{100 * found['integer_share']:.4g} %"])
-            print(" | ".join(rows[-1]), flush=True)
-    header = ["network", "exporter", "sizes", "differing integers", "MACs on integers"]
-    info = machine()
-    table = (
-        "ONNX files of torchvision's networks, random weights (`python benchmarks/torchvision_files.py`)\n\n"
-        + markdown_table(header, rows)
-        + f"\n\n{machine_line(info)}"
-    )
-    assert not sum(result.get("differing", 0) for result in results)
-    write_results("torchvision_files", {"machine": info, "results": results}, table)
+            results.append(measured(name, exporter, free=free, size=arguments.size))
+            results.sort(key=lambda result: MODELS.index(result["network"]) if result["network"] in MODELS else -1)
+            written(results)
+    assert not any("refused" in result or result.get("differing") for result in results)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class Metric:
     @property
     def title(self) -> str:
         """The name in words."""
-        return "SQNR in dB" if self.name == "sqnr_db" else self.name.replace("_", " ")
+        return _TITLES.get(self.name, self.name.replace("_", " "))
 
     @property
     def heading(self) -> str:
@@ -49,6 +49,8 @@ class Metric:
             return "none"
         if self.percent:
             return readable.share(value)
+        if self.name in _TITLES and value >= MOST_DECIBELS:
+            return "equal"
         return f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}"
 
     def is_better(self, value: float, other: float) -> bool:
@@ -69,6 +71,17 @@ ACCURACY = Metric("accuracy", percent=True)
 PERPLEXITY = Metric("perplexity", higher_is_better=False)
 R_SQUARED = Metric("r_squared")
 SQNR_DB = Metric("sqnr_db")
+"""Signal to quantization noise against a float model."""
+OWN_SQNR_DB = Metric("sqnr_of_own_file_db")
+"""The same against the quantized file itself without optimizations, where no float model is given."""
+
+MOST_DECIBELS = 200.0
+"""Reported where there is no noise, since JSON has no infinity."""
+
+_TITLES = {
+    SQNR_DB.name: "SQNR in dB",
+    OWN_SQNR_DB.name: "SQNR in dB against its own file, not optimized, since no float model was given,",
+}
 
 
 def perplexity_of(loss: float) -> float:

@@ -82,6 +82,25 @@ class Signature:
         return tuple(tensor.name for tensor in (*self.inputs, *self.outputs))
 
     @property
+    def joins_rows(self) -> bool:
+        """Whether rows of several calls can be computed together: each tensor has the batch dimension first."""
+        return bool(self.inputs) and all(tensor.batch == BATCH for tensor in (*self.inputs, *self.outputs))
+
+    def by_call(self) -> "Signature":
+        """Return the signature of the same model if its calls are not joined: no dimension is the batch."""
+        name = f"{BATCH}_0"
+
+        def renamed(tensor: TensorSpec) -> TensorSpec:
+            sizes = [name if size == BATCH else size for size in tensor.whole_shape]
+            return replace(tensor, shape=tuple(sizes[1:]), batch=sizes[0] if sizes else None)
+
+        inputs, outputs = (tuple(map(renamed, tensors)) for tensors in (self.inputs, self.outputs))
+        free = {name if key == BATCH else key: size for key, size in self.free.items()}
+        if any(name in tensor.whole_shape for tensor in inputs):
+            free = {name: FreeSize(example=1), **free}
+        return replace(self, inputs=inputs, outputs=outputs, free=free)
+
+    @property
     def context(self) -> int | None:
         """The maximum of the sum of all free sizes of a network with states; None if there is none."""
         bounds = [free.most for free in self.free.values() if free.most is not None] if self.states else []

@@ -4,7 +4,7 @@ import csv
 import glob
 import json
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,10 +25,12 @@ class Predictor(NamedTuple):
     Args:
         image: Returns the most probable classes of an image file, best first; raises `ImageError` if it is no image.
         rows: Returns the prediction for each row; raises `UsageError` for rows that the model does not take.
+        ranks: Number of dimensions of each input, if requests are computed one by one and hold whole tensors.
     """
 
     image: Callable[[Path], Any]
     rows: Callable[[Body], list[Any]]
+    ranks: Mapping[str, int] = {}
 
 
 def image_files(given: Sequence[Path]) -> list[Path]:
@@ -68,7 +70,8 @@ def local_predictor(path: Path, *, top_k: int, threads: int | None) -> Predictor
     from cpt_serving.web.uploads import EncodedImage
 
     settings = local_settings(path, threads)
-    adapter = adapter_of(Bundle.open(path), settings, MemoryBudget(settings.decode_bytes))
+    bundle = Bundle.open(path)
+    adapter = adapter_of(bundle, settings, MemoryBudget(settings.decode_bytes))
     adapter.load()
 
     def predict(content: list[EncodedImage] | bytes) -> list[Any]:
@@ -94,7 +97,9 @@ def local_predictor(path: Path, *, top_k: int, threads: int | None) -> Predictor
         plain: list[Any] = orjson.loads(orjson.dumps(predictions, option=orjson.OPT_SERIALIZE_NUMPY))
         return plain
 
-    return Predictor(image, rows)
+    signature = bundle.signature
+    ranks = {} if signature.joins_rows else {spec.name: len(spec.whole_shape) for spec in signature.inputs}
+    return Predictor(image, rows, ranks)
 
 
 @contextmanager
@@ -142,10 +147,19 @@ def predict_rows(predictor: Predictor, body: Body) -> list[Any]:
     ((key, given),) = body.items()
     columns = given if isinstance(given, Mapping) else {"": given}
     predictions: list[Any] = []
+    if predictor.ranks and isinstance(given, Mapping):
+        several = all(_rank(given.get(name)) == rank + 1 for name, rank in predictor.ranks.items())
+        whole: Iterable[tuple[Any, ...]] = zip(*given.values(), strict=True) if several else [tuple(given.values())]
+        return [predictor.rows({key: dict(zip(given, row, strict=True))})[0] for row in whole]
     for start in range(0, max(map(len, columns.values()), default=0), _ROWS_AT_ONCE):
         part = {name: rows[start : start + _ROWS_AT_ONCE] for name, rows in columns.items()}
         predictions += predictor.rows({key: part if isinstance(given, Mapping) else part[""]})
     return predictions
+
+
+def _rank(values: Any) -> int:
+    """Return the number of dimensions of nested lists."""
+    return 1 + _rank(values[0]) if isinstance(values, list) and values else int(isinstance(values, list))
 
 
 def read_rows(path: Path) -> Body:

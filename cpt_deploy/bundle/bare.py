@@ -79,12 +79,6 @@ def file_name(path: Path) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "model"
 
 
-def joins_rows(signature: Signature) -> bool:
-    """Return whether rows of several requests can be computed together: each tensor has the batch dimension first."""
-    tensors = (*signature.inputs, *signature.outputs)
-    return bool(signature.inputs) and all(tensor.batch == BATCH for tensor in tensors)
-
-
 def rows_are_independent(session: Any, signature: Signature) -> bool:
     """Return whether first dimensions are free, and a row's outputs are the same alone as in a batch: it is tried."""
     tensors = (*signature.inputs, *signature.outputs)

@@ -38,8 +38,8 @@ class Golden:
             as integers) have to be equal.
 
     Raises:
-        ValueError: If there are no inputs, outputs or rows, their numbers of rows differ, a number is not finite, or
-            scales and tolerances are not of outputs.
+        ValueError: If there are no inputs, outputs or values, a number is not finite, or scales and tolerances are not
+            of outputs.
     """
 
     inputs: Arrays
@@ -49,10 +49,9 @@ class Golden:
 
     def __post_init__(self) -> None:
         arrays = {**self.inputs, **self.outputs}
-        rows = {array.shape[:1] for array in arrays.values()}
-        if not self.inputs or not self.outputs or len(rows) != 1 or not all(array.size for array in arrays.values()):
+        if not self.inputs or not self.outputs or not all(array.size for array in arrays.values()):
             shapes = {name: array.shape for name, array in arrays.items()}
-            raise ValueError(f"Expected golden inputs and outputs of equally many rows, but got the shapes {shapes}")
+            raise ValueError(f"Expected golden inputs and outputs with values, but got the shapes {shapes}")
         unfit = [name for name, values in arrays.items() if values.dtype.kind not in "fiub" or not _is_finite(values)]
         if unfit:
             raise ValueError(f"Expected golden tensors of finite numbers, but {', '.join(unfit)} has others")

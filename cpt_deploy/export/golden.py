@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cpt_deploy.bundle import Golden, OnnxRuntimeModel
 from cpt_deploy.bundle.runtime.tensors import checked_inputs
+from cpt_deploy.errors import ConversionError
 from cpt_deploy.integer.executor import Inputs, IntegerExecutor
 from cpt_deploy.integer.graph import IntegerGraph
 from cpt_deploy.integer.operations import Constant, OnnxPart, Operation, Recurrent
@@ -74,16 +75,48 @@ def golden_sample(graph: IntegerGraph, inputs: Mapping[str, Tensor], onnx: bytes
         # floats before a quantized output may change its integers too
         quantized, served = {}, OnnxRuntimeModel(onnx, signature).run(arrays)
         with torch.no_grad():
-            others = [OtherRoundings(graph, seed).run(inputs) for seed in range(_DRAWS)]
+            others = [
+                {name: tensor.numpy() for name, tensor in OtherRoundings(graph, seed).run(inputs).items()}
+                for seed in range(_DRAWS)
+            ]
+        outputs = _steady(outputs, [served, *others])
         tolerances = {
-            name: golden_tolerance(output, [served[name], *(other[name].numpy() for other in others)])
+            name: golden_tolerance(output, [other[name] for other in (served, *others)])
             for name, output in outputs.items()
             if output.dtype.kind == "f"
         }
     given = {name: array for name, array in arrays.items() if name not in states or array.any()}
+    if not signature.joins_rows:
+        return Golden(given, outputs, quantized, tolerances)
     rows = max(1, _KEPT_VALUES // sum(output[0].size for output in outputs.values()))
     first = [{name: array[:rows] for name, array in part.items()} for part in (given, outputs)]
     return Golden(first[0], first[1], quantized, tolerances)
+
+
+def _steady(outputs: Mapping[str, Floats], others: Sequence[Mapping[str, Floats]]) -> dict[str, Floats]:
+    """Return the outputs whose shape, and whose integers, the last digits of floats do not decide.
+
+    Such digits decide which of two boxes of about the same score a detector keeps.
+
+    Raises:
+        ConversionError: If there is none.
+    """
+    kept = {
+        name: output
+        for name, output in outputs.items()
+        if output.size
+        and all(
+            other[name].shape == output.shape and (output.dtype.kind == "f" or np.array_equal(other[name], output))
+            for other in others
+        )
+    }
+    if not kept:
+        raise ConversionError(
+            "Expected an output that other processors reproduce on the first row of the data, but the last digits of "
+            "floats change the shape or the integers of all of them, or they are empty",
+            hint="begin the data with an example on which the model finds something",
+        )
+    return kept
 
 
 def golden_tolerance(outputs: Floats, others: Sequence[Floats]) -> float:

@@ -4,6 +4,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -213,9 +214,17 @@ def _reshape(call: Call) -> Any:
     sizes = list(call.inputs[1])
     if not call.attributes.get("allowzero", 0):
         sizes = [call.x.shape[axis] if size == 0 else size for axis, size in enumerate(sizes)]
-    if len(sizes) == 2 and sizes[0] in (-1, call.x.shape[0]):
+    rest = None if call.shape is None or None in call.shape[1:] else prod(size or 0 for size in call.shape[1:])
+    if len(sizes) == 2 and (sizes[1] == rest or sizes[0] == call.x.shape[0]):
         return torch.flatten(call.x, 1)
     return call.x.reshape(sizes)
+
+
+def _expand(call: Call) -> Any:
+    sizes = list(call.inputs[1])
+    new = len(sizes) - call.x.dim()
+    kept = [-1 if axis >= new and isinstance(size, int) and size == 1 else size for axis, size in enumerate(sizes)]
+    return call.x.expand(kept)
 
 
 def _shape(call: Call) -> list[Any]:
@@ -327,6 +336,7 @@ FUNCTIONS: Mapping[str, Callable[[Call], Any]] = {
     "Elu": lambda call: functional.elu(call.x, float(call.attributes.get("alpha", 1.0))),
     "Erf": _unary(torch.erf),
     "Exp": _unary(torch.exp),
+    "Expand": _expand,
     "Flatten": lambda call: torch.flatten(call.x, int(call.attributes.get("axis", 1))),
     "Gather": _gather,
     "Gelu": _gelu,
@@ -358,5 +368,6 @@ FUNCTIONS: Mapping[str, Callable[[Call], Any]] = {
     "Tanh": _unary(torch.tanh),
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
+    "Where": lambda call: torch.where(*call.inputs),
 }
 """The functions of operators without weights."""

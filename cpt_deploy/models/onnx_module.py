@@ -176,7 +176,7 @@ class OnnxModule(nn.Module):
             array = network.array(used) if used else None
             if array is None or used in self._buffers_of:
                 continue
-            if array.dtype.kind == "f" and array.size > 1:
+            if array.dtype.kind in "fb" and array.size > 1:
                 self._buffers_of[used] = f"constant_{len(self._buffers_of)}"
                 self.register_buffer(self._buffers_of[used], torch.from_numpy(array.copy()), persistent=True)
             else:  # sizes, axes and numbers are Python's, so that shapes do not depend on tensors

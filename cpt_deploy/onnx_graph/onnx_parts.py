@@ -75,6 +75,15 @@ def read_names(node: onnx.NodeProto) -> Iterator[str]:
             yield from (value.name for value in body.output if value.name not in inside)
 
 
+def inner_nodes(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+    """Yield the operators in the subgraphs of an operator, and in theirs."""
+    for attribute in node.attribute:
+        for body in subgraphs(attribute):
+            for inner in body.node:
+                yield inner
+                yield from inner_nodes(inner)
+
+
 def subgraphs(attribute: onnx.AttributeProto) -> list[onnx.GraphProto]:
     """Return the subgraphs of an attribute."""
     if attribute.type == onnx.AttributeProto.GRAPH:

@@ -165,7 +165,8 @@ class _Writer(Movements):
         """Write a layer with a real output: Gemm for 2-D inputs, otherwise MatMul, which becomes MatMulIntegerToFloat.
 
         For 2-D inputs onnxruntime would fuse MatMul and Add to a float Gemm before it fuses quantizers; a Gemm with a
-        float bias would stay in float, too, so with signed activations the bias is an Add after it.
+        float bias would stay in float, too, so with signed activations the bias is an Add after it. Of more dimensions,
+        it would fuse them where all sizes are known and the bias has one dimension.
         """
         name, source = operation.output, self.graph.tensors[operation.inputs[0]]
         real, rows = self.real(source.name), len(source.shape) == 1
@@ -181,6 +182,8 @@ class _Writer(Movements):
             self.node("MatMul", [real, self.weight(operation, codes, axis=1)], result)
         if with_bias:
             bias = operation.bias.astype(np.float32) * (np.float32(source.scale) * operation.scales)
+            if not (rows or self.graph.signature.joins_rows):
+                bias = bias.reshape(1, 1, -1)
             self.node("Add", [result, self.constant(f"{name}.bias", bias)], name)
 
     def _emit(self, operation: Operation, output: QuantizedTensor) -> None:

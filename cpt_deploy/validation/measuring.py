@@ -205,6 +205,7 @@ class _Work:
             _check_shapes(name, outputs[name], served)
         for name, found in outputs.items():
             self.runtimes.score(name, found, batch.targets)
+        self.scoring.see(served, batch.targets)
         return outputs
 
     def run_trained(self, batch: Batch, *, same: bool) -> dict[str, npt.NDArray[Any]]:

@@ -16,6 +16,7 @@ from cpt_deploy.validation.comparison import PairResult, RuntimeResult, ServedOu
 from cpt_deploy.validation.facts import DatasetFacts, FloatFacts, Gate, GraphFacts, RecordedFacts
 from cpt_deploy.validation.integers.saturation import Portability, saturation_entry
 from cpt_deploy.validation.onnx.constants import ConstantsResult
+from cpt_deploy.validation.onnx_files.agreement import DetectionFacts, OutputAgreementFacts
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class ValidationReport:
         served_outputs: The executor's outputs against those of the serving session.
         session_outputs: The outputs of the session whose integers were compared against those of the serving session.
         trained_codes: Differences of the trained model's outputs from the executor's, in quantization steps.
+        agreement: Agreement of each served output with the float model's, of a model whose task is not known.
+        detection: Agreement of its boxes, if it is a detector.
     """
 
     bundle: str
@@ -97,6 +100,8 @@ class ValidationReport:
     served_outputs: ServedOutputs | None = None
     session_outputs: ServedOutputs | None = None
     trained_codes: TrainedCodes | None = None
+    agreement: tuple[OutputAgreementFacts, ...] = ()
+    detection: DetectionFacts | None = None
 
     @property
     def verdict(self) -> str:
@@ -187,7 +192,25 @@ class ValidationReport:
             )
             for runtime in served_first
             if runtime.name != _UNOPTIMIZED
+        ] + [
+            EvaluationResult(
+                value=value,
+                runtime="onnxruntime",
+                dataset=self.dataset.name,
+                split=self.dataset.split,
+                metric=metric,
+                samples=self.dataset.samples,
+            )
+            for metric, value in self._agreed()
         ]
+
+    def _agreed(self) -> list[tuple[str, float]]:
+        """Return the agreement with a float model as metrics."""
+        found = [(f"overlap of {each.name}", each.overlap) for each in self.agreement if each.overlap is not None]
+        found += [(f"same top class of {each.name}", each.top1) for each in self.agreement if each.top1 is not None]
+        if self.detection is not None:
+            found.append(("mean average precision against the float model", self.detection.mean_average_precision))
+        return found
 
 
 _UNOPTIMIZED = "onnxruntime-unoptimized"

@@ -125,6 +125,8 @@ def validate(  # noqa: PLR0913  subject, samples and requirements
             served_outputs=measured.served_outputs,
             session_outputs=measured.session_outputs,
             trained_codes=measured.trained_codes,
+            agreement=() if scoring.agreement is None else scoring.agreement.results(),
+            detection=None if scoring.agreement is None else scoring.agreement.detection(),
         )
     )
 

@@ -10,6 +10,7 @@ from cpt_deploy.tasks.evidence import WITHOUT_VNNI, Table, ValidationSummary, sa
 if TYPE_CHECKING:
     from cpt_deploy.validation import NonInferiority, ValidationReport
     from cpt_deploy.validation.facts import FloatFacts
+    from cpt_deploy.validation.onnx_files.agreement import OutputAgreementFacts
 
 
 def summarize(report: "ValidationReport") -> ValidationSummary:
@@ -49,6 +50,13 @@ def _facts(report: "ValidationReport") -> dict[str, str]:
         for pair in report.comparisons
         if pair.first in FORMATS
     }
+    facts |= {f"output {each.name}": _agreed(each) for each in report.agreement}
+    if report.detection is not None:
+        found = report.detection
+        facts["boxes"] = (
+            f"mean average precision {readable.share(found.mean_average_precision)}, {found.objects:,} boxes of the "
+            f"float model as the truth (score of at least {found.least_score:g})"
+        )
     if not rounds_as_the_executor(report.provider):
         facts["onnxruntime on"] = report.provider
     if report.constants is not None:
@@ -69,6 +77,15 @@ def _facts(report: "ValidationReport") -> dict[str, str]:
         report.saturation, report.portability, saturates_here=report.cpu.saturates
     )
     return facts
+
+
+def _agreed(output: "OutputAgreementFacts") -> str:
+    """Describe the agreement of an output with the float model's."""
+    parts = [f"SQNR {output.sqnr_db:.1f} dB, cosine {output.cosine:.5f}"]
+    parts += [f"the same largest value in {readable.share(output.top1)}"] if output.top1 is not None else []
+    parts += [f"overlap of maps {readable.share(output.overlap)}"] if output.overlap is not None else []
+    parts += [f"another shape in {output.other_shapes} calls"] if output.other_shapes else []
+    return ", ".join(parts) + ", against the float model"
 
 
 def _output_lines(report: "ValidationReport") -> dict[str, str]:

@@ -117,10 +117,8 @@ def _measured(
 ) -> "tuple[Samples, Scoring, str, Reference | None]":
     """Return the samples, how they are scored, their name, and the model to compare with."""
     if bundle.task == TENSORS:
-        from cpt_deploy.validation.accuracy.scoring import SignalToNoise
-
-        samples = tensor_samples(bundle, Path(options.data), origin.source, options.limit)
-        return samples, SignalToNoise(bundle.signature.outputs[0].name), "rows", None
+        samples, scoring = tensor_samples(bundle, Path(options.data), origin.source, options.limit)
+        return samples, scoring, "rows" if bundle.signature.joins_rows else "calls", None
     task = task_named(bundle.task)
     trained = reference_of(task, bundle, origin, options.data, options.data_dir, options.limit)
     return _samples(task, bundle, options), task.scoring(), task.unit, trained

@@ -94,12 +94,59 @@ def test_fewer_bits_and_symmetric_activations_are_validated(
     assert main(["validate", out, "--data", data]) == 0, capsys.readouterr().out
 
 
-def test_rows_that_depend_on_each_other_are_refused(
+def test_a_model_without_a_batch_is_computed_call_by_call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From an image (3, H, W) and a number to boxes, scores and labels of which as many remain as are likely."""
+    network = Network([3, 16, 16])
+    features = network.op("Relu", network.conv(network.op("Unsqueeze", "x", np.array([0])), 3, 8))
+    values = network.conv(features, 8, 6, 1)
+    rows = network.op("Transpose", network.op("Reshape", values, np.array([6, -1])), perm=[1, 0])
+    scores = network.op(
+        "Sigmoid", network.op("Squeeze", network.op("Slice", rows, *map(np.array, ([4], [5], [1]))), np.array([1]))
+    )
+    kept = network.op("Squeeze", network.op("NonZero", network.op("Greater", scores, np.float32(0.5))), np.array([0]))
+    corners = network.op("Abs", network.op("Slice", rows, *map(np.array, ([0], [4], [1]))))
+    ends = network.op("Add", network.op("Slice", corners, *map(np.array, ([0], [2], [1]))), np.float32(4))
+    boxes = network.op("Concat", network.op("Slice", corners, *map(np.array, ([0], [2], [1]))), ends, axis=1)
+    labels = network.op(
+        "Cast",
+        network.op(
+            "Gather",
+            network.op("Squeeze", network.op("Slice", rows, *map(np.array, ([5], [6], [1]))), np.array([1])),
+            kept,
+        ),
+        to=7,
+    )
+    file = network.file(network.op("Gather", boxes, kept), network.op("Gather", scores, kept), labels)
+    (tmp_path / "detector.onnx").write_bytes(file)
+    images = np.random.default_rng(0).normal(size=(5, 3, 16, 16)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=images)
+    made = tmp_path / "bundle"
+    words = ["--from", str(tmp_path / "detector.onnx"), "--data", str(tmp_path / "x.npz")]
+    assert main(["export", *words, "--out", str(made)]) == 0
+    assert "each request will be computed by itself" in capsys.readouterr().err
+    assert main(["validate", str(made), *words, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["integers"]["mismatching"] == 0
+    assert report["dataset"]["samples"] == 5
+    assert 0.5 < report["detection"]["mean_average_precision"] <= 1
+    bundle = Bundle.open(made)
+    with connect(bundle) as client:
+        answer = client.post("/predict", json={"inputs": {"x": images[1].tolist()}})
+    assert answer.status_code == 200, answer.text
+    (prediction,) = answer.json()["predictions"]
+    for name, values in OnnxRuntimeModel(bundle.onnx_path, bundle.signature).run({"x": images[1]}).items():
+        np.testing.assert_allclose(prediction[name], values, rtol=1e-5)
+    assert main(["predict", str(made), "--inputs", str(tmp_path / "x.npz"), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["predictions"]) == 5
+
+
+def test_rows_that_depend_on_each_other_are_not_joined(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     network = Network(["N", 8])
     x = network.op("Gemm", "x", network.weight(4, 8), network.weight(4), transB=1)
     (tmp_path / "m.onnx").write_bytes(network.file(network.op("Softmax", x, axis=0)))
     np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).normal(size=(9, 8)).astype(np.float32))
-    assert main(["export", "--from", str(tmp_path / "m.onnx"), "--data", str(tmp_path / "x.npz")]) != 0
-    assert "rows that do not depend on each other" in capsys.readouterr().err
+    assert main(["export", "--from", str(tmp_path / "m.onnx"), "--data", str(tmp_path / "x.npz")]) == 0
+    assert "depend on each other" in capsys.readouterr().err
+    assert not Bundle.open(tmp_path / "m-bundle-8bit").signature.joins_rows

@@ -1,6 +1,7 @@
 """Read an ONNX file as an image classifier: from normalised images (N, C, H, W) to logits (N, classes)."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from cpt_deploy.signature import BATCH, INPUT_NAME, OUTPUT_NAME
 _CHANNELS = (1, 3)
 #: Allowed difference of the outputs from the file's, relative to the largest: float32 summation order.
 _TOLERANCE = 1e-3
+#: Number of images for which sizes that are computed of a free batch become constants, before it is free again.
+_FOLDED = 7
 _OTHERWISE = "give a file with values of its inputs instead: --data inputs.npz"
 
 
@@ -96,16 +99,26 @@ class ImageClassifier:
                 f"Expected a model with {classes} classes, as the data has, but {self.name} has {self.classes}",
                 hint="name the data set that the model was trained for",
             )
-        fixed = self._of_size(input_shape)
-        read = read_onnx(fixed.SerializeToString(), self.name)
+        read = read_onnx(self._of_size(input_shape).SerializeToString(), self.name)
+        batch = fixed_batch(read)
+        if not batch and any(is_standard(node, "Shape") for node in read.nodes):
+            with suppress(ConversionError):  # where sizes do not follow from the batch alone, they stay computed
+                return self._checked(self._of_size(input_shape, _FOLDED), input_shape, classes)
+        return self._checked(self._of_size(input_shape), input_shape, classes, read)
+
+    def _checked(
+        self, file: onnx.ModelProto, input_shape: tuple[int, int, int], classes: int, read: OnnxNetwork | None = None
+    ) -> OnnxNetwork:
+        """Return the network of the file for one size with a free batch; `read` is what was read of it already."""
+        read = read_onnx(file.SerializeToString(), self.name) if read is None else read
         batch = fixed_batch(read)
         network, probabilities = self._named(read, input_shape)
         network = with_free_batch(network) if batch else network
-        self._check(fixed, network, (batch or 1, *input_shape), classes, probabilities)
+        self._check(file, network, (batch or 1, *input_shape), classes, probabilities)
         return network
 
-    def _of_size(self, input_shape: tuple[int, int, int]) -> onnx.ModelProto:
-        """Return the file for images of one size."""
+    def _of_size(self, input_shape: tuple[int, int, int], batch: int | None = None) -> onnx.ModelProto:
+        """Return the file for images of one size, and for a number of them."""
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
         constants = {tensor.name for tensor in model.graph.initializer}
@@ -113,6 +126,8 @@ class ImageClassifier:
         sizes = (*input_shape[1:], input_shape[0]) if self.channels_last else input_shape
         for place, size in enumerate(sizes, 1):
             image.type.tensor_type.shape.dim[place].dim_value = size
+        if batch is not None:
+            image.type.tensor_type.shape.dim[0].dim_value = batch
         for output in model.graph.output:
             output.type.tensor_type.ClearField("shape")
         del model.graph.value_info[:]  # of other sizes

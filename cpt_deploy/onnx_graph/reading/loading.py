@@ -1,5 +1,6 @@
 """Load an ONNX file of any opset, and bring it to one form: functions inlined, opset 13 or later, constants folded."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,7 @@ def read_onnx(source: Path | bytes, name: str = "") -> OnnxNetwork:
     name = name or ("the given bytes" if isinstance(source, bytes) else source.name)
     if not model.graph.output:
         raise DataError(f"Expected an ONNX model in {name}, but it has no outputs")
-    plain = model.SerializeToString() if model.ByteSize() <= MOST_BYTES else b""
-    if not plain:
-        raise ConversionError(f"Expected an ONNX model of at most 2 GB, but {name} is larger")
+    plain = model.SerializeToString()
     _check_loads(model, name)
     inlined = _attempt(lambda: onnx.inliner.inline_local_functions(model), name) if model.functions else model
     current = _converted(inlined, name)
@@ -66,13 +65,37 @@ def parsed(source: Path | bytes) -> onnx.ModelProto:
         found = "a directory" if source.is_dir() else "nothing"
         raise DataError(f"Expected an ONNX model in {where}, but there is {found}")
     try:
-        model = onnx.load_model_from_string(source) if isinstance(source, bytes) else onnx.load(source)
+        model = onnx.load_model_from_string(source) if isinstance(source, bytes) else _with_data(source)
         ok = bool(model.ir_version and model.opset_import)
+    except DataError:
+        raise
     except Exception as error:  # protobuf's DecodeError, or any error of missing external data
         reason = str(error).strip().partition("\n")[0]
         raise DataError(f"Expected an ONNX model in {where}, but it is damaged or of another kind: {reason}") from error
     if not ok:
         raise DataError(f"Expected an ONNX model in {where}, but it states no version of its operators")
+    return model
+
+
+def _with_data(path: Path) -> onnx.ModelProto:
+    """Load a file with its external data, after its size.
+
+    Raises:
+        DataError: If both are larger than 2 GB, so that onnx cannot hold them; the data is not read then.
+    """
+    size = path.stat().st_size
+    if size <= MOST_BYTES:
+        model = onnx.load(path, load_external_data=False)
+        for tensor in model.graph.initializer:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                size += math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    if size > MOST_BYTES:
+        raise DataError(
+            f"Expected an ONNX model of at most 2 GB with its data, the limit of its format, but {path} has "
+            f"{size / 2**30:.1f} GB",
+            hint=f"cpt serve {path} serves it as it is",
+        )
+    onnx.load_external_data_for_model(model, str(path.parent))
     return model
 
 

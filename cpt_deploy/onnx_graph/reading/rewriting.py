@@ -1,5 +1,6 @@
 """Write activation functions that a file spells out in several operators as the one operator that they are."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ _TOLERANCE = 1e-5
 
 
 def rewrite_activations(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model with hard sigmoids, leaky ReLUs and global means in the form that becomes integers.
+    """Return a model with hard sigmoids, leaky ReLUs, global means and reshapes in the form that becomes integers.
 
     HardSwish, also spelt out as `x · clip(x + 3, 0, 6) / 6`, becomes `x · HardSigmoid(x)`, PRelu of one slope
     LeakyRelu, and ReduceMean over all positions GlobalAveragePool.
@@ -54,6 +55,7 @@ class _Rewriting:
     def run(self) -> None:
         for node in self.graph.node:
             new = self._hard_function(node) or self._leaky(node) or self._mean(node) or self._slices(node)
+            new = new or self._all_in_order(node)
             if new is not None:
                 self.made[id(node)] = new
         nodes = []
@@ -167,6 +169,20 @@ class _Rewriting:
             helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], node.name),
             helper.make_node("Squeeze", [pooled, places], [node.output[0]]),
         ]
+
+    def _all_in_order(self, node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
+        """Return the Reshape that a Gather of all values in their order is, as `torch.as_strided` is written."""
+        if not is_standard(node, "Gather") or node.input[1] not in self.constants:
+            return None
+        places, known = self.constants[node.input[1]], self.types.get(node.input[0])
+        count = math.prod(places.dims)
+        if self.ranks.get(node.input[0]) != 1 or known is None or known.shape.dim[0].dim_value != count or not count:
+            return None
+        if not np.array_equal(numpy_helper.to_array(places).reshape(-1), np.arange(count)):
+            return None
+        sizes = f"{node.output[0]}_sizes"
+        self.graph.initializer.append(numpy_helper.from_array(np.array(places.dims, np.int64), sizes))
+        return [helper.make_node("Reshape", [node.input[0], sizes], [node.output[0]], node.name)]
 
     def _slices(self, node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
         """Return the slices of real values that a Split of known sizes computes."""

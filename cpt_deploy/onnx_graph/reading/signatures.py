@@ -37,6 +37,15 @@ def signature_of(network: OnnxNetwork, sample: Sample) -> Signature:
     return Signature(inputs, outputs, (), free)
 
 
+def declared_inputs(network: OnnxNetwork) -> tuple[TensorSpec, ...]:
+    """Return the inputs of a network as its file declares them.
+
+    Raises:
+        ConversionError: If one is no tensor of numbers.
+    """
+    return tuple(_spec(value, _declared(value), "") for value in network.inputs)
+
+
 def _declared(value: onnx.ValueInfoProto) -> list[Size]:
     """Return the sizes of an input or output; free ones have the file's names, or new ones."""
     sizes: list[Size] = []

@@ -18,8 +18,8 @@ Array = NDArray[Any]
 MOST_ELEMENTS = 2**22
 #: Operators of more elements than these are assumed not to have much larger results.
 SMALL = 2**10
-#: Folding constants makes shapes known, which makes constants.
-ROUNDS = 4
+#: Folding constants makes shapes known, which makes constants: one Reshape after the other in a deep network.
+ROUNDS = 100
 
 _RANDOM = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
@@ -48,8 +48,7 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
         _remove_identities(graph)
         _Folding(simplified).fold()
         _remove_unread(graph)
-        inferred = _with_shapes(simplified)
-        simplified, graph = inferred, inferred.graph
+        _infer_shapes(simplified)
         if round_ and len(graph.node) == before:
             break
     return simplified
@@ -74,14 +73,28 @@ def _compute_outputs(graph: onnx.GraphProto) -> None:
                 node.CopyFrom(renamed(node, {made: tensor.name}))
 
 
-def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model with the types that onnx infers; as it is if inference fails."""
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
+def _infer_shapes(model: onnx.ModelProto) -> None:
+    """Record the types that onnx infers; none if inference fails. Large constants are not copied for it."""
+    graph, light = model.graph, onnx.ModelProto()
+    light.ir_version = model.ir_version
+    light.opset_import.extend(model.opset_import)
+    light.graph.name = graph.name
+    light.graph.node.extend(graph.node)
+    light.graph.input.extend(graph.input)
+    light.graph.output.extend(graph.output)
+    light.graph.value_info.extend(graph.value_info)
+    for tensor in graph.initializer:
+        if math.prod(tensor.dims) <= SMALL:
+            light.graph.initializer.append(tensor)
+        else:
+            light.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
     try:
-        return shape_inference.infer_shapes(bare, strict_mode=False, data_prop=True)
+        inferred = shape_inference.infer_shapes(light, strict_mode=False, data_prop=True).graph
     except Exception:  # errors of the C++ library have no common base class; without types less is quantized
-        return model
+        return
+    for ours, found in ((graph.value_info, inferred.value_info), (graph.output, inferred.output)):
+        del ours[:]
+        ours.extend(found)
 
 
 def _take_constants(graph: onnx.GraphProto) -> None:
@@ -263,6 +276,8 @@ class _Folding:
             start, limit, delta = (float(array.reshape(-1)[0]) for array in arrays.values())
             return abs(limit - start) / abs(delta) if delta else math.inf
         sizes = float(sum(array.size for array in arrays.values()))
+        if node.op_type in ("Concat", "ScatterElements", "ScatterND"):
+            return sizes
         if node.op_type in ("Expand", "Tile") and others:
             return max(sizes, 1.0) * _product(others[0])
         if node.op_type in ("Resize", "Upsample", "Pad", "CenterCropPad", "OneHot", "EyeLike", "Col2Im"):

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cpt_deploy.report.pages.html import Column, escape, facts, page, table
+from cpt_deploy.report.pages.output_section import output_section, outputs_table
 
 Report = Mapping[str, Any]
 
@@ -123,25 +124,13 @@ def _unoptimized(report: Report) -> str:
 
 
 def _agreement(report: Report) -> str:
-    columns = [Column("output", number=False), Column("SQNR, dB"), Column("cosine"), Column("worst"),
-               Column("same largest value")]  # fmt: skip
-    parts = []
-    for caption, key in (
-        ("Outputs against the float model", "agreement"),
-        ("Outputs with optimizations off against those with them on", "unoptimized_outputs"),
-    ):
-        rows = [
-            (
-                each["name"],
-                f"{each['sqnr_db']:.1f}",
-                f"{each['cosine']:.6f}",
-                f"{each['worst']:.3g}",
-                _percent(each["top1"]),
-            )
-            for each in report[key] or ()
-        ]
-        parts += [table(caption, columns, rows)] if rows else []
-    return f"<section><h2>Outputs</h2>\n{''.join(parts)}</section>" if parts else ""
+    unoptimized = outputs_table(
+        "Outputs with optimizations off against those with them on", report["unoptimized_outputs"]
+    )
+    against = output_section(report)
+    return (
+        f"{against}\n<section><h2>Outputs of other runtimes</h2>\n{unoptimized}</section>" if unoptimized else against
+    )
 
 
 def _layers(inspection: Mapping[str, Any]) -> str:

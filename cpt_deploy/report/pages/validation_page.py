@@ -9,6 +9,7 @@ from cpt_deploy.metric import Metric
 from cpt_deploy.report.pages.float_section import FOLLOWED, float_section
 from cpt_deploy.report.pages.html import Column, escape, facts, figure, page, table
 from cpt_deploy.report.pages.metric_section import glance, metric_section
+from cpt_deploy.report.pages.output_section import output_section
 from cpt_deploy.report.pages.validation_plots import agreement_plot, confusion_plot
 
 Report = Mapping[str, Any]
@@ -27,6 +28,7 @@ def render_validation_page(report: Report, labels: Sequence[str]) -> str:
         _head(report),
         glance(report),
         metric_section(report),
+        output_section(report),
         _integers(report),
         float_section(report),
         _constants(report),

@@ -5,14 +5,13 @@ A task has one of `Accuracy`, `Perplexity` and `RSquared`, or derives from `Scor
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from math import exp, inf, isfinite, log10
-from typing import Any
+from math import exp, inf, isfinite
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cpt_deploy.errors import UsageError
-from cpt_deploy.metric import ACCURACY, PERPLEXITY, R_SQUARED, SQNR_DB, Metric
+from cpt_deploy.metric import ACCURACY, PERPLEXITY, R_SQUARED, Metric
 from cpt_deploy.signature import OUTPUT_NAME
 from cpt_deploy.validation.accuracy.noninferiority import (
     MAX_DROP,
@@ -25,11 +24,11 @@ from cpt_deploy.validation.accuracy.noninferiority import (
 from cpt_deploy.validation.accuracy.samples import Arrays, Scores
 from cpt_deploy.validation.accuracy.statistics import mcnemar_exact, recorded_loss, wilson_interval
 
+if TYPE_CHECKING:
+    from cpt_deploy.validation.onnx_files.agreement import Agreement
+
 BLOCK_BATCHES = 4
 """Number of consecutive batches of a row that count as one observation, since neighbouring scores depend."""
-
-MOST_DECIBELS = 200.0
-"""Reported where there is no noise, since JSON has no infinity."""
 
 RECORDED_POINTS, RECORDED_SAMPLES = 0.5, 2
 """Points, or samples if that is more, by which a second measurement of a trained model may differ from the first.
@@ -47,12 +46,14 @@ class Scoring(ABC):
         unit: Unit of a drop from one model to another: "points", "%".
         output: Name of the scored output.
         has_classes: Whether `answers` are classes, whose confusions are shown.
+        agreement: Agreement of each served output with a float model's; None if the metric alone is measured.
     """
 
     metric: Metric
     unit: str
     output: str
     has_classes = False
+    agreement: "Agreement | None" = None
 
     @abstractmethod
     def scores(self, outputs: Arrays, targets: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
@@ -77,6 +78,9 @@ class Scoring(ABC):
     def compare(self, first: Scores, second: Scores) -> dict[str, float]:
         """Return further figures of two models on the same samples, as JSON types."""
         return {}
+
+    def see(self, served: Arrays, targets: npt.NDArray[Any]) -> None:  # noqa: B027  most tasks have nothing to add
+        """Receive the served outputs of a batch, for figures besides the metric."""
 
     def remeasured_differs(self, recorded: float, measured: float, samples: int) -> bool:
         """Return whether two measurements of one model differ by more than another order of sums explains."""
@@ -214,45 +218,6 @@ class RSquared(Scoring):
         return _in_units(
             judge_losses(trained.flat(), served.flat(), samples, allowed / scale), lambda error: scale * error
         )
-
-
-class SignalToNoise(Scoring):
-    """Signal to quantization noise of all outputs of a model whose task is not known, against those of its float form.
-
-    The score is the squared error of a row, summed over its values; the targets are `side_by_side` outputs.
-
-    Args:
-        output: Name of an output, whose values are shown.
-    """
-
-    metric, unit = SQNR_DB, "dB"
-
-    def __init__(self, output: str) -> None:
-        self.output = output
-
-    def scores(self, outputs: Arrays, targets: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """Return the squared error of each row, float64 (N,)."""
-        found: npt.NDArray[np.float64] = ((side_by_side(outputs) - targets) ** 2).sum(axis=1)
-        return found
-
-    def value(self, scores: Scores) -> float:
-        """Return the ratio in decibels, 200 at most."""
-        signal = sum(float((targets**2).sum()) for targets in scores.targets)
-        noise = float(scores.flat().sum())
-        return MOST_DECIBELS if noise == 0 else min(MOST_DECIBELS, 10 * log10(max(signal, 1e-300) / noise))
-
-    def judge(self, trained: Scores, served: Scores, allowed: float) -> NonInferiority:
-        """Refuse to judge: how much noise matters is not known without a task.
-
-        Raises:
-            UsageError: Always.
-        """
-        raise UsageError("Expected no --max-drop for a model without a task, but got it")
-
-
-def side_by_side(outputs: Arrays) -> npt.NDArray[np.float64]:
-    """Return all outputs of each row in one row, float64 (N, values)."""
-    return np.concatenate([values.reshape(len(values), -1).astype(np.float64) for values in outputs.values()], axis=1)
 
 
 def _discordant(first: Scores, second: Scores) -> tuple[int, int]:

@@ -16,11 +16,11 @@ from onnx import TensorProto, helper
 from cpt_deploy.bundle.runtime.operators import optimize
 from cpt_deploy.bundle.runtime.sessions import open_session
 from cpt_deploy.errors import DataError, UsageError
+from cpt_deploy.onnx_graph.reading.loading import parsed
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-_MOST_BYTES = 2**31 - 1
 _SIZES = (16, 1, 2, 4, 8, 32, 64, 96, 128, 160, 224, 256, 512)
 """Sizes of free dimensions to try, until onnxruntime runs the file."""
 _ROWS = 8
@@ -79,22 +79,13 @@ def read_file(path: Path) -> OnnxFile:
         DataError: If it is missing, damaged or larger than 2 GB.
         BundleError: If onnxruntime cannot load it.
     """
-    if not path.is_file():
-        found = "a directory" if path.is_dir() else "nothing"
-        raise DataError(f"Expected an ONNX file at {path}, but there is {found}")
-    try:
-        model = onnx.load(path)
-        if not (model.ir_version and model.opset_import and model.graph.output):
-            raise ValueError("it has no operators or no outputs")
-    except Exception as error:  # protobuf's DecodeError, or any error of missing external data
-        reason = str(error).strip().partition("\n")[0]
-        raise DataError(f"Expected an ONNX model in {path}, but it is damaged or of another kind: {reason}") from error
+    model = parsed(path)
+    if not model.graph.output:
+        raise DataError(f"Expected an ONNX model in {path}, but it has no outputs")
     taken = {node.name for node in model.graph.node}
     fresh = (name for i in itertools.count() if (name := f"unnamed_{i}") not in taken)
     for node in model.graph.node:
         node.name = node.name or next(fresh)
-    if model.ByteSize() > _MOST_BYTES:
-        raise DataError(f"Expected an ONNX model of at most 2 GB, the limit of its format, but {path} is larger")
     content = model.SerializeToString()
     open_session(content, where=str(path), optimize=False)
     return OnnxFile(path, model, content)

@@ -10,6 +10,7 @@ from onnx import helper
 from cpt_deploy.bundle.runtime.cpu import read_cpu
 from cpt_deploy.bundle.runtime.operators import float_operators
 from cpt_deploy.errors import UsageError
+from cpt_deploy.onnx_graph.onnx_parts import inner_nodes
 from cpt_deploy.onnx_graph.reading.loading import opset_of
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
 from cpt_deploy.validation.onnx_files.around import Around
@@ -99,6 +100,10 @@ def inspect_file(file: OnnxFile) -> Inspection:
         kinds = {name: array.dtype for name, array in (traced | example).items()}
     except UsageError as error:
         note = error.message
+    inside = Counter(node.op_type for node in optimized.nodes for _ in inner_nodes(node))
+    if inside:
+        bodies = ", ".join(f"{count} operators inside of {kind}" for kind, count in inside.items())
+        note = "; ".join([*([note] if note else []), f"{bodies} were not looked at"])
     layers = layers_of(optimized, shapes, kinds)
     computed = [
         TensorFacts(name, str(kinds[name]), tuple(shapes[name]))

@@ -14,7 +14,13 @@ from cpt_deploy.errors import DataError, UsageError
 from cpt_deploy.validation.accuracy.statistics import Proportion, wilson_interval
 from cpt_deploy.validation.comparison import TensorResult
 from cpt_deploy.validation.measuring import ValidationReporter
-from cpt_deploy.validation.onnx_files.agreement import Agreement, OutputAgreementFacts, RelativeTime, relative_time
+from cpt_deploy.validation.onnx_files.agreement import (
+    Agreement,
+    DetectionFacts,
+    OutputAgreementFacts,
+    RelativeTime,
+    relative_time,
+)
 from cpt_deploy.validation.onnx_files.files import Arrays, OnnxFile, batches, example_inputs
 from cpt_deploy.validation.onnx_files.inspection import Inspection, inspect_file
 from cpt_deploy.validation.onnx_files.replay import Replay, Replayed
@@ -44,6 +50,7 @@ class FileReport:
         unoptimized_outputs: Agreement of the outputs of both.
         finite: Whether every output was a finite number.
         agreement: Agreement of the outputs with the float source's; `None` without one.
+        detection: Agreement of its boxes, if it is a detector; `None` without a float source.
         accuracy: Share of right labels; `None` without labels.
         source_accuracy: That of the float source.
         latency: Against the float source; `None` without one.
@@ -63,6 +70,7 @@ class FileReport:
     unoptimized_outputs: tuple[OutputAgreementFacts, ...]
     finite: bool
     agreement: tuple[OutputAgreementFacts, ...] | None
+    detection: DetectionFacts | None
     accuracy: Proportion | None
     source_accuracy: Proportion | None
     latency: RelativeTime | None
@@ -189,6 +197,7 @@ def validate_file(
         unoptimized_outputs=work.unoptimized_outputs.results(),
         finite=work.finite,
         agreement=None if source is None else work.agreement.results(),
+        detection=work.agreement.detection(),
         accuracy=_accuracy(work.right["file"]),
         source_accuracy=_accuracy(work.right["source"]),
         latency=None if source is None else relative_time(_alone(file), _alone(source), calls[0][0]),

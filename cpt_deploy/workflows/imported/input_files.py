@@ -1,8 +1,9 @@
 """Values of a model's inputs in NumPy's files, read a few rows at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +39,24 @@ def has_input_files(path: Path) -> bool:
     return not any(known <= names for known in _OF_DATA_SETS)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class InputFiles:
     """Values of the inputs of a model.
 
     Attributes:
         parts: Files that hold all inputs of some rows: by input, the path of its array, and its name in a file .npz.
-        rows: Number of rows of each part.
     """
 
     parts: tuple[dict[str, Path], ...]
-    rows: tuple[int, ...]
+
+    @cached_property
+    def rows(self) -> tuple[int, ...]:
+        """The number of rows of each part.
+
+        Raises:
+            UsageError: If inputs have not equally many.
+        """
+        return tuple(_rows(loaded(part), part) for part in self.parts)
 
     @classmethod
     def find(cls, path: Path, names: Sequence[str]) -> "InputFiles":
@@ -61,7 +69,7 @@ class InputFiles:
 
         Raises:
             DataError: If they are missing or damaged.
-            UsageError: If they are not those of the model, or not equally many rows of each.
+            UsageError: If they are not those of the model.
         """
         if not path.is_dir():
             parts = [dict.fromkeys(names, path)]
@@ -80,7 +88,9 @@ class InputFiles:
             raise DataError(
                 f"Expected values of {', '.join(names)} in {readable.path(path)}, but found none", hint=_FORMS
             )
-        return cls(tuple(parts), tuple(_rows(_load(part), part) for part in parts))
+        for part in parts:
+            loaded(part)
+        return cls(tuple(parts))
 
     @property
     def count(self) -> int:
@@ -95,13 +105,49 @@ class InputFiles:
     def batches(self, size: int = BATCH_ROWS) -> Iterator[Arrays]:
         """Yield up to `size` rows of one part at a time; of files .npy no more than these is in memory."""
         for part, rows in zip(self.parts, self.rows, strict=True):
-            arrays = _load(part)
+            arrays = loaded(part)
             for start in range(0, rows, size):
                 yield {name: np.array(array[start : start + size]) for name, array in arrays.items()}
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files."""
+        return sorted({path for part in self.parts for path in part.values()})
+
+    def calls(self, shapes: Mapping[str, Sequence[int | str]]) -> Iterator[Arrays]:
+        """Yield the inputs of one call at a time, for models whose rows cannot be joined.
+
+        Args:
+            shapes: The shape of each input in a call. Arrays with one more dimension hold a call in each row; otherwise
+                a call has as many rows as the first size states, or one if that is free.
+        """
+        for part in self.parts:
+            arrays = loaded(part)
+            steps: dict[str, int | None] = {}
+            for name, array in arrays.items():
+                first = shapes[name][0] if shapes[name] else 1
+                steps[name] = None if array.ndim == len(shapes[name]) + 1 else first if isinstance(first, int) else 1
+            lengths = {name: len(array) // (steps[name] or 1) for name, array in arrays.items()}
+            if len({*lengths.values()}) != 1:
+                found = ", ".join(f"{length} of {name}" for name, length in lengths.items())
+                raise UsageError(
+                    f"Expected inputs of equally many calls in {next(iter(part.values())).name}, but got {found}"
+                )
+            for call in range(next(iter(lengths.values()))):
+                yield {
+                    name: np.array(
+                        array[call] if (step := steps[name]) is None else array[call * step : (call + 1) * step]
+                    )
+                    for name, array in arrays.items()
+                }
+
+    def number_of_calls(self, shapes: Mapping[str, Sequence[int | str]]) -> int:
+        """Return the number of calls; see `calls`."""
+        return sum(1 for _ in self.calls(shapes))
+
     def ends(self) -> Arrays:
         """Return the first and the last row."""
-        first, last = _load(self.parts[0]), _load(self.parts[-1])
+        first, last = loaded(self.parts[0]), loaded(self.parts[-1])
         return {name: np.stack([first[name][0], last[name][-1]]) for name in first}
 
 
@@ -115,7 +161,7 @@ def _readable(path: Path) -> Iterator[None]:
         raise DataError(f"Expected arrays in {path}, but got: {str(error).partition(chr(10))[0]}") from error
 
 
-def _load(part: dict[str, Path]) -> Arrays:
+def loaded(part: dict[str, Path]) -> Arrays:
     """Return the arrays of a part by input: of a file .npz in memory, of files .npy mapped to memory.
 
     Raises:

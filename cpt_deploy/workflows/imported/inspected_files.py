@@ -12,13 +12,13 @@ from cpt_deploy.bundle import Bundle
 from cpt_deploy.bundle.formatting import json_bytes
 from cpt_deploy.errors import DataError, UsageError
 from cpt_deploy.tasks import SILENT, Reporter
+from cpt_deploy.workflows.imported.input_files import Arrays, InputFiles
 
 if TYPE_CHECKING:
     from cpt_deploy.validation import Batch, Samples
+    from cpt_deploy.validation.accuracy.tensor_scoring import SignalToNoise
     from cpt_deploy.validation.onnx_files.inspection import Inspection
     from cpt_deploy.validation.onnx_files.validation import FileReport
-
-_ROWS = 8
 
 
 def inspect_model(path: Path) -> "Inspection":
@@ -120,41 +120,47 @@ def read_arrays(path: Path, limit: int | None = None) -> dict[str, npt.NDArray[A
         ) from error
 
 
-def tensor_samples(bundle: Bundle, data: Path, source: Path | None, limit: int | None) -> "Samples":
-    """Return rows of tensors as samples of a bundle, whose targets are the outputs of its float model.
+def tensor_samples(
+    bundle: Bundle, data: Path, source: Path | None, limit: int | None
+) -> "tuple[Samples, SignalToNoise]":
+    """Return rows of tensors as samples of a bundle, and their scoring against the outputs of its float model.
 
     Args:
         bundle: A bundle that takes and returns tensors.
-        data: A file .npz of inputs.
-        source: The float model; without one the targets are the bundle's own outputs with optimizations off.
+        data: A file .npz of inputs, or a folder, as for calibration.
+        source: The float model; without one the outputs of the bundle itself with optimizations off are compared with.
         limit: Number of rows; `None` is all.
 
     Raises:
-        DataError: If the file is missing or damaged.
-        UsageError: If its arrays are not the inputs of the bundle.
+        DataError: If the data are missing or damaged.
+        UsageError: If they are not the inputs of the bundle.
     """
     from cpt_deploy.bundle.runtime.sessions import open_session
     from cpt_deploy.validation import Batch, Samples
-    from cpt_deploy.validation.accuracy.scoring import side_by_side
+    from cpt_deploy.validation.accuracy.tensor_scoring import SignalToNoise
 
-    arrays, wanted = read_arrays(data), {tensor.name: tensor for tensor in bundle.signature.inputs}
-    if arrays.keys() != wanted.keys():
-        raise UsageError(f"Expected arrays {', '.join(wanted)} in {data.name}, but got {', '.join(arrays) or 'none'}")
-    lengths = {len(array) if array.ndim else 0 for array in arrays.values()}
-    if len(lengths) != 1 or 0 in lengths:
-        raise UsageError(f"Expected equally many rows of each input in {data.name}, but got {sorted(lengths)}")
-    size = lengths.pop()
+    signature = bundle.signature
+    files = InputFiles.find(data, [tensor.name for tensor in signature.inputs])
+    joined, ranks = signature.joins_rows, {tensor.name: tensor.whole_shape for tensor in signature.inputs}
+    size = files.count if joined else files.number_of_calls(ranks)
     count = size if limit is None else min(size, limit)
     session = open_session(source or bundle.onnx_path, threads=None, optimize=source is not None)
-    names = [tensor.name for tensor in bundle.signature.outputs]
+    names, truth = [tensor.name for tensor in signature.outputs], dict[int, Arrays]()
 
     def batches() -> "Iterator[Batch]":
-        for start in range(0, count, _ROWS):
-            inputs = {name: array[start : min(start + _ROWS, count)] for name, array in arrays.items()}
-            outputs = dict(zip(names, session.run(names, inputs), strict=True))
-            yield Batch(inputs, side_by_side(outputs))
+        left = count
+        for number, inputs in enumerate(files.batches() if joined else files.calls(ranks)):
+            if left <= 0:
+                return
+            part = {name: array[:left] for name, array in inputs.items()} if joined else inputs
+            rows = len(next(iter(part.values()))) if joined else 1
+            left -= rows
+            if number not in truth:
+                truth[number] = dict(zip(names, session.run(names, part), strict=True))
+            yield Batch(part, np.full(rows, number, np.int64))
 
     compared = "the float model's" if source is not None else "its own with onnxruntime's optimizations off"
-    note = f"sqnr compares the outputs with {compared}"
-    digest = hashlib.sha256(data.read_bytes()).hexdigest()
-    return Samples(data.name, "rows", digest, size, count, batches, (note,))
+    scoring = SignalToNoise(names[0], truth, own=source is None)
+    notes = (f"{scoring.metric.name} compares the outputs with {compared}",)
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files.paths)).hexdigest()
+    return Samples(data.name, "rows", digest, size, count, batches, notes), scoring

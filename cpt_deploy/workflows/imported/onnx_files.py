@@ -1,15 +1,15 @@
 """Quantize an ONNX file on images or on values of its inputs, and write its bundle."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cpt_deploy.errors import ConversionError, UsageError
+from cpt_deploy.errors import BundleError, ConversionError, UsageError
 from cpt_deploy.signature import BATCH, INPUT_NAME, OUTPUT_NAME
 from cpt_deploy.tasks import SILENT, ExportOptions, Reporter
 from cpt_deploy.tasks.exporting import MAX_BITS, dataset_name
@@ -22,7 +22,7 @@ from cpt_deploy.workflows.imported.float_models import (
     note_accuracy,
     preprocessing_of,
 )
-from cpt_deploy.workflows.imported.input_files import InputFiles, has_input_files
+from cpt_deploy.workflows.imported.input_files import InputFiles, has_input_files, loaded
 
 if TYPE_CHECKING:
     from cpt_deploy.bundle import Bundle, Processor
@@ -58,7 +58,7 @@ def export_float_model(
 
     Raises:
         UsageError: If file, model, data and options do not fit each other.
-        ConversionError: If the model has no layer with an integer form, or its rows depend on each other.
+        ConversionError: If the model has no layer with an integer form.
         DataError: If the file or the data is missing or damaged.
         BundleError: If the bundle cannot be written.
     """
@@ -76,13 +76,16 @@ def export_float_model(
     _check_options(source, options)
     weights, activations = options.bits or MAX_BITS, options.activation_bits or MAX_BITS
     precision = Precision(weights, activations, options.symmetric, portable=not options.native)
-    given = _tensors(source) if has_input_files(Path(source.data)) else _images(source, options, reporter)
+    given = _tensors(source, reporter) if has_input_files(Path(source.data)) else _images(source, options, reporter)
     with reporter.bar("calibrating", given.batches) as bar:
         quantized = quantize_onnx(given.network, _advancing(given.samples, bar.advance), precision)
     graph, placement = quantized.graph, quantized.placement
+    if not given.joined:
+        graph = replace(graph, signature=graph.signature.by_call())
     if not graph.weighted():
         raise ConversionError(
-            f"Expected a layer with an integer form in {source.path.name}, but found none: {_in_words(quantized)}"
+            f"Expected a layer with an integer form in {source.path.name}, but found none: {_in_words(quantized)}",
+            hint=_hint_of_bodies(given.network),
         )
     note_placement(quantized, reporter)
     kinds = Counter(layer.operator for layer in placement.float_layers) + Counter(placement.float_operators)
@@ -115,6 +118,17 @@ def export_float_model(
     )
 
 
+def _hint_of_bodies(network: "OnnxNetwork") -> str | None:
+    """Return what to do if the layers of a network are in subgraphs, which are not quantized; None if they are not."""
+    from cpt_deploy.onnx_graph.onnx_parts import inner_nodes
+
+    for node in network.nodes:
+        if any(inner.op_type in ("Conv", "Gemm", "MatMul", "LSTM", "GRU") for inner in inner_nodes(node)):
+            known = " and make its condition a constant, so that one branch remains" if node.op_type == "If" else ""
+            return f"its layers are inside of {node.op_type}, which stays as it is: export the model without it{known}"
+    return None
+
+
 @dataclass(frozen=True)
 class _Given:
     """A network, and what it is calibrated on.
@@ -127,6 +141,7 @@ class _Given:
         task: Task of the bundle.
         processor: Processor of the bundle.
         facts: Returns further facts for the bundle, after calibration.
+        joined: Whether rows of several requests may be computed together.
     """
 
     network: "OnnxNetwork"
@@ -136,6 +151,7 @@ class _Given:
     task: str
     processor: "Processor"
     facts: Callable[[], dict[str, Any]]
+    joined: bool = True
 
 
 def _advancing(samples: Iterator[Arrays], advance: Callable[[int], None]) -> Iterator[Arrays]:
@@ -144,19 +160,35 @@ def _advancing(samples: Iterator[Arrays], advance: Callable[[int], None]) -> Ite
         advance(done)
 
 
-def _tensors(source: FloatModel) -> _Given:
-    """Return a network of any inputs and outputs, with values of its inputs."""
+def _tensors(source: FloatModel, reporter: Reporter) -> _Given:
+    """Return a network of any inputs and outputs, with values of its inputs: rows of them, or whole calls."""
     from cpt_deploy.bundle import TensorProcessor
     from cpt_deploy.onnx_graph.reading import read_onnx
     from cpt_deploy.onnx_graph.reading.batches import with_free_batch
+    from cpt_deploy.onnx_graph.reading.signatures import declared_inputs
 
     read = read_onnx(source.path)
-    rows = InputFiles.find(Path(source.data), [value.name for value in read.inputs])
-    network = with_free_batch(read)
-    _check_rows(network, read, rows.ends())
-    first = next(rows.batches(_GOLDEN_ROWS))
-    facts = {"calibration_rows": rows.count}
-    return _Given(network, rows.batches(), rows.number_of_batches, first, TASK, TensorProcessor(), lambda: facts)
+    files = InputFiles.find(Path(source.data), [value.name for value in read.inputs])
+    shapes = {tensor.name: tensor.whole_shape for tensor in declared_inputs(read)}
+    network, apart = with_free_batch(read), _no_rows(files, shapes)
+    apart = apart or _why_apart(network, read, files.ends())
+    if apart is None:
+        first, facts = next(files.batches(_GOLDEN_ROWS)), {"calibration_rows": files.count}
+        return _Given(network, files.batches(), files.number_of_batches, first, TASK, TensorProcessor(), lambda: facts)
+    reporter.note(f"each request will be computed by itself: {apart}")
+    count = files.number_of_calls(shapes)
+    facts = {"calibration_calls": count, "by_call": apart}
+    first = next(files.calls(shapes))
+    return _Given(read, files.calls(shapes), count, first, TASK, TensorProcessor(), lambda: facts, joined=False)
+
+
+def _no_rows(files: InputFiles, shapes: Mapping[str, Sequence[int | str]]) -> str | None:
+    """Return why arrays of inputs have no rows that could be joined; None if they have."""
+    for part in files.parts:
+        for name, array in loaded(part).items():
+            if array.ndim != len(shapes[name]):
+                return f"{name!r} has no batch dimension in the data, where each row is a call"
+    return None
 
 
 def _images(source: FloatModel, options: ExportOptions, reporter: Reporter) -> _Given:
@@ -225,16 +257,13 @@ def _check_options(source: FloatModel, options: ExportOptions) -> None:
                 raise UsageError(f"Expected {option} with a data set of images only, but got it with {source.data}")
 
 
-def _check_rows(network: "OnnxNetwork", file: "OnnxNetwork", pair: Arrays) -> None:
-    """Check that a row's outputs do not depend on the batch: the server joins rows of several requests.
+def _why_apart(network: "OnnxNetwork", file: "OnnxNetwork", pair: Arrays) -> str | None:
+    """Return why rows of several requests cannot be computed together; None if they can.
 
     Args:
         network: The network with a free batch.
         file: The network as it is in its file.
         pair: Two rows of each input.
-
-    Raises:
-        ConversionError: If they do, or the size of the batch is fixed.
     """
     from cpt_deploy.onnx_graph.quantizing.measuring import Runner
     from cpt_deploy.onnx_graph.reading.batches import fixed_batch
@@ -242,20 +271,24 @@ def _check_rows(network: "OnnxNetwork", file: "OnnxNetwork", pair: Arrays) -> No
 
     for tensor in (signature := signature_of(network, pair)).inputs + signature.outputs:
         if tensor.batch != BATCH:
-            raise ConversionError(
-                f"Expected tensors with a free batch dimension, but that of {tensor.name!r} is {tensor.batch}",
-                hint="export the model with a free batch; cpt_deploy.onnx_graph.reading quantizes it as it is",
-            )
-    together = Runner(network.original, network).run(pair)
+            return f"the first dimension of {tensor.name!r} is {tensor.batch or 'none'}, not a free batch"
     runner, batch = Runner(file.original, file), fixed_batch(file) or 1
-    for row in (0, 1):
-        alone = runner.run({name: np.repeat(array[row : row + 1], batch, axis=0) for name, array in pair.items()})
+    rows = [
+        runner.run({name: np.repeat(array[row : row + 1], batch, axis=0) for name, array in pair.items()})
+        for row in (0, 1)
+    ]
+    try:
+        together = Runner(network.original, network).run(pair)
+    except (BundleError, ConversionError) as error:
+        return f"it does not run on two rows: {error}"
+    for row, alone in enumerate(rows):
         for name, several in alone.items():
             got, wanted = together[name][row : row + 1], several[:1]
             scale = float(np.abs(wanted).max(initial=0)) or 1.0
             if (
-                len(together[name]) != 2
+                len(together[name]) != len(rows)
                 or got.shape != wanted.shape
                 or not np.allclose(got, wanted, rtol=_INDEPENDENT, atol=_INDEPENDENT * scale, equal_nan=True)
             ):
-                raise ConversionError(f"Expected rows that do not depend on each other, but those of {name!r} do")
+                return f"the rows of {name!r} depend on each other"
+    return None

@@ -20,7 +20,7 @@ def adapter_of(bundle: Bundle, settings: ServeSettings, memory: MemoryBudget) ->
     Raises:
         BundleError: If the task is installed, but cannot be imported.
     """
-    if bundle.bare:
+    if bundle.bare or not bundle.signature.joins_rows:
         return FileAdapter(bundle, settings, memory)
     try:
         path = getattr(tasks.get(bundle.task), "adapter", None) if bundle.task in tasks else None

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cpt_deploy.bundle import Bundle
-from cpt_deploy.bundle.bare import STRING, joins_rows
+from cpt_deploy.bundle.bare import STRING
 from cpt_deploy.bundle.layout import LABELS_FILE
 from cpt_deploy.bundle.runtime.providers import CPU, provider_name
 from cpt_deploy.signature import BATCH, Signature, TensorSpec, size_at
@@ -46,7 +46,7 @@ def model_metadata(bundle: Bundle, versions: Sequence[str] = ()) -> ModelMetadat
 
 def model_config(bundle: Bundle, settings: ServeSettings) -> dict[str, Any]:
     """Return the configuration of a model in Triton's form, whose shapes are without the batch dimension."""
-    joined = not bundle.bare or joins_rows(bundle.signature)
+    joined = bundle.signature.joins_rows
     evidence = {"evidence": {"string_value": NO_EVIDENCE}} if bundle.bare else {}
     labels = {"label_filename": LABELS_FILE} if LABELS_FILE in bundle.digests else {}
 

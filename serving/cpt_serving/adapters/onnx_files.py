@@ -1,4 +1,4 @@
-"""The adapter of an ONNX file without a bundle: whole tensors of any shape, joined only where rows are independent."""
+"""The adapter of whole tensors: of ONNX files without a bundle, and of bundles whose calls are not joined."""
 
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from cpt_deploy.bundle import Bundle, OnnxRuntimeModel
-from cpt_deploy.bundle.bare import STRING, joins_rows
+from cpt_deploy.bundle.bare import STRING
 from cpt_deploy.signature import TensorSpec
 from cpt_serving.adapters.adapter import Adapter, Received
 from cpt_serving.adapters.description import example_inputs
@@ -29,19 +29,22 @@ _COPIES_IN_JSON = 4
 
 
 class FileAdapter(Adapter):
-    """A bare ONNX file.
+    """A bare ONNX file, or a bundle whose rows are not independent.
 
-    If its rows are independent it is served as a bundle of tensors is. Otherwise each request is computed by itself,
-    and its tensors have the shapes that the file states.
+    A file with independent rows is served as a bundle of tensors is. Otherwise each request is computed by itself,
+    and its tensors have the shapes that the signature states.
     """
 
     def __init__(self, bundle: Bundle, settings: ServeSettings, memory: MemoryBudget) -> None:
         super().__init__(bundle, settings, memory)
         texts = any(spec.dtype == STRING for spec in (*self.signature.inputs, *self.signature.outputs))
-        self._joined = joins_rows(bundle.signature) and not texts
+        self._joined = bundle.signature.joins_rows and not texts
 
     def load(self) -> None:
-        """See `Model`; there is no golden sample to reproduce."""
+        """See `Model`; a bare file has no golden sample to reproduce."""
+        if not self.bundle.bare:
+            super().load()
+            return
         require_trust(self.bundle, self.settings)
         # From its path, since external data may be beside it.
         self._model = OnnxRuntimeModel(

@@ -17,9 +17,10 @@ from cpt_deploy.bundle.runtime.sessions import open_session
 from cpt_deploy.errors import ConversionError, CptError, DataError
 from cpt_deploy.models import build_model
 from cpt_deploy.models.onnx_functions import LAYERS
-from cpt_deploy.models.onnx_module import digest_of
+from cpt_deploy.models.onnx_module import build_onnx, digest_of
 from cpt_deploy.onnx_graph.reading.network import attributes_of
 from cpt_deploy.quantization import QuantizationConfig, prepare
+from tests.unit.onnx_graph.reading.torch_files import CLASSES, SIZE, written
 
 RANDOM = np.random.default_rng(7)
 
@@ -234,3 +235,18 @@ def test_what_cannot_be_trained_is_one_line(
         assert isinstance(raised.value, ConversionError)
     with pytest.raises(DataError, match="Expected an ONNX file"):
         digest_of(tmp_path / "missing.onnx")
+
+
+@pytest.mark.parametrize("batch", [None, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dynamo", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["vit", "swin", "convnext"])
+def test_networks_that_compute_sizes_of_their_batch_can_be_trained(
+    name: str, dynamo: bool, batch: int | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(written(name, batch, dynamo=dynamo))
+    model = build_onnx(path, num_classes=CLASSES, in_channels=3, input_size=(SIZE, SIZE))  # compared with onnxruntime
+    prepared = prepare(model, torch.rand(2, 3, SIZE, SIZE), QuantizationConfig())
+    prepared(torch.rand(3, 3, SIZE, SIZE)).square().sum().backward()
+    gradients = [parameter.grad for parameter in prepared.parameters() if parameter.grad is not None]
+    assert len(gradients) > 10

@@ -60,7 +60,9 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path) -> None:
         InputFiles.find(path, ["a", "c"])
     np.savez(tmp_path / "uneven.npz", a=A, b=B[:3])
     with pytest.raises(UsageError, match="20 of a, 3 of b"):
-        InputFiles.find(tmp_path / "uneven.npz", ["a", "b"])
+        _ = InputFiles.find(tmp_path / "uneven.npz", ["a", "b"]).count
+    with pytest.raises(UsageError, match="equally many calls"):
+        InputFiles.find(tmp_path / "uneven.npz", ["a", "b"]).number_of_calls({"a": ("N", 4), "b": ("N",)})
     with pytest.raises(DataError, match="Expected arrays in"):
         InputFiles.find(tmp_path / "missing.npz", ["a"])
     (tmp_path / "empty").mkdir()

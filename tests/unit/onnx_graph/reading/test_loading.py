@@ -1,5 +1,6 @@
 """Reading ONNX files: damaged ones, old ones, functions, constants, external data."""
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -117,3 +118,20 @@ def test_a_branch_that_is_always_taken_replaces_its_if() -> None:
     assert "If" not in {node.op_type for node in read.nodes}
     (sample,) = samples((2, 4), 1)
     np.testing.assert_allclose(run(read.to_model().SerializeToString(), sample)[0], np.exp(sample["x"]), rtol=1e-6)
+
+
+def test_a_file_above_2_gb_is_one_line_and_is_not_read(tmp_path: Path) -> None:
+    size = 600_000_000
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[size], data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", "w.bin"), ("length", str(4 * size))):
+        tensor.external_data.add(key=key, value=value)
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [size]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", values[:1], values[1:], [tensor])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    (tmp_path / "large.onnx").write_bytes(model.SerializeToString())
+    with (tmp_path / "w.bin").open("wb") as file:
+        file.truncate(4 * size)  # sparse
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError, match=r"at most 2 GB with its data, .* has 2\.2 GB"):
+        read_onnx(tmp_path / "large.onnx")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000

@@ -11,7 +11,7 @@ import tritonclient.http as triton
 from onnx import TensorProto, helper, numpy_helper
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from cpt_deploy.bundle.bare import bundle_of_file, joins_rows
+from cpt_deploy.bundle.bare import bundle_of_file
 from cpt_deploy.errors import BundleError, ValidationFailedError
 from tests.unit.serving.conftest import connect
 
@@ -152,14 +152,14 @@ def test_a_file_that_runs_with_no_size_that_is_tried_says_why_rows_are_not_joine
         [table],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "m.onnx")
-    assert not joins_rows(bundle_of_file(tmp_path / "m.onnx").signature)
+    assert not bundle_of_file(tmp_path / "m.onnx").signature.joins_rows
     assert "are not joined" in caplog.text
     assert "MatMul" in caplog.text
 
 
 def test_batches_are_joined_only_where_rows_are_independent(folder):
     joined = {
-        name: joins_rows(bundle_of_file(folder / f"{name}.onnx").signature) for name in ("rows", "columns", "scalar")
+        name: bundle_of_file(folder / f"{name}.onnx").signature.joins_rows for name in ("rows", "columns", "scalar")
     }
     assert joined == {"rows": True, "columns": False, "scalar": False}
 
@@ -168,7 +168,7 @@ def test_ranges_computed_over_the_batch_make_rows_dependent(folder, tmp_path):
     from onnxruntime.quantization import quantize_dynamic
 
     quantize_dynamic(folder / "rows.onnx", tmp_path / "dynamic.onnx")
-    assert not joins_rows(bundle_of_file(tmp_path / "dynamic.onnx").signature)
+    assert not bundle_of_file(tmp_path / "dynamic.onnx").signature.joins_rows
 
 
 def test_missing_evidence_is_said(folder):
