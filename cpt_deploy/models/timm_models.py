@@ -24,7 +24,7 @@ def _timm(wanted: str) -> Any:
         import timm
     except ImportError as error:
         raise MissingExtraError(
-            f"Expected timm, which has {wanted}, but it is not installed", hint="pip install 'cpt-deploy[timm]'"
+            f"Expected timm, which has {wanted}, but it is not installed", extra="timm"
         ) from error
     return timm
 

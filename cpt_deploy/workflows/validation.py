@@ -135,7 +135,7 @@ def _check_options(options: ValidationOptions) -> None:
         return
     if find_spec("matplotlib") is None:
         raise MissingExtraError(
-            "Expected Matplotlib for --html, but it is not installed", hint="pip install 'cpt-deploy[train]'"
+            "Expected Matplotlib for --html, but it is not installed", extra="train"
         )
     if options.page.is_dir() or not options.page.parent.is_dir():
         found = "a directory" if options.page.is_dir() else f"no directory {readable.path(options.page.parent)}"

@@ -85,5 +85,5 @@ def test_without_torch_a_command_that_needs_it_says_what_to_install():
     lines = (["train"], ["export", "run"], ["models"])
     code = f"import sys; sys.modules['torch'] = None; from cpt_cli.main import main; sys.exit([*map(main, {lines})])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
-    said = ["error: torch is not installed", "hint: pip install 'cpt-deploy[train]'"]
+    said = ["error: torch is not installed", "hint: pip install '.[train]' in the clone of cpt-deploy"]
     assert done.stderr.splitlines() == [*said * len(lines), "[3, 3, 3]"]

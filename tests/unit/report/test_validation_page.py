@@ -195,4 +195,4 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingExtraError) as caught:
         render_validation_page(make_report(), LABELS)
-    assert "cpt-deploy[train]" in caught.value.hint
+    assert "'.[train]'" in caught.value.hint
