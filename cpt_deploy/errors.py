@@ -4,6 +4,11 @@ Messages have one form: `Expected …, but got …`. Programming mistakes stay `
 """
 
 
+def how_to_install(extra: str) -> str:
+    """Return the command that installs an extra: from the clone, since no index has the distribution."""
+    return f"pip install '.[{extra}]' in the clone of cpt-deploy"
+
+
 class CptError(Exception):
     """Base of all errors that are reported as one line, without a traceback.
 
@@ -39,9 +44,18 @@ class ConversionError(UsageError):
 
 
 class MissingExtraError(CptError):
-    """An optional dependency is not installed."""
+    """An optional dependency is not installed.
+
+    Args:
+        message: What was needed.
+        extra: The extra of cpt-deploy that installs it; the hint is the command.
+        hint: Advice where no extra installs it.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, *, extra: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint if extra is None else how_to_install(extra))
 
 
 class ValidationFailedError(CptError):

@@ -1,11 +1,15 @@
 """Format values for people: sizes, counts, durations, shares, paths, and a series as one line of blocks."""
 
+import json
 import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
+_FEW = 12
+"""Numbers of one output that are written out."""
 
 
 def size(size_bytes: float) -> str:
@@ -38,6 +42,27 @@ def figure(value: float) -> str:
     digits = max(2 - math.floor(math.log10(abs(value))), 0)
     text = f"{value:,.{digits}f}"
     return text.rstrip("0").rstrip(".") if digits else text
+
+
+def values(value: Any) -> str:
+    """Return a number, a text or a nested list of numbers, rounded; of many numbers the sizes and the range."""
+    sizes: list[int] = []
+    inner = value
+    while isinstance(inner, list) and inner:
+        sizes.append(len(inner))
+        inner = inner[0]
+    if math.prod(sizes) <= _FEW or not isinstance(inner, int | float):
+        return _rounded(value)
+    flat = value
+    for _ in sizes[1:]:
+        flat = [number for part in flat for number in part]
+    return f"{' x '.join(map(str, sizes))} values, {_rounded(min(flat))} to {_rounded(max(flat))}"
+
+
+def _rounded(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_rounded, value))}]"
+    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
 
 
 def duration(seconds: float) -> str:

@@ -148,7 +148,7 @@ def _as_known(error: Exception) -> CptError | None:
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
         if package in _TRAIN_MODULES:
-            return MissingExtraError(f"{package} is not installed", hint="pip install 'cpt-deploy[train]'")
+            return MissingExtraError(f"{package} is not installed", extra="train")
     if isinstance(error, OSError) and error.filename is not None:
         return DataError(f"{error.filename}: {error.strerror or error}")
     if isinstance(error, OSError) and error.errno is not None:

@@ -124,6 +124,8 @@ class Output:
             table.add_column(column, justify="right" if numeric else "left", overflow="fold")
         for row in rows:
             table.add_row(*(str(cell) for cell in row))
+        if title is not None:
+            self._print("")
         self._print(table)
 
     def fields(self, title: str, fields: Mapping[str, object]) -> None:

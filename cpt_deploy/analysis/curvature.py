@@ -96,7 +96,7 @@ def top_eigenvalues(hessian: LossHessian, count: int = 1, *, tolerance: float = 
     except ImportError as error:
         raise MissingExtraError(
             "Expected SciPy, which finds the eigenvalues, but it is not installed",
-            hint="pip install 'cpt-deploy[analysis]'",
+            extra="analysis",
         ) from error
 
     if not 0 < count < hessian.size:

@@ -63,7 +63,7 @@ def _check_version(directory: Path, version: object) -> None:
             f"Expected {directory / CONFIG_FILE} to have its cpt.format_version, but got {version!r}", hint=AGAIN_HINT
         )
     if version != FORMAT_VERSION:
-        newer = "a newer cpt-deploy wrote it: upgrade with `pip install --upgrade cpt-deploy`"
+        newer = "a newer cpt-deploy wrote it: install that version"
         raise BundleError(
             f"Expected a bundle of format version {FORMAT_VERSION}, but {directory} has version {version}",
             hint=newer if version > FORMAT_VERSION else "an older cpt-deploy wrote it: train and export again",

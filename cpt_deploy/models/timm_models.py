@@ -23,9 +23,7 @@ def _timm(wanted: str) -> Any:
     try:
         import timm
     except ImportError as error:
-        raise MissingExtraError(
-            f"Expected timm, which has {wanted}, but it is not installed", hint="pip install 'cpt-deploy[timm]'"
-        ) from error
+        raise MissingExtraError(f"Expected timm, which has {wanted}, but it is not installed", extra="timm") from error
     return timm
 
 

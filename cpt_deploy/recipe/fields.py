@@ -29,6 +29,17 @@ def interval_steps(text: str, steps_per_epoch: int) -> int:
     return int(match[1]) * (steps_per_epoch if match[2] == "epoch" else 1)
 
 
+def matching(pattern: str, meaning: str) -> AfterValidator:
+    """Return a check that text matches a pattern; its error says in words what is expected."""
+
+    def check(text: str) -> str:
+        if re.fullmatch(pattern, text) is None:
+            raise ValueError(f"Expected {meaning}, but got {text!r}")
+        return text
+
+    return AfterValidator(check)
+
+
 def _interval(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
         value = f"{value} {'epoch' if value == 1 else 'epochs'}"

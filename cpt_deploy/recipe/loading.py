@@ -16,6 +16,26 @@ from cpt_deploy.recipe.schema import Recipe
 from cpt_deploy.registry import nearest_names
 
 _PRESETS = Path(__file__).parent / "presets"
+# What settings expect, by pydantic's type of error, in the words of recipes.
+_EXPECTED = {
+    "int_type": "an integer",
+    "int_parsing": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list as [a, b]",
+    "too_long": "at most {max_length} values",
+    "dict_type": "settings as {{key: value}}",
+    "model_type": "settings as {{key: value}}",
+    "greater_than": "a value above {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "a value below {lt:g}",
+    "less_than_equal": "at most {le:g}",
+}
 _SUFFIXES = {".yaml", ".yml"}
 
 
@@ -203,9 +223,14 @@ def _describe(entry: Mapping[str, Any], lines: Mapping[tuple[str, ...], int]) ->
     where = f"{key} (line {line})" if line is not None and location in lines else key
     if entry["type"] == "extra_forbidden":
         return f"{where}: unknown setting; {_nearest_keys(location)}"
-    message = str(entry["msg"]).removeprefix("Value error, ").replace("Input should be", "Expected")
-    given = "" if entry["type"] in {"value_error", "missing"} else f", but got {entry['input']!r}"
-    return f"{where}: {message}{given}"
+    if entry["type"] == "value_error":
+        return f"{where}: {str(entry['msg']).removeprefix('Value error, ')}"
+    if entry["type"] == "missing":
+        return f"{where}: Expected a value, but got none"
+    context = entry.get("ctx", {})
+    expected = _EXPECTED[entry["type"]].format(**context) if entry["type"] in _EXPECTED else None
+    message = f"Expected {expected}" if expected else str(entry["msg"]).replace("Input should be", "Expected")
+    return f"{where}: {message}, but got {entry['input']!r}"
 
 
 def _nearest_keys(location: tuple[str, ...]) -> str:

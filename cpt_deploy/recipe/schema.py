@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from cpt_deploy.recipe.fields import Count, Finite, Fraction, Interval, Name, Settings
+from cpt_deploy.recipe.fields import Count, Finite, Fraction, Interval, Name, Settings, matching
 from cpt_deploy.recipe.precision import PrecisionSettings
 from cpt_deploy.recipe.tasks import AUTO, tasks
 from cpt_deploy.registry import nearest_names
@@ -27,7 +27,7 @@ class ModelSettings(Settings):
     name: Name = "tiny"
     args: dict[str, Any] = Field(default_factory=dict)
     weights: str | None = None
-    weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    weights_sha256: Annotated[str, matching(r"[0-9a-f]{64}", "a SHA-256 of 64 hexadecimal digits")] | None = None
 
     @model_validator(mode="after")
     def _digest_of_weights(self) -> Self:
@@ -37,10 +37,12 @@ class ModelSettings(Settings):
 
 
 def _size(value: Any) -> Any:
-    """Return the height and width of a size such as 64, "64" or "224x160"; anything else as it is."""
-    words = str(value).lower().split("x") if isinstance(value, int | str) and not isinstance(value, bool) else []
-    if len(words) not in (1, 2) or not all(word.strip().isdecimal() for word in words):
-        return value
+    """Return the height and width of a size such as 64, "224x160" or [224, 160]."""
+    if value is None:
+        return None
+    words = [*value] if isinstance(value, list | tuple) and len(value) == 2 else str(value).lower().split("x")
+    if len(words) > 2 or not all(str(word).strip().isdecimal() and int(word) > 0 for word in words):
+        raise ValueError(f"Expected a height and width as 64, 224x160 or [224, 160], but got {value!r}")
     return int(words[0]), int(words[-1])
 
 
@@ -223,7 +225,7 @@ class TrainSettings(Settings):
     checkpoint_every: Interval | None = "1 epoch"
     amp: Literal["auto", "off", "bf16"] = "auto"
     compute: Literal["auto", "float32", "bf16", "modules"] = "auto"
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    device: Annotated[str, matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N")] = "auto"
     cuda_graph: bool = False
     swa: SwaSettings = SwaSettings()
     calibration_batches: Annotated[int, Field(ge=0)] = 100
@@ -257,7 +259,9 @@ class TrainSettings(Settings):
 class Recipe(Settings):
     """All settings of a run; `Recipe()` trains the tiny model on scikit-learn's digits."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "digits"
+    name: Annotated[
+        str, matching(r"[A-Za-z0-9][A-Za-z0-9._-]*", "a name of letters, digits, '.', '_' and '-', without a folder")
+    ] = "digits"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()

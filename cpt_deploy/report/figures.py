@@ -60,7 +60,7 @@ def require_matplotlib() -> None:
     except ImportError as error:
         raise MissingExtraError(
             "Expected Matplotlib, which draws the plots, but it is not installed",
-            hint="pip install 'cpt-deploy[train]'",
+            extra="train",
         ) from error
 
 

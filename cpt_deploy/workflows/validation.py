@@ -132,9 +132,7 @@ def _check_options(options: ValidationOptions) -> None:
     if options.page is None:
         return
     if find_spec("matplotlib") is None:
-        raise MissingExtraError(
-            "Expected Matplotlib for --html, but it is not installed", hint="pip install 'cpt-deploy[train]'"
-        )
+        raise MissingExtraError("Expected Matplotlib for --html, but it is not installed", extra="train")
     if options.page.is_dir() or not options.page.parent.is_dir():
         found = "a directory" if options.page.is_dir() else f"no directory {readable.path(options.page.parent)}"
         raise UsageError(f"Expected --html to name a file that can be written, but there is {found}")

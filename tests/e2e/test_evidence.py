@@ -54,7 +54,7 @@ def test_without_matplotlib_only_html_needs_it(here, capsys, monkeypatch, run_di
         "--allow-undecided",
     ]
     assert main([*words, "--html", str(tmp_path / "page.html")]) == 3
-    assert "cpt-deploy[train]" in capsys.readouterr().err
+    assert "'.[train]'" in capsys.readouterr().err
     monkeypatch.setattr(FIND_SPEC, lambda name: None)
     assert main(words) == 0
     assert not (bundle_copy / "validation.html").exists()

@@ -32,7 +32,7 @@ def test_a_run_is_fine_tuned_exported_and_validated(cpt, run_dir, parity):
     )
     words = ("train", *settings, f"model.weights={run_dir}", "--epochs", 2, "--out", "runs/parity")
     planned = cpt(*words, "--dry-run")
-    assert "fc.weight and fc.bias fresh: the file's have 10 classes" in " ".join(planned.stdout.split())
+    assert "fc.weight and fc.bias newly initialised: the file has 10 classes" in " ".join(planned.stdout.split())
     report = json.loads(cpt(*words, "--json").stdout)["report"]
     assert report["classes"] == ["even", "odd"]
     assert report["model"]["weights"]["file"] == str(run_dir / "model.safetensors")

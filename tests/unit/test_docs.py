@@ -186,7 +186,7 @@ AUTHORS_FLAGS = {
 
 
 def test_each_flag_of_the_authors_has_an_equivalent_that_can_be_set():
-    text = (DOCS / "how-to" / "training.md").read_text(encoding="utf-8").partition("## The authors' command line")[2]
+    text = (DOCS / "reference" / "authors-flags.md").read_text(encoding="utf-8")
     rows = [line.split("|")[1:3] for line in text.splitlines() if line.startswith("| `--")]
 
     named = {flag for theirs, _ in rows for flag in re.findall(r"--(\w+)", theirs)}

@@ -81,9 +81,18 @@ def test_export_imports_the_exporter_of_torch_only_for_float_parts():
     assert loaded.isdisjoint({"onnxscript", "sympy", "torchvision", "matplotlib", "tensorboard", "fastapi"})
 
 
+def test_preparing_a_residual_network_imports_no_compiler():
+    code = (
+        "import torch; from cpt_deploy import QuantizationConfig, prepare; "
+        "from cpt_deploy.models.cifar_resnet import CifarResNet; "
+        "prepare(CifarResNet([1, 1], [8, 16], 10), torch.zeros(2, 3, 32, 32), QuantizationConfig())"
+    )
+    assert loaded_after(code)[0].isdisjoint({"sympy", "onnxscript"})  # torch's compiler imports sympy
+
+
 def test_without_torch_a_command_that_needs_it_says_what_to_install():
     lines = (["train"], ["export", "run"], ["models"])
     code = f"import sys; sys.modules['torch'] = None; from cpt_cli.main import main; sys.exit([*map(main, {lines})])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
-    said = ["error: torch is not installed", "hint: pip install 'cpt-deploy[train]'"]
+    said = ["error: torch is not installed", "hint: pip install '.[train]' in the clone of cpt-deploy"]
     assert done.stderr.splitlines() == [*said * len(lines), "[3, 3, 3]"]

@@ -92,3 +92,22 @@ def test_arguments_can_be_typed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert readable.argument(tmp_path / "my photos") == "'my photos'"
     assert shlex.split(readable.argument(tmp_path / "it's")) == ["it's"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.123456789, "0.1235"),
+        (31, "31"),
+        (True, "true"),
+        ("größer", '"größer"'),
+        ([0.0438718, -0.024894472, 1e-9], "[0.04387, -0.02489, 1e-09]"),
+        ([[1, 2], [3, 4]], "[[1, 2], [3, 4]]"),
+        ([], "[]"),
+        ([[0.25] * 8, [0.5] * 7 + [123456.0]], "2 x 8 values, 0.25 to 1.235e+05"),
+        (list(range(13)), "13 values, 0 to 12"),
+        (["word"] * 13, "[" + ", ".join(['"word"'] * 13) + "]"),
+    ],
+)
+def test_values_are_rounded_and_many_become_their_sizes_and_range(value, text):
+    assert readable.values(value) == text

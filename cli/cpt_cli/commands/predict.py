@@ -112,18 +112,13 @@ def _show_rows(predictions: list[Any]) -> None:
         _show([{"image": f"row {number}", "predictions": each} for number, each in enumerate(predictions, start=1)])
     else:
         names = list(predictions[0])
-        lines = [tuple(_written(each[name]) for name in names) for each in predictions]
         if out.quiet:
-            for line in lines:
-                out.line("\t".join(line))
+            for each in predictions:
+                out.line("\t".join(json.dumps(each[name]) for name in names))
         else:
+            lines = [tuple(readable.values(each[name]) for name in names) for each in predictions]
             out.table(("row", *names), [(str(number), *line) for number, line in enumerate(lines, start=1)])
     out.result({"predictions": predictions})
-
-
-def _written(value: Any) -> str:
-    """Return an output of a row as text: a number, or its values as JSON."""
-    return str(value) if isinstance(value, int | float) else json.dumps(value)
 
 
 COMMAND = Command(

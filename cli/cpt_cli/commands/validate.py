@@ -88,7 +88,7 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
     integer differs, or a file differs from the export.
 
     An ONNX file of another tool is compared operator by operator with exact arithmetic, and with onnxruntime's
-    optimizations off, which stands for other runtimes. Its evidence is written beside it.
+    optimizations off, as other runtimes compute. Its evidence is written beside it.
     """
     from cpt_deploy.workflows import ValidationOptions, bundle_at, validate_bundle
 

@@ -92,7 +92,7 @@ def _describe_time(report: "RunReport") -> str:
     from cpt_deploy.tasks import task_named
 
     rate = f"{report.images_per_s:,.0f} {task_named(report.task).unit}/s in training"
-    return f"{readable.duration(report.seconds['total'])}, {rate}, {waiting:.0%} of it waiting for data"
+    return f"{readable.duration(report.seconds['total'])}, {rate}, {readable.share(waiting, 0)} of it waiting for data"
 
 
 def files_bytes(directory: Path) -> dict[str, int]:

@@ -113,7 +113,7 @@ def _figures(progress: "StepProgress", unit: str) -> list[str]:
     if progress.images_per_s is not None:
         figures.append(f"{progress.images_per_s:.0f} {unit}/s")
     if progress.data_share is not None:
-        figures.append(f"waiting for data {progress.data_share:.0%}")
+        figures.append(f"waiting for data {readable.share(progress.data_share, 0)}")
     return figures
 
 
@@ -164,7 +164,7 @@ def describe_pretrained(pretrained: "Pretrained") -> str:
     taken = f"{pretrained.tensors} tensors of {readable.path(Path(pretrained.file))}, SHA-256 {pretrained.sha256[:12]}…"
     if pretrained.fresh:
         classes = readable.counted(pretrained.classes or 0, "class", "classes")
-        taken += f"; {' and '.join(pretrained.fresh)} fresh: the file's have {classes}"
+        taken += f"; {' and '.join(pretrained.fresh)} newly initialised: the file has {classes}"
     else:
         taken += ", the last layer's too"
     if pretrained.left_out:
@@ -179,7 +179,7 @@ def show_profile(profile: "ProfileReport") -> None:
         (
             group,
             f"{1e3 * seconds:.2f}",
-            f"{seconds / total:.1%}",
+            readable.share(seconds / total, 1),
             ", ".join(f"{name} {1e3 * own:.2f}" for name, own in profile.operators.get(group, ())),
         )
         for group, seconds in profile.seconds.items()
@@ -199,13 +199,13 @@ def show_step_costs(report: "RunReport") -> None:
             (
                 bits,
                 f"{operations:,.1f}",
-                f"{operations / max_bits:.0%}",
+                readable.share(operations / max_bits, 0),
                 cost["steps"],
                 f"{1e3 * (cost['median_seconds'] or 0.0):,.1f}",
                 "" if memory is None else readable.size(int(memory)),
             )
         )
-    columns = ("bits", "GBitOPs", "of the most", "steps", "median ms", "peak memory")
+    columns = ("bits", "GBitOPs", "share of max", "steps", "median ms", "peak memory")
     out.table(columns, rows, title="A step at each bit-width, counted and measured")
 
 

@@ -129,7 +129,7 @@ def require_signing() -> Any:
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"Expected the packages for signatures, but {error.name} is not installed",
-            hint="pip install 'cpt-deploy[signing]'",
+            extra="signing",
         ) from error
     return model_signing
 

@@ -248,6 +248,6 @@ def _tokenizers() -> Any:
     except ImportError as error:
         raise MissingExtraError(
             "Expected the tokenizers library, which byte-pair encoding needs, but it is not installed",
-            hint="pip install 'cpt-deploy[text]'",
+            extra="text",
         ) from error
     return tokenizers

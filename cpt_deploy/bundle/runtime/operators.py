@@ -158,9 +158,7 @@ def require_onnx() -> Any:
     try:
         import onnx
     except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            "Expected the package onnx, but it is not installed", hint="pip install 'cpt-deploy[train]'"
-        ) from error
+        raise MissingExtraError("Expected the package onnx, but it is not installed", extra="train") from error
     return onnx
 
 

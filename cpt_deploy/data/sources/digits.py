@@ -40,7 +40,7 @@ def _table() -> npt.NDArray[np.float64]:
     if spec is None or spec.origin is None:
         raise MissingExtraError(
             "Expected scikit-learn, which contains the digits, but it is not installed",
-            hint="pip install 'cpt-deploy[train]'",
+            extra="train",
         )
     # Read the file directly: importing scikit-learn imports SciPy, which would take most of a short command's time.
     file = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"

@@ -112,4 +112,5 @@ def _pair(report: Report, name: str) -> Mapping[str, Any] | None:
 
 def _interval(metric: Metric, runtime: Mapping[str, Any]) -> str:
     bounds = runtime["interval_95"]
-    return "" if bounds is None else " to ".join(metric.text(bound) for bound in bounds)
+    # no line ends before a unit
+    return "" if bounds is None else " to ".join(metric.text(bound).replace(" ", "\u00a0") for bound in bounds)

@@ -172,7 +172,7 @@ def _open_study(folder: Path) -> "Study":
     except ImportError as error:
         raise MissingExtraError(
             "Expected Optuna, which keeps the trials of a grid, but it is not installed",
-            hint="pip install 'cpt-deploy[grid]'",
+            extra="grid",
         ) from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from cpt_deploy.bundle import Bundle
 from cpt_deploy.bundle.runtime.tensors import checked_inputs
-from cpt_deploy.errors import MissingExtraError
+from cpt_deploy.errors import MissingExtraError, how_to_install
 from cpt_deploy.integer.graph import IntegerGraph, product_units, reached_from
 from cpt_deploy.integer.stored import graph_from_bundle
 from cpt_deploy.validation.accuracy.samples import Arrays
@@ -106,7 +106,7 @@ def bundled_integer_model(bundle: Bundle) -> ExecutedGraph:
     if find_spec("torch") is None:
         raise MissingExtraError(
             "Expected PyTorch for the integer executor, but it is not installed",
-            hint="pip install 'cpt-deploy[train]', or validate without the executor",
+            hint=f"{how_to_install('train')}, or validate without the executor",
         )
     return ExecutedGraph(graph_from_bundle(bundle))
 

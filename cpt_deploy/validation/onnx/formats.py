@@ -30,7 +30,7 @@ def load_formats(bundle: Bundle) -> dict[str, Runtime]:
     if names and find_spec("torch") is None:
         raise MissingExtraError(
             f"Expected PyTorch for {FORMATS[names[0]].file}, but it is not installed",
-            hint="pip install 'cpt-deploy[train]'",
+            extra="train",
         )
     return {name: _load(bundle, name) for name in names}
 

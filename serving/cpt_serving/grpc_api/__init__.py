@@ -15,5 +15,5 @@ def require_grpc() -> None:
         from tritonclient.grpc import service_pb2  # noqa: F401
     except (ImportError, RuntimeError) as error:
         raise MissingExtraError(
-            f"Expected the extra for gRPC to be installed, but got: {error}", hint="pip install 'cpt-deploy[grpc]'"
+            f"Expected the extra for gRPC to be installed, but got: {error}", extra="grpc"
         ) from error

@@ -49,7 +49,7 @@ def require_tracing() -> None:
     """Raise a MissingExtraError unless the packages that export spans are installed."""
     for name in ("opentelemetry.sdk", "opentelemetry.exporter"):
         if importlib.util.find_spec(name) is None:
-            raise MissingExtraError(f"{name} is not installed", hint="pip install 'cpt-deploy[otel]'")
+            raise MissingExtraError(f"{name} is not installed", extra="otel")
 
 
 def _exporting_provider() -> trace.TracerProvider:

@@ -51,7 +51,7 @@ class GenerationParameters(BaseModel):
 class GenerateBody(GenerationParameters):
     """A request to `/generate`."""
 
-    prompt: str = Field(description="text to continue; an empty one stands for the beginning of a line")
+    prompt: str = Field(description="text to continue; an empty one means the beginning of a line")
 
 
 class ScoreBody(BaseModel):

@@ -188,4 +188,4 @@ def test_without_scipy_it_is_said_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.sparse.linalg", None)
     with pytest.raises(MissingExtraError, match="SciPy") as caught:
         top_eigenvalues(LossHessian([weight], losses))
-    assert caught.value.hint == "pip install 'cpt-deploy[analysis]'"
+    assert caught.value.hint == "pip install '.[analysis]' in the clone of cpt-deploy"

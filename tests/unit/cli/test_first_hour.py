@@ -267,7 +267,7 @@ def test_models_of_timm_say_what_to_install(run, monkeypatch):
     code, _, err = run("models", "timm/*")
     assert code == 3
     assert err[0] == "error: Expected timm, which has timm/*, but it is not installed"
-    assert err[1] == "hint: pip install 'cpt-deploy[timm]'"
+    assert err[1] == "hint: pip install '.[timm]' in the clone of cpt-deploy"
 
 
 SMOKE = {

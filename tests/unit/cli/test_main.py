@@ -113,7 +113,7 @@ def test_a_line_that_does_not_parse_keeps_to_json(capsys):
         (
             ModuleNotFoundError("No module named 'torch'", name="torch.nn"),
             3,
-            ["error: torch is not installed", "hint: pip install 'cpt-deploy[train]'"],
+            ["error: torch is not installed", "hint: pip install '.[train]' in the clone of cpt-deploy"],
         ),
         (
             RuntimeError("mat1 and mat2\nshapes"),

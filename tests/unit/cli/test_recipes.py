@@ -20,7 +20,7 @@ def test_a_pattern_chooses_and_the_table_has_cost_and_the_papers_figure(capsys, 
     shown = capsys.readouterr().out
     assert "resnet74-cifar10-" not in shown
     line = next(line for line in shown.splitlines() if "cpt3-8" in line)
-    for part in ("64,000", "36.7", "36.67%", "~72.35% (+0.91)", "resnet74-cifar100-static8"):
+    for part in ("64,000", "36.7", "36.67 %", "~72.35 % (+0.91)", "resnet74-cifar100-static8"):
         assert part in line
 
 
@@ -31,7 +31,7 @@ def test_one_recipe_is_shown_in_full(capsys):
     assert shown["published"]["top1"] == {"value": 70.67, "source": "printed in a table"}
     assert "at most 8 bits" in shown["note"]
     assert main(["recipes", "resnet18-imagenet-cpt8-32"]) == 0
-    assert "70.67%, printed in a table" in capsys.readouterr().out
+    assert "70.67 %, printed in a table" in capsys.readouterr().out
 
 
 def test_a_figure_says_that_it_was_read_off_a_plot():

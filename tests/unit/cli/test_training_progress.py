@@ -98,7 +98,7 @@ def test_slow_loading_is_said_once_with_what_helps(capsys, share, hinted):
             progress.step(replace(step(number), data_share=share + 0.001 * (number // 2)))
     printed = capsys.readouterr().err
     assert printed.count("data.workers=1 or more") == hinted
-    assert f"waiting for data {share:.0%}" in printed
+    assert f"waiting for data {100 * share:.0f} %" in printed
 
 
 def test_a_profile_is_a_table_of_parts(capsys):
@@ -112,7 +112,7 @@ def test_a_profile_is_a_table_of_parts(capsys):
     show_profile(report)
     printed = capsys.readouterr().out
     assert "100.0 ms" in printed
-    assert "75.0%" in printed
+    assert "75.0 %" in printed
     assert "aten::convolution 70.00" in printed
     assert "runs/x/trace.json.gz" in printed
 

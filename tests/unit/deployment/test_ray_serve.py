@@ -14,7 +14,7 @@ from PIL import Image
 
 from cpt_deploy.bundle import OnnxRuntimeModel
 
-pytest.importorskip("ray.serve", reason="needs Ray: pip install 'cpt-deploy[ray]'")
+pytest.importorskip("ray.serve", reason="needs Ray: pip install '.[ray]'")
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "ray_serve"
 

@@ -105,7 +105,7 @@ def test_without_timm_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(MissingExtraError) as raised:
         network("timm/resnet18")
-    assert "cpt-deploy[timm]" in raised.value.hint
+    assert "'.[timm]'" in raised.value.hint
     assert network("tiny") is not None
 
 

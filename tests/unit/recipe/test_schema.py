@@ -113,7 +113,7 @@ def test_schedules_of_the_paper_cost_what_it_prints():
         ("optimizer", {"lr": float("nan")}, "finite"),
         ("lr", {"milestones": [0.75, 0.5]}, "rise"),
         ("lr", {"decay_start": 0.9, "decay_end": 0.5}, "below decay_end"),
-        ("train", {"device": "gpu"}, "pattern"),
+        ("train", {"device": "gpu"}, "auto, cpu, cuda or cuda:N"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(section, values, reason):

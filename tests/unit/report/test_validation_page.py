@@ -113,9 +113,9 @@ def page():
 def test_the_page_says_what_the_report_says(page):
     text = read(page).text
     for part in (
-        "Validation of net<work>", "Passed", "90.00 %", "85.00 % to 94.00 %", "of 2,000 in 2 tensors", "99.9000 %",
-        "of 321 in model.onnx", "20.00 %", "CPU & Co", "avx512_vnni", "e" * 64, "f" * 64, "80 of 80", "1 of 1 layers",
-        "d" * 64, "-2.00 to 1.00 points", "300 of 300 served output values", "at most 3 away",
+        "Validation of net<work>", "Passed", "90.00 %", "85.00\u00a0% to 94.00\u00a0%", "of 2,000 in 2 tensors",
+        "99.9000 %", "of 321 in model.onnx", "20.00 %", "CPU & Co", "avx512_vnni", "e" * 64, "f" * 64, "80 of 80",
+        "1 of 1 layers", "d" * 64, "-2.00 to 1.00 points", "300 of 300 served output values", "at most 3 away",
         "a note", "onnxruntime 1.32.0", "2026-01-02 03:04:05 UTC", "0.25",
     ):  # fmt: skip
         assert part in text
@@ -195,4 +195,4 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingExtraError) as caught:
         render_validation_page(make_report(), LABELS)
-    assert "cpt-deploy[train]" in caught.value.hint
+    assert "'.[train]'" in caught.value.hint

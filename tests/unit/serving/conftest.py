@@ -197,7 +197,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Headless Chromium, Debian's or whatever the machine has."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'cpt-deploy[dev]'")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install '.[dev]'")
     if CHROMIUM is None:
         pytest.skip("needs Chromium: apt-get install chromium")
     # Not for longer than a module: while it runs no other test can call `asyncio.run`.

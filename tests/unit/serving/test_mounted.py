@@ -150,7 +150,7 @@ def test_no_spelling_of_a_path_goes_past_the_keys(place, keys, odd):
 @pytest.fixture(scope="module")
 def ray_place(shared_bundle, keys):
     """The address of the server on Ray Serve below /cpt, on a cluster of this machine."""
-    serve = pytest.importorskip("ray.serve", reason="needs Ray: pip install 'cpt-deploy[ray]'")
+    serve = pytest.importorskip("ray.serve", reason="needs Ray: pip install '.[ray]'")
     import ray
 
     settings = load_settings(bundle=shared_bundle.path, api_keys=keys[0], concurrency=1, access_log=False)

@@ -81,7 +81,7 @@ def test_inference_by_the_protocol_is_traced_too(traced):
 
 
 def test_calls_over_grpc_are_traced_too(shared_bundle):
-    triton = pytest.importorskip("tritonclient.grpc", reason="pip install 'cpt-deploy[grpc]'")
+    triton = pytest.importorskip("tritonclient.grpc", reason="pip install '.[grpc]'")
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -170,7 +170,7 @@ def test_without_the_extra_a_server_that_need_not_trace_warns_and_one_that_must_
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert open_tracing(load_settings(bundle=shared_bundle.path)) is None
-    assert "pip install 'cpt-deploy[otel]'" in caplog.text
+    assert "pip install '.[otel]'" in caplog.text
     with pytest.raises(MissingExtraError, match="not installed"):
         open_tracing(load_settings(bundle=shared_bundle.path, tracing="on"))
 

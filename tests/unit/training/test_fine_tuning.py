@@ -164,7 +164,7 @@ def test_a_dry_run_shows_digest_and_fresh_head(file, two_classes, capsys, tmp_pa
     words += ["--out", str(tmp_path / "run")]
     assert main(words) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "fc.weight and fc.bias fresh: the file's have 10 classes" in shown
+    assert "fc.weight and fc.bias newly initialised: the file has 10 classes" in shown
     assert main([*words, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     digest = document["recipe"]["model"]["weights_sha256"]

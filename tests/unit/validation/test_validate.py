@@ -249,7 +249,7 @@ def test_exactness_without_a_package_that_it_needs_asks_for_it(validated, bundle
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtraError) as caught:
         validated(bundle, images, integer_model=echo if package == "onnx" else "bundled", require_exact=True)
-    assert "cpt-deploy[train]" in caught.value.hint
+    assert "'.[train]'" in caught.value.hint
 
 
 def test_a_report_can_be_varied_but_not_changed(validated, bundle, images):

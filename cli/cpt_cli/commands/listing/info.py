@@ -6,6 +6,7 @@ from typing import Any
 
 from cpt_cli.command import Command
 from cpt_cli.output import out
+from cpt_deploy.errors import how_to_install
 
 PACKAGES = (
     "cpt-deploy",
@@ -97,7 +98,7 @@ def _training_device() -> dict[str, Any] | None:
 
 def _describe(device: dict[str, Any] | None) -> str:
     if device is None:
-        return "nothing, torch is not installed: pip install 'cpt-deploy[train]'"
+        return f"nothing, torch is not installed: {how_to_install('train')}"
     return f"{device['device']} ({device['name'] or str(device['threads']) + ' threads'})"
 
 

@@ -86,7 +86,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         f"{row['gbitops']:.3g}",
         readable.share(row["saving"], 1) if cycles else "",
         readable.share(row["paper_saving"], 1) if cycles else "",
-        f"{published['saving']['value']:g}%" if "saving" in published else "",
+        f"{published['saving']['value']:g} %" if "saving" in published else "",
         _reported(published),
         row["baseline"] or "",
     )
@@ -100,7 +100,7 @@ def _reported(published: dict[str, Any]) -> str:
         return ""
     about = "" if top1["source"].startswith("printed in a table") else "~" if "scatter" in top1["source"] else "* "
     gain = f" ({published['gain']['value']:+g})" if "gain" in published else ""
-    return f"{about}{top1['value']:g}%{gain}"
+    return f"{about}{top1['value']:g} %{gain}"
 
 
 def _show(name: str) -> None:
@@ -130,7 +130,7 @@ def _fields(row: dict[str, Any]) -> dict[str, object]:
         "saving": "saving",
         "gbitops": "GBitOPs",
     }
-    units = {"top1": "%", "perplexity": "", "gain": " points", "saving": "%", "gbitops": ""}
+    units = {"top1": " %", "perplexity": "", "gain": " points", "saving": " %", "gbitops": ""}
     for kind, figure in row["published"].items():
         fields[f"published {labels[kind]}"] = f"{figure['value']:.4g}{units[kind]}, {figure['source']}"
     if not row["published"]:

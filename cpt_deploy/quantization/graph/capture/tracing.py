@@ -66,7 +66,7 @@ def trace(
     fold_buffers(traced)
     give_by_position(traced)
     try:
-        _lift_functions(traced, fold_sizes(traced, example.signature), training=training)
+        _lift_functions(traced, fold_sizes(traced, example.signature, _FUNCTION_MODULES), training=training)
         _make_out_of_place(traced)
         _decompose_gated_activations(traced)
         _remove_no_ops(traced)
@@ -183,7 +183,8 @@ def _lift_functions(traced: fx.GraphModule, seen: Seen, *, training: bool) -> No
         # `x + 3` would become `add_module`, which every module has
         lifted = replace_by_module(traced, node, free_name(traced, f"{node.name}_module"), module, (source,))
         lifted.meta["in_place"], lifted.meta["lifted"] = in_place, described
-        seen.values[lifted] = seen.values[node]
+        if node in seen.values:
+            seen.values[lifted] = seen.values[node]
 
 
 def _first_tensor(node: fx.Node) -> fx.Node:

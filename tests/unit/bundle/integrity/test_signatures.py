@@ -198,6 +198,6 @@ def test_without_the_extra_it_is_named(signed, keys, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "model_signing", None)
     with pytest.raises(MissingExtraError) as caught:
         require_signature(signed, [keys["ours"][1]])
-    assert "cpt-deploy[signing]" in caught.value.hint
+    assert "'.[signing]'" in caught.value.hint
     assert main(["sign", str(signed.path), "--key", str(keys["ours"][0])]) == 3
-    assert "cpt-deploy[signing]" in capsys.readouterr().err
+    assert "'.[signing]'" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cpt_deploy
-from cpt_deploy.errors import MissingExtraError, UsageError
+from cpt_deploy.errors import MissingExtraError, UsageError, how_to_install
 from cpt_serving import load_settings, run
 
 triton = pytest.importorskip("tritonclient.grpc", reason="pip install 'tritonclient[grpc]'")
@@ -316,4 +316,4 @@ def test_a_taken_port_and_a_missing_extra_are_one_line(shared_bundle, monkeypatc
     monkeypatch.setitem(sys.modules, "tritonclient.grpc", None)
     with pytest.raises(MissingExtraError) as caught:
         run(load_settings(bundle=shared_bundle.path, port=0, grpc_port=port))
-    assert caught.value.hint == "pip install 'cpt-deploy[grpc]'"
+    assert caught.value.hint == how_to_install("grpc")

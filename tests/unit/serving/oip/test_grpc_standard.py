@@ -9,8 +9,8 @@ import pytest
 
 from cpt_serving.access.api_keys import add_key
 
-grpc = pytest.importorskip("grpc", reason="pip install 'cpt-deploy[grpc]'")
-triton = pytest.importorskip("tritonclient.grpc", reason="pip install 'cpt-deploy[grpc]'")
+grpc = pytest.importorskip("grpc", reason="pip install '.[grpc]'")
+triton = pytest.importorskip("tritonclient.grpc", reason="pip install '.[grpc]'")
 from google.protobuf.descriptor_pool import DescriptorPool  # noqa: E402
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: E402
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (  # noqa: E402

@@ -1,17 +1,22 @@
 """Find the shapes of tensors and the sizes as numbers in a traced graph, without computing values."""
 
+import operator
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cpt_deploy.quantization.graph.signature import zeros_of
 from cpt_deploy.signature import Signature
 
 #: Two batch sizes: a value that is the same for both, and at other free sizes, depends on no free dimension.
 _BATCHES = (2, 3)
+
+#: Operators that return a tensor, whatever their sizes; additions do unless an operand is a number.
+_OF_TENSORS = {torch.cat, torch.flatten, torch.mean, "flatten", "mean"}
+_ADDITIONS = {operator.add, operator.iadd, torch.add}
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class _Observer(fx.Interpreter):
         return result
 
 
-def fold_sizes(traced: fx.GraphModule, signature: Signature) -> Seen:
+def fold_sizes(traced: fx.GraphModule, signature: Signature, lifted: Container[object]) -> Seen:
     """Replace sizes that depend on no free dimension by numbers, and return the values and shapes of all nodes.
 
     So `avg_pool2d(x, x.shape[2:])` gets a window of known size. Nothing is computed: tensors have shapes only.
@@ -62,13 +67,29 @@ def fold_sizes(traced: fx.GraphModule, signature: Signature) -> Seen:
     Args:
         traced: A graph in evaluation mode; nodes that are no longer read are left in it.
         signature: Its inputs.
+        lifted: Functions that are replaced by modules without looking at shapes.
+
+    Returns:
+        Nothing seen where all nodes are tensors and nobody asks for shapes: fake tensors import torch's compiler, which
+        takes nearly as long as importing torch.
     """
+    if all(_is_of_tensors(node, lifted) for node in traced.graph.nodes):
+        return Seen({})
     first, second = (_observed(traced, signature, rows, number) for number, rows in enumerate(_BATCHES))
     for node in traced.graph.nodes:
         if node.op in ("call_function", "call_method") and _is_size(first[node]) and first[node] == second[node]:
             for user in list(node.users):
                 _replace(user, node, _plain(first[node]))
     return Seen(first)
+
+
+def _is_of_tensors(node: fx.Node, lifted: Container[object]) -> bool:
+    """Return whether a node is a tensor if its operands are, and no constant is in its arithmetic."""
+    if node.op not in ("call_function", "call_method", "get_attr"):
+        return True
+    if node.target in _ADDITIONS:
+        return all(isinstance(operand, fx.Node) for operand in node.args) and not node.kwargs
+    return node.op != "get_attr" and (node.target in lifted or node.target in _OF_TENSORS)
 
 
 def _replace(user: fx.Node, node: fx.Node, value: Any) -> None:
@@ -85,6 +106,8 @@ def _plain(value: Any) -> Any:
 
 
 def _observed(traced: fx.GraphModule, signature: Signature, rows: int, number: int) -> dict[fx.Node, Any]:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
     device = next((parameter.device for parameter in traced.parameters()), torch.device("cpu"))
     observer = _Observer(traced)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():

@@ -10,7 +10,7 @@ from cpt_deploy.quantization.graph.capture.composites import taken_apart
 
 @pytest.fixture
 def layers():
-    return pytest.importorskip("timm.layers", reason="needs timm: pip install 'cpt-deploy[timm]'")
+    return pytest.importorskip("timm.layers", reason="needs timm: pip install '.[timm]'")
 
 
 @pytest.fixture

@@ -176,7 +176,7 @@ def test_what_cannot_go_on_names_the_layer_and_what_to_do(
 
 
 def test_the_same_padding_of_timm_is_integers_from_end_to_end() -> None:
-    layers = pytest.importorskip("timm.layers", reason="needs timm: pip install 'cpt-deploy[timm]'")
+    layers = pytest.importorskip("timm.layers", reason="needs timm: pip install '.[timm]'")
     network = nn.Sequential(
         layers.Conv2dSame(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), layers.StdConv2dSame(8, 8, 4, stride=2),
         *small(layers.ScaledStdConv2d(8, 8, 3, padding=1)),
