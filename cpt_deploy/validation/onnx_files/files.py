@@ -139,13 +139,13 @@ def _random(network: OnnxNetwork, value: onnx.ValueInfoProto, rows: int, size: i
         return np.full(shape, "a", object)
     dtype = helper.tensor_dtype_to_np_dtype(kind)
     if dtype.kind == "b":
-        return random.integers(0, 2, shape).astype(bool)
+        return np.asarray(random.integers(0, 2, shape), bool)
     if dtype.kind in "iu":
         most = _index_bound(network, value.name) or (127 if dtype.itemsize == 1 else 2)
-        return random.integers(0, most, shape).astype(dtype)
+        return np.asarray(random.integers(0, most, shape), dtype)
     least, greatest = _quantized_range(network, value.name)
     middle, spread = (least + greatest) / 2, (greatest - least) / 5
-    return (middle + spread * random.standard_normal(shape)).astype(dtype)
+    return np.asarray(middle + spread * random.standard_normal(shape), dtype)
 
 
 def _index_bound(network: OnnxNetwork, name: str) -> int | None:

@@ -173,7 +173,8 @@ def _tensors(source: FloatModel, reporter: Reporter) -> _Given:
     network, apart = with_free_batch(read), _no_rows(files, shapes)
     apart = apart or _why_apart(network, read, files.ends())
     if apart is None:
-        first, facts = next(files.batches(_GOLDEN_ROWS)), {"calibration_rows": files.count}
+        first = next(files.batches(_GOLDEN_ROWS))
+        facts: dict[str, Any] = {"calibration_rows": files.count}
         return _Given(network, files.batches(), files.number_of_batches, first, TASK, TensorProcessor(), lambda: facts)
     reporter.note(f"each request will be computed by itself: {apart}")
     count = files.number_of_calls(shapes)
