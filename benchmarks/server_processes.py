@@ -100,7 +100,8 @@ def running(server: ServerCommand, *, core: int, log: IO[bytes]) -> Iterator[Run
     try:
         while not _is_ready(server):
             if process.poll() is not None or time.perf_counter() - started > READY_WITHIN_S:
-                raise RuntimeError(f"Expected {server.name} to become ready, but it did not: see {log.name}")
+                said = Path(log.name).read_text(errors="replace")[-2000:]
+                raise RuntimeError(f"Expected {server.name} to become ready, but it did not; the log ends:\n{said}")
             _share_niceness(process.pid)
             time.sleep(0.01)
         _share_niceness(process.pid)

@@ -151,7 +151,8 @@ def earlier_system(checkout: Path, network: str, rows: Rows, folder: Path) -> Sy
     port = _FIRST_PORT + 20
     command = [str(port) if part == str(found["port"]) else part for part in found["command"]]
     request = PreparedRequest(found["path"], base64.b64decode(found["header"]) + rows.tobytes(), found["headers"])
-    server = ServerCommand(EARLIER, command, port, found["ready_path"], found["environment"], checkout)
+    environment = {**found["environment"], "PYTHONPATH": ""}
+    server = ServerCommand(EARLIER, command, port, found["ready_path"], environment, checkout)
     return System(server, request, _read_binary_tensor, "binary tensors of the Open Inference Protocol")
 
 

@@ -11,7 +11,7 @@ from cpt_deploy.errors import UsageError
 
 @dataclass(frozen=True)
 class TextOptions:
-    """Options of text generation; see `cpt_serving.web.generation_schemas`."""
+    """Options of text generation; see `cpt_serving.routes.generation_schemas`."""
 
     max_tokens: int
     temperature: float

@@ -32,7 +32,7 @@ from cpt_serving.telemetry.metrics import Metrics
 from cpt_serving.telemetry.tracing import close_tracing, open_tracing
 from cpt_serving.web.bodies import BodyBudget
 from cpt_serving.web.errors import add_error_handlers
-from cpt_serving.web.middleware import AnswerCompression, RequestEdge
+from cpt_serving.web.middleware import RequestEdge
 
 _EXPORT_S = 1.0
 """Time after the shutdown deadline in which spans are exported."""
@@ -113,7 +113,7 @@ def app_of(service: Service, *, tracer_provider: TracerProvider | None = None) -
         direct,
         default=api,
         redirect_slashes=False,
-        middleware=[edge, *_cors(settings), Middleware(AnswerCompression)],
+        middleware=[edge, *_cors(settings)],
         lifespan=_lifespan(_Running(service, access, access_log, provider, tracer)),
     )
 

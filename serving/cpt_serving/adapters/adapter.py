@@ -4,22 +4,20 @@ Tasks whose requests hold something else, such as image files, name a subclass t
 how an answer is written.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from cpt_deploy.bundle import Bundle, OnnxRuntimeModel
+from cpt_deploy.bundle import Bundle
 from cpt_deploy.bundle.runtime.tensors import checked_sizes, initial_states
-from cpt_deploy.errors import ValidationFailedError
 from cpt_deploy.signature import BATCH, TensorSpec
 from cpt_serving.adapters.description import first_row, row_examples
 from cpt_serving.adapters.rows import parse_rows, read_rows
 from cpt_serving.adapters.samples import Samples
-from cpt_serving.adapters.trust import verified_onnx
-from cpt_serving.inference.errors import InvalidRequestError
+from cpt_serving.adapters.signature_model import SignatureModel
 from cpt_serving.inference.memory import MemoryBudget
-from cpt_serving.inference.model import Model, Outcome, Tensors
+from cpt_serving.inference.model import Tensors
 from cpt_serving.inference.threads import Work
 from cpt_serving.oip.answers import OutputTensor, classes_of
 from cpt_serving.oip.datatypes import FLOATS
@@ -30,9 +28,6 @@ from cpt_serving.web.bodies import charge
 from cpt_serving.web.errors import RequestError, bad_request
 from cpt_serving.web.shown import shown
 from cpt_serving.web.uploads import EncodedImage, check_rows
-
-_BATCH_BYTES = 16_000_000
-"""Maximum bytes of a batch's outputs without states, so that large ones need little memory and block others shortly."""
 
 _COPIES_IN_JSON = 4
 """Memory of outputs and of their JSON, in sizes of the outputs."""
@@ -52,7 +47,7 @@ class Received(NamedTuple):
     read: Callable[[Work], Tensors]
 
 
-class Adapter(Model):
+class Adapter(SignatureModel):
     """One version of a model of any signature.
 
     Args:
@@ -67,70 +62,11 @@ class Adapter(Model):
     labels: Sequence[str] = ()
     """Names of the classes, if the outputs are those of a classifier."""
 
-    _model: OnnxRuntimeModel | None = None
-
     def __init__(self, bundle: Bundle, settings: ServeSettings, memory: MemoryBudget) -> None:
-        self.bundle, self.settings, self.memory = bundle, settings, memory
-        self.signature = signature = bundle.signature
-        self._states = {before for before, _ in signature.states}
-        self._required = [spec.name for spec in signature.inputs if spec.name not in self._states]
-        smallest = {name: max(1, free.least) for name, free in signature.free.items()}
-        self.row_bytes = max(1, row_bytes((*signature.inputs, *signature.outputs), smallest))
-        states = {after for _, after in signature.states}
-        self._outputs = tuple(spec.name for spec in signature.outputs)
-        self._made = [spec for spec in signature.outputs if spec.name not in states]
-        self._output_bytes = None if signature.free else row_bytes(signature.outputs, {})
-
-    def load(self) -> None:
-        """See `Model`; compares the outputs of the golden sample, or with golden=labels where they are largest."""
-        bundle, settings = self.bundle, self.settings
-        onnx = verified_onnx(bundle, settings)
-        model = OnnxRuntimeModel(onnx, self.signature, threads=settings.threads, provider=settings.provider)
-        check = model.reproduce_golden(bundle.golden)
-        if not (settings.golden == "off" or check.reproduced or (settings.golden == "labels" and check.same_labels)):
-            how_far = str(check.worst_difference) if check.tolerance is None else f"{check.worst:.3g}"
-            raise ValidationFailedError(
-                f"Expected {bundle.name} to reproduce its golden sample, but {check.mismatches} of {check.values} "
-                f"{check.what} differ, by up to {how_far}, and the largest outputs "
-                f"{'agree' if check.same_labels else 'differ'}",
-                hint="other instruction sets and providers may round differently: `cpt validate` measures it, "
-                "the setting golden=labels accepts it",
-            )
-        self._model = model
-
-    def rows(self, inputs: Tensors) -> int:
-        """See `Model`."""
-        return len(inputs[self._required[0]])
-
-    def batch_key(self, inputs: Tensors) -> Hashable:
-        """See `Model`; requests of the same free sizes are computed together."""
-        if not self.signature.free:
-            return None
-        return tuple([inputs[spec.name].shape[1:] for spec in self.signature.inputs])
-
-    def largest_batch(self, inputs: Tensors) -> int:
-        """See `Model`."""
-        if not self.signature.free:
-            return self.settings.max_batch
-        size = row_bytes(self._made, checked_sizes(self.signature, inputs))
-        return min(self.settings.max_batch, _BATCH_BYTES // max(1, size))
-
-    def run(self, requests: Sequence[Tensors]) -> Sequence[Outcome]:
-        """See `Model`."""
-        if len(requests) == 1:
-            return [self._outcome(requests[0])]
-        names = requests[0].keys()
-        outputs = self._outcome({name: np.concatenate([each[name] for each in requests]) for name in names})
-        if isinstance(outputs, Exception):
-            # One of the requests may have values that the model does not take.
-            return [self._outcome(each) for each in requests]
-        outcomes, end = [], 0
-        for each in requests:
-            start, end = end, end + self.rows(each)
-            parts = {name: values[start:end] for name, values in outputs.items()}
-            # A state is kept for the next call, and must not keep the whole batch.
-            outcomes.append({name: part.copy() for name, part in parts.items()} if self._states else parts)
-        return outcomes
+        super().__init__(bundle, settings)
+        self.memory = memory
+        self._outputs = tuple(spec.name for spec in self.signature.outputs)
+        self._output_bytes = None if self.signature.free else row_bytes(self.signature.outputs, {})
 
     def declared_rows(self, request: InferRequest) -> int:
         """Return the number of rows that a request declares, at least 1; `decode` verifies it."""
@@ -286,16 +222,3 @@ class Adapter(Model):
             states = f", and all or none of the states {sorted(self._states)}" if self._states else ""
             expected = f"Expected each of the inputs {self._required} once{states}"
             raise bad_request(f"{expected}, but got {shown(names)}")
-
-    def _outcome(self, inputs: Tensors) -> Outcome:
-        """Return the outputs for inputs, or the error if the model does not take their values."""
-        assert self._model is not None, "the engine asks only a model that is loaded"
-        try:
-            return self._model.run_checked(inputs)
-        except Exception as error:
-            from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
-
-            if not isinstance(error, InvalidArgument):
-                raise
-            reason = str(error).rpartition("Status Message: ")[2].partition("\n")[0]
-            return InvalidRequestError(f"Expected values that the model takes, but onnxruntime got: {reason:.200}")

@@ -14,7 +14,7 @@ from cpt_serving.oip.answers import OutputTensor
 from cpt_serving.oip.datatypes import BYTES, DTYPES, FP16, to_binary, to_integers
 from cpt_serving.oip.schemas import InferRequest
 from cpt_serving.web.errors import bad_request
-from cpt_serving.web.generation_schemas import checked
+from cpt_serving.web.json_bodies import checked
 from cpt_serving.web.shown import shown
 
 _CONTENTS = {

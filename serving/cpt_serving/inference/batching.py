@@ -74,7 +74,7 @@ class Batcher:
         *,
         clock: Clock = time.monotonic,
     ) -> None:
-        self._model, self._threads, self._observer = model, threads, observer
+        self.model, self._threads, self._observer = model, threads, observer
         self._clock = clock
         self._lock = threading.Lock()
         self.waiting: dict[_Request, None] = {}
@@ -84,8 +84,12 @@ class Batcher:
         self._jobs = 0  # in the threads, each of which takes a batch; one for each thread is enough
         self.pending = 0
         """Requests that have not been answered yet."""
-        self.seconds_per_row = 0.0
-        """Recent duration of a row."""
+        self._seconds_per_row = 0.0
+
+    @property
+    def expected_seconds_per_row(self) -> float:
+        """Seconds in which all threads together computed a row recently."""
+        return self._seconds_per_row / self._threads.count
 
     async def submit(self, inputs: Tensors, deadline: float | None = None) -> Inference:
         """Compute the rows of one request. A request cancelled while it waits is never computed.
@@ -100,7 +104,7 @@ class Batcher:
         loop, now = asyncio.get_running_loop(), self._clock()
         if deadline is not None and now >= deadline:
             raise deadline_passed()
-        model = self._model
+        model = self.model
         request = _Request(
             inputs, model.rows(inputs), model.batch_key(inputs), now, deadline, loop, loop.create_future()
         )
@@ -143,7 +147,7 @@ class Batcher:
         started = self._clock()
         outcomes: Sequence[Outcome]
         try:
-            outcomes = self._model.run([request.inputs for request in batch])
+            outcomes = self.model.run([request.inputs for request in batch])
         except Exception as error:
             # An error of the model is raised in the requests of the batch.
             outcomes = [error] * len(batch)
@@ -160,7 +164,7 @@ class Batcher:
                 if request.deadline is not None and now >= request.deadline:
                     late.append(request)  # the timer on the event loop answers it
                 elif not batch:
-                    room = self._model.largest_batch(request.inputs) - request.rows
+                    room = self.model.largest_batch(request.inputs) - request.rows
                     batch.append(request)
                 elif request.key == batch[0].key:
                     room -= request.rows
@@ -186,7 +190,7 @@ class Batcher:
                     Inference(outcome, request.rows, request.arrived, waited_ms, seconds * 1e3, total)
                 )
         if not any(isinstance(outcome, Exception) for outcome in outcomes):
-            self.seconds_per_row += _SMOOTHING * (seconds / total - self.seconds_per_row)
+            self._seconds_per_row += _SMOOTHING * (seconds / total - self._seconds_per_row)
             self._observer.batch_finished(total, seconds)
 
     def _expire(self, request: _Request) -> None:

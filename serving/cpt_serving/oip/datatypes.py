@@ -45,7 +45,7 @@ def datatype_of(dtype: str | np.dtype[Any]) -> str:
 
 
 def from_binary(name: str, datatype: str, shape: Sequence[int], raw: memoryview) -> npt.NDArray[Any]:
-    """Convert bytes to a tensor, as a view of them if its datatype allows that.
+    """Convert bytes to a tensor, as a view of them if datatype and alignment allow that.
 
     Args:
         name: Name of the tensor in errors.
@@ -74,7 +74,11 @@ def from_binary(name: str, datatype: str, shape: Sequence[int], raw: memoryview)
         # Bytes other than 0 and 1 would make an invalid array.
         booleans: npt.NDArray[np.bool_] = np.frombuffer(raw, np.uint8) != 0
         return booleans.reshape(shape)
-    return np.frombuffer(raw, dtype).reshape(shape)
+    values = np.frombuffer(raw, dtype)
+    if not values.flags.aligned:
+        # By the length of the JSON before it. NumPy's own copy would hand the interpreter to another thread.
+        values = np.frombuffer(bytes(raw), dtype)
+    return values.reshape(shape)
 
 
 def to_integers(name: str, datatype: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:

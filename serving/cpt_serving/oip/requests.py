@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from cpt_serving.oip.datatypes import DTYPES
 from cpt_serving.oip.schemas import InferInput, InferParameters, InferRequest, ModelMetadata
 from cpt_serving.web.errors import bad_request
-from cpt_serving.web.generation_schemas import checked
-from cpt_serving.web.json_bodies import parse_object
+from cpt_serving.web.json_bodies import checked, parse_object
 from cpt_serving.web.shown import shown
 
 HEADER_LENGTH = "Inference-Header-Content-Length"

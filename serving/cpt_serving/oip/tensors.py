@@ -103,8 +103,6 @@ def read_tensor(spec: TensorSpec, tensor: InferInput) -> Array:
     if converted and tensor.datatype != expected.datatype:
         with np.errstate(over="ignore"):
             values = values.astype(spec.dtype)
-    elif not values.flags.aligned:  # by the length of the JSON
-        values = values.copy()
     if values.dtype.kind == "f" and not _all_finite(values):
         raise bad_request(f"Expected {spec.name!r} to hold finite numbers of {spec.dtype}'s range, but got others")
     return values

@@ -1,6 +1,7 @@
 """`/docs`, the interactive API documentation, served from local files, and `/openapi.json`, which it shows."""
 
 import base64
+import functools
 import hashlib
 import importlib.resources
 import re
@@ -11,6 +12,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import Response
 
 from cpt_serving.access.control import requires
+from cpt_serving.adapters import Adapter
 from cpt_serving.routes.files import FILE_HEADERS, files_router
 from cpt_serving.routes.v2_infer import infer_paths
 from cpt_serving.service import Service
@@ -45,12 +47,15 @@ def docs_router(app: FastAPI, service: Service, *, with_keys: bool) -> APIRouter
     async def docs() -> Response:
         return Response(page, media_type="text/html", headers=headers)
 
-    # Not on the event loop: the first call is slow.
-    def description(request: Request) -> JsonResponse:
+    @functools.lru_cache(maxsize=1)
+    def describe(_example_of: Adapter | None) -> dict[str, Any]:
         described = app.openapi()
         described = {**described, "paths": {**described["paths"], **infer_paths(service)}}
-        if with_keys:
-            described = _with_keys(described)
+        return _with_keys(described) if with_keys else described
+
+    # Not on the event loop: the first call is slow.
+    def description(request: Request) -> JsonResponse:
+        described = describe(service.repository.models.first)
         root = request.scope.get("root_path", "").rstrip("/")
         return JsonResponse({**described, "servers": [{"url": root}]} if root else described)
 

@@ -12,12 +12,12 @@ from cpt_serving.access.control import requires
 from cpt_serving.inference.generation import generate
 from cpt_serving.oip.schemas import InferParameters
 from cpt_serving.routes.generate import EVENTS_TYPE, json_body, prepare, text_bytes
+from cpt_serving.routes.generation_schemas import GenerationParameters, TritonGenerateAnswer, TritonGenerateBody
 from cpt_serving.routes.v2_infer import PATHS
 from cpt_serving.service import Service
 from cpt_serving.web.errors import bad_request
 from cpt_serving.web.events import event_response
-from cpt_serving.web.generation_schemas import GenerationParameters, TritonGenerateAnswer, TritonGenerateBody, checked
-from cpt_serving.web.json_bodies import read_object
+from cpt_serving.web.json_bodies import checked, read_object
 from cpt_serving.web.responses import JsonResponse
 from cpt_serving.web.schemas import error_answers
 

@@ -11,8 +11,7 @@ from cpt_serving.inference.engine import EngineState
 from cpt_serving.oip.schemas import RepositoryChange, RepositoryIndexRequest, inline_schema
 from cpt_serving.repository.model_table import ModelStatus
 from cpt_serving.service import Service
-from cpt_serving.web.generation_schemas import checked
-from cpt_serving.web.json_bodies import CONTROL_BYTES, read_object
+from cpt_serving.web.json_bodies import CONTROL_BYTES, checked, read_object
 from cpt_serving.web.responses import JsonResponse
 from cpt_serving.web.schemas import error_answers
 

@@ -63,7 +63,10 @@ class Metrics:
         )
         # Cached, because looking labels up takes longer than counting.
         self._answers: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
-        self._in_flight = Gauge("cpt_serve_requests_in_flight", "Requests under way", registry=registry)
+        self._in_flight = 0
+        Gauge("cpt_serve_requests_in_flight", "Requests under way", registry=registry).set_function(
+            lambda: self._in_flight
+        )
         self._rejections = _zeroed(
             Counter(
                 "cpt_serve_rejections", "Requests answered with an error, by reason", ("reason",), registry=registry
@@ -118,11 +121,11 @@ class Metrics:
 
     def request_started(self) -> None:
         """Count a request in progress."""
-        self._in_flight.inc()
+        self._in_flight += 1
 
     def request_finished(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count an answered request under the template of its route."""
-        self._in_flight.dec()
+        self._in_flight -= 1
         key = (route, method, status)
         if key not in self._answers:
             self._answers[key] = (
@@ -255,7 +258,8 @@ class ModelMetrics(ModelObserver):
         self._rows = families.rows.labels(*model)
         self._failures = {reason: families.failures.labels(*model, reason) for reason in FAILURES}
         self._failure_seconds = families.failure_seconds.labels(*model)
-        self._last_inference = families.last_inference.labels(*model)
+        self._last_inference = 0.0
+        families.last_inference.labels(*model).set_function(lambda: self._last_inference)
         # Metrics of texts are created with the first text, because most models have none.
         self._families, self._model = families, model
 
@@ -263,7 +267,7 @@ class ModelMetrics(ModelObserver):
         """Record the wait and the duration of a request."""
         self._queue_seconds.observe(queue_s)
         self._request_seconds.observe(queue_s + compute_s)
-        self._last_inference.set(time.time())
+        self._last_inference = time.time()
 
     def batch_finished(self, rows: int, compute_s: float) -> None:
         """Record a call of onnxruntime."""

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 
 import anyio.to_thread
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope
+from starlette.types import Message, Receive, Scope
 
 from cpt_serving.web.compression import content_codings, decompress
 from cpt_serving.web.errors import RequestError
@@ -19,7 +19,7 @@ LEAST_BYTES_PER_S = 8192
 INLINE_BYTES = 16 * 1024
 """Larger bodies are decompressed, parsed or compressed in a thread."""
 
-_WATCH_AFTER_S = 0.1
+_LOOK_EVERY_S = 0.1
 _DECOMPRESSED_AT_ONCE = 2
 
 
@@ -34,6 +34,8 @@ class BodyBudget:
         self.limit = limit
         self._taken = 0
         self._lock = threading.Lock()
+        self._receiving: set[RequestBody] = set()
+        self._timer: asyncio.TimerHandle | None = None
         self.decompressing = asyncio.Semaphore(_DECOMPRESSED_AT_ONCE)
         """Limits concurrent decompression, because the memory of the content is only known afterwards."""
 
@@ -62,6 +64,26 @@ class BodyBudget:
         """Release some bytes."""
         with self._lock:
             self._taken -= size
+
+    def watch(self, body: "RequestBody") -> None:
+        """Let a body look at its pace and its client from time to time, until it is answered.
+
+        One timer serves all bodies: most requests are answered before they are looked at.
+        """
+        self._receiving.add(body)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_LOOK_EVERY_S, self._look)
+
+    def unwatch(self, body: "RequestBody") -> None:
+        """Stop that."""
+        self._receiving.discard(body)
+
+    def _look(self) -> None:
+        self._timer = None
+        for body in list(self._receiving):
+            body.look()
+        if self._receiving:
+            self._timer = asyncio.get_running_loop().call_later(_LOOK_EVERY_S, self._look)
 
 
 class MemoryShare:
@@ -119,7 +141,6 @@ class RequestBody(MemoryShare):
         self._window_ends = 0.0
         self._receiving = self._too_slow = self._complete = False
         self._task = asyncio.current_task()
-        self._timer: asyncio.TimerHandle | None = None
         self._watcher: asyncio.Task[None] | None = None
         self.arrived = time.monotonic()
         """Time at which the head was complete."""
@@ -145,65 +166,61 @@ class RequestBody(MemoryShare):
             raise too_large(max_bytes, f"{declared.decode()} bytes")
         coding = self.headers.get(b"content-encoding")
         codings = content_codings(coding.decode("latin-1")) if coding else []
-        body = await self._read(max_bytes)
-        if codings:
-            async with self._budget.decompressing:
-                body = await anyio.to_thread.run_sync(functools.partial(decompress, body, codings, limit=max_bytes))
-            self.charge(len(body))
-        return body
-
-    async def _read(self, max_bytes: int) -> bytes:
-        """Return the body as received."""
         chunks: list[bytes] = []
-        loop = asyncio.get_running_loop()
-        self._window_ends = loop.time() + self._timeout_s
-        # One timer for both: most requests are answered before a task that watches the client is worth its cost.
-        self._timer = loop.call_later(min(_WATCH_AFTER_S, self._timeout_s), self._look)
+        self._window_ends = time.monotonic() + self._timeout_s
+        self._budget.watch(self)
         more = True
         while more:
-            self._receiving = True
-            try:
-                message = await self._receive()
-            except asyncio.CancelledError:
-                if not self._too_slow or self._task is None or self._task.uncancel() > 0:
-                    raise
-                raise RequestError(
-                    408,
-                    f"Expected the body within {self._timeout_s:.0f} s, but got {self._seen} bytes",
-                    {"Connection": "close"},
-                ) from None
-            finally:
-                self._receiving = False
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnect
+            message = await self._next_message()
             chunk, more = message.get("body", b""), message.get("more_body", False)
             self._seen += len(chunk)
             if self._seen > max_bytes:
                 raise too_large(max_bytes, "more")
             self.charge(len(chunk))
             chunks.append(chunk)
-        self._complete = True
         self.completed_at = time.monotonic()
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        self._complete = True
+        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        if codings:
+            async with self._budget.decompressing:
+                body = await anyio.to_thread.run_sync(functools.partial(decompress, body, codings, limit=max_bytes))
+            self.charge(len(body))
+        return body
 
-    def _look(self) -> None:
+    async def _next_message(self) -> Message:
+        self._receiving = True
+        try:
+            message = await self._receive()
+        except asyncio.CancelledError:
+            if not self._too_slow or self._task is None or self._task.uncancel() > 0:
+                raise
+            raise RequestError(
+                408,
+                f"Expected the body within {self._timeout_s:.0f} s, but got {self._seen} bytes",
+                {"Connection": "close"},
+            ) from None
+        finally:
+            self._receiving = False
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        return message
+
+    def look(self) -> None:
         """Abort a body that arrives too slowly; once it is complete, watch its client for a disconnect."""
+        now = time.monotonic()
         if self._complete:
-            self._watcher = asyncio.create_task(self._cancel_when_gone())
+            if self._watcher is None and now - self.completed_at >= _LOOK_EVERY_S:
+                self._watcher = asyncio.create_task(self._cancel_when_gone())
             return
-        loop = asyncio.get_running_loop()
         if self._seen - self._window_began >= LEAST_BYTES_PER_S * self._timeout_s:
-            self._window_began, self._window_ends = self._seen, loop.time() + self._timeout_s
-        if self._receiving and loop.time() >= self._window_ends and self._task is not None:
+            self._window_began, self._window_ends = self._seen, now + self._timeout_s
+        if self._receiving and now >= self._window_ends and self._task is not None:
             self._too_slow = True
             self._task.cancel()
-        else:
-            self._timer = loop.call_later(min(_WATCH_AFTER_S, self._timeout_s), self._look)
 
     def answered(self) -> None:
         """Stop watching: from now on the client may close the connection."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._budget.unwatch(self)
         if self._watcher is not None:
             self._watcher.cancel()
 

@@ -69,7 +69,7 @@ class _Connection(HttpToolsProtocol):
         super().__init__(**options)
         self._all = connections
         self._timer: asyncio.TimerHandle | None = None
-        self._refused = self._in_body = False
+        self._refused = self._ended = self._in_body = False
         self._unread_bytes = 0
         """Bytes that the parser has not turned into anything yet: of a head, of trailers, of a chunk's header."""
 
@@ -97,7 +97,7 @@ class _Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
-        if self.scheme != "http":  # TLS has no half-closed connections
+        if self._ended or self.scheme != "http":  # TLS has no half-closed connections
             return None
         self.shutdown()
         self._stop()
@@ -105,6 +105,8 @@ class _Connection(HttpToolsProtocol):
         return True
 
     def data_received(self, data: bytes) -> None:
+        if self._ended:
+            return
         if self._refused:
             self.transport.close()
             return
@@ -130,9 +132,9 @@ class _Connection(HttpToolsProtocol):
                 raise HttpParserError("this server is not a proxy")
             return
         self._check_head()
+        super().on_headers_complete()
         self._in_body, self._unread_bytes = True, 0
         self._stop()
-        super().on_headers_complete()
         self.headers = []  # The app has its own list; trailers go to this one and are ignored.
         self.cycle.transport = cast("asyncio.Transport", self._answers)
         if self._all.draining:
@@ -153,11 +155,21 @@ class _Connection(HttpToolsProtocol):
         else:
             unanswered = not self.busy
         if unanswered:
-            self.transport.write(_answer(400, f"Expected a request in HTTP/1.1, but got another: {msg}"))
-        if unanswered or self._in_body:
+            self.transport.write(_answer(400, f"Expected a request in HTTP/1.1, but got another: {msg:.200}"))
+        if unanswered and not self._in_body:
+            self._end()
+        elif self._in_body:
             self.transport.close()
         else:  # Earlier requests are answered first.
             self.shutdown()
+
+    def _end(self) -> None:
+        """Close the connection in a moment: closing it while the client still sends resets it, and loses the answer."""
+        self._ended = True
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._stop()
+        self._start(_REFUSED_S, self.transport.close)
 
     def _check_head(self) -> None:
         """Refuse a head that is too large, or that other servers might interpret differently (request smuggling)."""
@@ -211,7 +223,9 @@ class _Joined:
         self.is_closing = transport.is_closing
 
     def write(self, data: bytes) -> None:
-        if self._head:
+        if self.is_closing():  # the client left, and the answer has nowhere to go
+            self._head = b""
+        elif self._head:
             self._transport.write(b"".join((self._head, data)))
             self._head = b""
         elif data.startswith(b"HTTP/"):

@@ -1,13 +1,18 @@
 """JSON bodies, parsed within limits on depth and number of values, which determine the cost of parsing."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import anyio.to_thread
 import numpy as np
 import orjson
+from pydantic import BaseModel, ValidationError
 
 from cpt_serving.web.bodies import INLINE_BYTES, charge, running_body
 from cpt_serving.web.errors import RequestError, bad_request
+from cpt_serving.web.shown import near_name, shown
+
+B = TypeVar("B", bound=BaseModel)
 
 MAX_DEPTH = 64
 MAX_CONTAINERS = 131_072
@@ -24,6 +29,7 @@ _BYTES_PER_BYTE = 9
 CONTROL_BYTES = 16 * 1024
 """Maximum size of a request that concerns models rather than data."""
 
+_MOST_PROBLEMS = 4
 _SMALL_BYTES = 4096
 _PIECE_BYTES = 1024 * 1024
 _QUOTE = ord('"')
@@ -60,6 +66,28 @@ async def read_object(max_bytes: int) -> dict[str, Any]:
     if not body.strip():
         return {}
     return parse_object(body) if len(body) <= INLINE_BYTES else await anyio.to_thread.run_sync(parse_object, body)
+
+
+def checked(model: type[B], content: Mapping[str, Any]) -> B:
+    """Validate the content of a request against its schema.
+
+    Raises:
+        RequestError: 400 that names the invalid fields, and for an unknown name the nearest known one.
+    """
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        problems = "; ".join(_problem(model, dict(entry)) for entry in error.errors()[:_MOST_PROBLEMS])
+        raise bad_request(f"Expected a request as /docs describes it, but got: {problems}") from error
+
+
+def _problem(model: type[BaseModel], entry: dict[str, Any]) -> str:
+    where = ".".join(map(str, entry["loc"]))
+    if entry["type"] != "extra_forbidden":
+        return f"{where[:100]}: {entry['msg']}" + (
+            "" if entry["type"] == "missing" else f", not {shown(entry['input'])}"
+        )
+    return f"{shown(where)}, which is unknown{near_name(where, model.model_fields)}"
 
 
 def _bound_content(text: bytes) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import re
 import time
+from collections.abc import Awaitable
 
 from opentelemetry.trace import Span, Tracer
 from starlette.middleware.gzip import GZipMiddleware
@@ -30,6 +31,7 @@ SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
 
 _RAW_REQUEST_ID_HEADER = REQUEST_ID_HEADER.lower().encode()
 _WORTHWHILE = 2048
+"""Compressing shorter answers would take longer than sending one more packet."""
 _WANTED = re.compile(rb"(?:^|,)\s*(?:x-)?gzip\s*(?:;\s*q=(?!0(?:\.0*)?\s*(?:,|$))[^,]*)?(?:,|$)", re.IGNORECASE)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _CLIENT_GONE = 499
@@ -38,7 +40,8 @@ _CLIENT_GONE = 499
 class RequestEdge:
     """ASGI middleware around all other layers of the server.
 
-    HEAD is answered like GET, without the body, on every path.
+    HEAD is answered like GET, without the body, on every path. Answers are compressed for clients that accept it;
+    unlike Starlette, it knows that `gzip;q=0` refuses it.
 
     Args:
         app: The inner app.
@@ -60,21 +63,24 @@ class RequestEdge:
         tracer: Tracer | None = None,
     ) -> None:
         self._app = app
+        self._compressing = GZipMiddleware(app, _WORTHWHILE, compresslevel=1)
         self._budget = budget
         self._body_timeout_s = body_timeout_s
         self._metrics = metrics
         self._access_log = access_log
         self._tracer = tracer
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Handle one request."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
-        elif self._tracer is None:
-            await self._handle(scope, receive, send, None)
-        else:
-            with request_span(self._tracer, scope) as span:
-                await self._handle(scope, receive, send, span)
+            return self._app(scope, receive, send)
+        if self._tracer is None:
+            return self._handle(scope, receive, send, None)
+        return self._trace(self._tracer, scope, receive, send)
+
+    async def _trace(self, tracer: Tracer, scope: Scope, receive: Receive, send: Send) -> None:
+        with request_span(tracer, scope) as span:
+            await self._handle(scope, receive, send, span)
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send, span: Span | None) -> None:
         method = scope["method"]
@@ -99,10 +105,12 @@ class RequestEdge:
             await send(message)
 
         inner = {**scope, "method": "GET"} if method == "HEAD" else scope
+        accepted = body.headers.get(b"accept-encoding")
+        app = self._compressing if accepted and _WANTED.search(accepted) else self._app
         started = time.perf_counter()
         self._metrics.request_started()
         try:
-            await self._app(inner, receive, send_with_headers)
+            await app(inner, receive, send_with_headers)
         except ClientDisconnect:
             status = _CLIENT_GONE
         except asyncio.CancelledError:
@@ -133,28 +141,6 @@ class RequestEdge:
         )
         if self._tracer is not None:
             trace_inference(self._tracer, record)
-
-
-class AnswerCompression(GZipMiddleware):
-    """Starlette's compression for clients that accept it; unlike Starlette's, it knows that `gzip;q=0` refuses it.
-
-    Answers below 2 KiB are not compressed: that would take longer than sending one more packet.
-
-    Args:
-        app: The inner app.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        super().__init__(app, _WORTHWHILE, compresslevel=1)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request."""
-        body = current_body.get()
-        accepted = None if body is None else body.headers.get(b"accept-encoding")
-        if accepted and _WANTED.search(accepted):
-            await super().__call__(scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
 
 
 def _headers(message: Message, record: RequestRecord) -> list[tuple[bytes, bytes]]:

@@ -110,9 +110,11 @@ def test_a_client_that_closes_its_side_too_early_is_not_waited_for(connection, s
         HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nabcde",
         HEAD + b"Content-Length: -1\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost\r\n\r\n",
+        b"GET http://x:99999999/ HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /?%s HTTP/1.1\r\nHost: x\r\n\r\n" % (b"a" * 1_000_000),
         b"\x16\x03\x01 no HTTP\r\n\r\n",
     ],
-    ids=["chunk size", "huge chunk size", "two lengths", "negative length", "a header", "TLS"],
+    ids=["chunk size", "huge chunk size", "two lengths", "negative length", "a header", "a port", "a query", "TLS"],
 )
 def test_what_is_no_http_is_400(connection, nonsense):
     connection.sendall(nonsense)

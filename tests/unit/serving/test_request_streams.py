@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
-from cpt_serving.web.connections import Connections
+from cpt_serving.web.connections import Connections, _Joined
 
 LONGEST_HEAD = 1024
 
@@ -32,6 +32,12 @@ class Wire(asyncio.Transport):
             self.writes.append(data)
 
     def close(self):
+        self.closed = True
+
+    def can_write_eof(self):
+        return True
+
+    def write_eof(self):
         self.closed = True
 
     def is_closing(self):
@@ -239,3 +245,17 @@ def test_head_and_body_of_an_answer_leave_together_unless_the_body_is_still_to_c
     _, wire = asyncio.run(served([b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"], turns))
     assert len(wire.writes) == packets
     assert wire.written.endswith(b"\r\n\r\nok")
+
+
+def test_an_answer_to_a_client_that_left_goes_nowhere():
+    async def serve():
+        wire = Wire()
+        answers = _Joined(wire, asyncio.get_running_loop())
+        answers.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        wire.closed = True
+        wire.write = pytest.fail  # as uvloop's, which raises for a closed connection
+        answers.write(b"ok")
+        await asyncio.sleep(0)
+        answers.write(b"more")
+
+    asyncio.run(serve())

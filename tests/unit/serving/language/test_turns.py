@@ -97,7 +97,7 @@ def test_calls_of_one_shape_are_one_batch(model, adapter):
 
 @pytest.mark.parametrize(("rows", "logits", "found"), [(2, 1000, [2, 2, 1]), (16, 24, [3, 2])])
 def test_limits_hold(model, adapter, monkeypatch, rows, logits, found):
-    monkeypatch.setattr("cpt_serving.adapters.adapter._BATCH_BYTES", 4 * logits)
+    monkeypatch.setattr("cpt_serving.adapters.signature_model._BATCH_BYTES", 4 * logits)
     made = adapter(max_batch=rows)
     calls = [call(made, model, tokens([number])) for number in range(2, 7)]
     outcomes, batches = together(made, calls)

@@ -1,21 +1,16 @@
 """Schemas of requests for text and of their answers, for validation and for `/docs`."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from cpt_serving.inference.generation import FinishReason, ScoredToken
 from cpt_serving.web.errors import bad_request
-from cpt_serving.web.shown import near_name, shown
+from cpt_serving.web.shown import shown
 
 MOST_STOPS = 16
 MOST_LOGPROBS = 20
 LARGEST_SEED = 2**63 - 1
-
-_MOST_PROBLEMS = 4
-
-B = TypeVar("B", bound=BaseModel)
 
 
 class GenerationParameters(BaseModel):
@@ -119,25 +114,3 @@ class TritonGenerateAnswer(BaseModel):
     model_name: str
     model_version: str
     text_output: str
-
-
-def checked(model: type[B], content: Mapping[str, Any]) -> B:
-    """Validate the content of a request against its schema.
-
-    Raises:
-        RequestError: 400 that names the invalid fields, and for an unknown name the nearest known one.
-    """
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        problems = "; ".join(_problem(model, dict(entry)) for entry in error.errors()[:_MOST_PROBLEMS])
-        raise bad_request(f"Expected a request as /docs describes it, but got: {problems}") from error
-
-
-def _problem(model: type[BaseModel], entry: dict[str, Any]) -> str:
-    where = ".".join(map(str, entry["loc"]))
-    if entry["type"] != "extra_forbidden":
-        return f"{where[:100]}: {entry['msg']}" + (
-            "" if entry["type"] == "missing" else f", not {shown(entry['input'])}"
-        )
-    return f"{shown(where)}, which is unknown{near_name(where, model.model_fields)}"

@@ -1,0 +1,102 @@
+"""A model of any signature in onnxruntime: loading and checking it, and computing requests together."""
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+from cpt_deploy.bundle import Bundle, OnnxRuntimeModel
+from cpt_deploy.bundle.runtime.tensors import checked_sizes
+from cpt_deploy.errors import ValidationFailedError
+from cpt_serving.adapters.trust import verified_onnx
+from cpt_serving.inference.errors import InvalidRequestError
+from cpt_serving.inference.model import Model, Outcome, Tensors
+from cpt_serving.oip.tensors import row_bytes
+from cpt_serving.settings import ServeSettings
+
+_BATCH_BYTES = 16_000_000
+"""Maximum bytes of a batch's outputs without states, so that large ones need little memory and block others shortly."""
+
+
+class SignatureModel(Model):
+    """One version of a model of any signature; batches are rows of several requests, one after the other.
+
+    Args:
+        bundle: Bundle of the model.
+        settings: Threads, provider, checks and the largest batch.
+    """
+
+    _model: OnnxRuntimeModel | None = None
+
+    def __init__(self, bundle: Bundle, settings: ServeSettings) -> None:
+        self.bundle, self.settings = bundle, settings
+        self.signature = signature = bundle.signature
+        self._states = {before for before, _ in signature.states}
+        self._required = [spec.name for spec in signature.inputs if spec.name not in self._states]
+        smallest = {name: max(1, free.least) for name, free in signature.free.items()}
+        self.row_bytes = max(1, row_bytes((*signature.inputs, *signature.outputs), smallest))
+        states = {after for _, after in signature.states}
+        self._made = [spec for spec in signature.outputs if spec.name not in states]
+
+    def load(self) -> None:
+        """See `Model`; compares the outputs of the golden sample, or with golden=labels where they are largest."""
+        bundle, settings = self.bundle, self.settings
+        onnx = verified_onnx(bundle, settings)
+        model = OnnxRuntimeModel(onnx, self.signature, threads=settings.threads, provider=settings.provider)
+        check = model.reproduce_golden(bundle.golden)
+        if not (settings.golden == "off" or check.reproduced or (settings.golden == "labels" and check.same_labels)):
+            how_far = str(check.worst_difference) if check.tolerance is None else f"{check.worst:.3g}"
+            raise ValidationFailedError(
+                f"Expected {bundle.name} to reproduce its golden sample, but {check.mismatches} of {check.values} "
+                f"{check.what} differ, by up to {how_far}, and the largest outputs "
+                f"{'agree' if check.same_labels else 'differ'}",
+                hint="other instruction sets and providers may round differently: `cpt validate` measures it, "
+                "the setting golden=labels accepts it",
+            )
+        self._model = model
+
+    def rows(self, inputs: Tensors) -> int:
+        """See `Model`."""
+        return len(inputs[self._required[0]])
+
+    def batch_key(self, inputs: Tensors) -> Hashable:
+        """See `Model`; requests of the same free sizes are computed together."""
+        if not self.signature.free:
+            return None
+        return tuple([inputs[spec.name].shape[1:] for spec in self.signature.inputs])
+
+    def largest_batch(self, inputs: Tensors) -> int:
+        """See `Model`."""
+        if not self.signature.free:
+            return self.settings.max_batch
+        size = row_bytes(self._made, checked_sizes(self.signature, inputs))
+        return min(self.settings.max_batch, _BATCH_BYTES // max(1, size))
+
+    def run(self, requests: Sequence[Tensors]) -> Sequence[Outcome]:
+        """See `Model`."""
+        if len(requests) == 1:
+            return [self._outcome(requests[0])]
+        names = requests[0].keys()
+        outputs = self._outcome({name: np.concatenate([each[name] for each in requests]) for name in names})
+        if isinstance(outputs, Exception):
+            # One of the requests may have values that the model does not take.
+            return [self._outcome(each) for each in requests]
+        outcomes, end = [], 0
+        for each in requests:
+            start, end = end, end + self.rows(each)
+            parts = {name: values[start:end] for name, values in outputs.items()}
+            # A state is kept for the next call, and must not keep the whole batch.
+            outcomes.append({name: part.copy() for name, part in parts.items()} if self._states else parts)
+        return outcomes
+
+    def _outcome(self, inputs: Tensors) -> Outcome:
+        """Return the outputs for inputs, or the error if the model does not take their values."""
+        assert self._model is not None, "the engine asks only a model that is loaded"
+        try:
+            return self._model.run_checked(inputs)
+        except Exception as error:
+            from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+
+            if not isinstance(error, InvalidArgument):
+                raise
+            reason = str(error).rpartition("Status Message: ")[2].partition("\n")[0]
+            return InvalidRequestError(f"Expected values that the model takes, but onnxruntime got: {reason:.200}")
