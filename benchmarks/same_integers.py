@@ -77,7 +77,8 @@ def _named(name: str, channels: int, side: int) -> tuple[Callable[[], nn.Module]
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "digits quickstart": _named("tiny", 1, 8),
-    "resnet20": _named("resnet20", 3, 32),
+    "Fashion-MNIST ResNet-20": _named("resnet20", 1, 28),
+    "resnet18": _named("torchvision/resnet18", 3, 64),
     "mobilenet_v2": _named("torchvision/mobilenet_v2", 3, 64),
     "efficientnet_b0": _named("torchvision/efficientnet_b0", 3, 64),
     "vision transformer": (vision_transformer, (3, 32, 32)),

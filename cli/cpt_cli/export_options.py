@@ -1,11 +1,51 @@
-"""Options of `cpt export` for float models trained elsewhere: checking and parsing."""
+"""Options of `cpt export`: their choices, and those for float models trained elsewhere checked and parsed."""
 
 from collections.abc import Mapping
+from enum import StrEnum
 from math import isfinite
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cpt_deploy.bundle.processors.pixel_format import PixelFormat
 from cpt_deploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from cpt_deploy.bundle.processors.pixel_format import PixelFormat
+
+
+class InputKind(StrEnum):
+    """What a bundle's files take besides normalised images."""
+
+    UINT8 = "uint8"
+
+
+class Layout(StrEnum):
+    """The layout of the bytes of images."""
+
+    NHWC = "NHWC"
+    NCHW = "NCHW"
+
+
+class Channels(StrEnum):
+    """Channels of images: their order in bytes, or their number."""
+
+    RGB = "RGB"
+    BGR = "BGR"
+    ONE = "1"
+    THREE = "3"
+
+
+class Activations(StrEnum):
+    """The quantization scheme of activations."""
+
+    AFFINE = "affine"
+    SYMMETRIC = "symmetric"
+
+
+class Checkpoint(StrEnum):
+    """The state of a run that is exported."""
+
+    LAST = "last"
+    BEST = "best"
 
 
 def check_origin(
@@ -35,13 +75,15 @@ def check_origin(
         raise UsageError("Expected --data with --from, to calibrate on, but got none", hint="cpt datasets lists names")
 
 
-def parsed_pixels(kind: str | None, layout: str | None, order: str | None) -> PixelFormat | None:
+def parsed_pixels(kind: str | None, layout: str | None, order: str | None) -> "PixelFormat | None":
     """Return the bytes of `--input uint8`, `--layout` and `--channels`; None without the first.
 
     Raises:
         UsageError: If the others are given without it.
     """
     if kind is not None:
+        from cpt_deploy.bundle.processors.pixel_format import PixelFormat
+
         return PixelFormat(layout=layout or "NHWC", order=order or "RGB")  # type: ignore[arg-type]
     for option, value in (("--layout", layout), ("--channels RGB or BGR", order)):
         if value is not None:

@@ -47,9 +47,11 @@ def read_example(
     else:
         values = list(inputs.values() if isinstance(inputs, Mapping) else inputs if _is_sequence(inputs) else ())
     if not values or not all(isinstance(value, Tensor) for value in values):
+        others = sorted({type(value).__name__ for value in values if not isinstance(value, Tensor)})
         raise UsageError(
-            f"Expected example inputs as a tensor, a tuple of tensors or a dictionary of tensors, but got {inputs!r}",
-            hint="for example prepare(model, torch.zeros(2, 3, 32, 32), config)",
+            "Expected example inputs as a tensor, a tuple of tensors or a dictionary of tensors, but got "
+            + (f"one with {', '.join(others)} inside" if others else repr(inputs)),
+            hint="for example prepare(model, torch.zeros(2, 3, 32, 32), config); wrap a model that takes nested ones",
         )
     _check_values(values)
     parameters = tuple(inputs) if isinstance(inputs, Mapping) else parameter_names(model, len(values))
@@ -62,8 +64,8 @@ def read_example(
         for name, value, spec in zip(names, values, specs, strict=True)
     )
     pairs = _states(states, tensors)
-    others = {size for tensor in tensors if tensor.name not in dict(pairs) for size in tensor.shape}
-    used = {name for size in others for name in factors_of(size)[0]}
+    sizes = {size for tensor in tensors if tensor.name not in dict(pairs) for size in tensor.shape}
+    used = {name for size in sizes for name in factors_of(size)[0]}
     # `torch.export.Dim` has 0 as its minimum by default, which only sizes of states have
     free = {name: replace(size, least=max(size.least, int(name in used))) for name, size in free.items()}
     _check_filled(values, tensors, {name for name, size in free.items() if not size.least})

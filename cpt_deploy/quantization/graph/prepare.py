@@ -124,7 +124,9 @@ def _first_that_is_the_same(
         if trial is not None:
             trial(prepared)
     except ConversionError as error:
-        differs = next((reason for reason in reasons if isinstance(reason, DiffersError)), error)
+        differs = next((reason for reason in reasons if isinstance(reason, DiffersError)), None)
+        if differs is None:
+            raise
         raise differs from error
     reason = f"excluded from quantization: {', '.join(sorted(excluded))}" if excluded else _TOKENS
     return prepared, reasons[0].reason if reasons else reason

@@ -132,6 +132,7 @@ IMAGE = torch.zeros(2, *SHAPE)
         (SHAPE, "a tensor, a tuple of tensors or a dictionary"),
         ("3", "a tensor, a tuple of tensors or a dictionary"),
         ((), "a tensor, a tuple of tensors or a dictionary"),
+        (({"x": torch.zeros(2, *SHAPE)},), r"^[^\n]*but got one with dict inside$"),
         (torch.tensor(1.0), "batch dimension first"),
         (torch.zeros(0, *SHAPE), "none is empty"),
         (IMAGE.double(), "float64"),

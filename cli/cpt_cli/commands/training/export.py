@@ -1,7 +1,6 @@
 """`cpt export`: freeze a trained model to integers and write the bundle that ships."""
 
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
@@ -9,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cpt_cli.command import Command
+from cpt_cli.export_options import Activations, Channels, Checkpoint, InputKind, Layout
 from cpt_cli.output import out
 from cpt_cli.shown.export_summary import files_bytes, show_export
 from cpt_deploy import readable
@@ -16,42 +16,6 @@ from cpt_deploy.errors import UsageError
 
 IMPORT_PANEL = "Models trained elsewhere"
 INPUT_PANEL = "Bytes of images as input"
-
-
-class InputKind(StrEnum):
-    """What a bundle's files take besides normalised images."""
-
-    UINT8 = "uint8"
-
-
-class Layout(StrEnum):
-    """The layout of the bytes of images."""
-
-    NHWC = "NHWC"
-    NCHW = "NCHW"
-
-
-class Channels(StrEnum):
-    """Channels of images: their order in bytes, or their number."""
-
-    RGB = "RGB"
-    BGR = "BGR"
-    ONE = "1"
-    THREE = "3"
-
-
-class Activations(StrEnum):
-    """The quantization scheme of activations."""
-
-    AFFINE = "affine"
-    SYMMETRIC = "symmetric"
-
-
-class Checkpoint(StrEnum):
-    """The state of a run that is exported."""
-
-    LAST = "last"
-    BEST = "best"
 
 
 def _list_formats(value: bool) -> None:
@@ -261,7 +225,6 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
 
     number = int(channels) if channels in (Channels.ONE, Channels.THREE) else None
     order = channels if number is None else None
-
     only_from = {
         "--data": data, "--data-dir": data_dir, "--model": model, "--calibration-batches": calibration_batches,
         "--labels": labels, "--input-size": input_size, "--channels 1 or 3": number, "--mean": mean, "--std": std,

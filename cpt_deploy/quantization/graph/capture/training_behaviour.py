@@ -5,6 +5,7 @@ captured, and restored in the graph: BatchNorm, InstanceNorm with running averag
 """
 
 import copy
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeGuard
@@ -133,7 +134,12 @@ def lift_training_behaviour(traced: fx.GraphModule, model: nn.Module) -> None:
         elif node.target is aten.batch_norm.default and node.args[3] is not None:
             statistics: Any = node.args[3]
             name = str(statistics.target).rpartition(".")[0]
-            replace_by_module(traced, node, name, _norm(model.get_submodule(name)), node.args[:1])
+            owner = model.get_submodule(name)
+            if isinstance(owner, _NormBase):
+                replace_by_module(traced, node, name, _norm(owner), node.args[:1])
+            else:
+                own = free_name(traced, f"{node.name}_module")
+                replace_by_module(traced, node, own, _norm_of_tensors(node, model), node.args[:1])
         elif node.target is aten.scaled_dot_product_attention.default:
             _lift_attention(traced, node)
         elif is_mutating(node) and _reads_statistics(node):
@@ -149,6 +155,20 @@ def _norm(owner: nn.Module) -> nn.Module:
         owner = copy.copy(owner)
         owner.__class__ = kind
     return owner
+
+
+def _norm_of_tensors(node: fx.Node, model: nn.Module) -> nn.Module:
+    """Return a BatchNorm of the tensors that a functional one reads: the model has them outside of a BatchNorm."""
+    sources: Any = node.args[1:5]
+    tensors: list[Any] = [
+        None if source is None else operator.attrgetter(str(source.target))(model) for source in sources
+    ]
+    weight, bias, mean, variance = tensors
+    kind = {4: nn.BatchNorm2d, 5: nn.BatchNorm3d}.get(node.meta["val"].dim(), nn.BatchNorm1d)
+    momentum, eps = (float(value) for value in node.args[6:8])  # type: ignore[arg-type]
+    norm = kind(len(mean), eps=eps, momentum=momentum, affine=weight is not None)
+    norm.weight, norm.bias, norm.running_mean, norm.running_var = weight, bias, mean, variance
+    return norm
 
 
 def _reads_statistics(node: fx.Node) -> bool:

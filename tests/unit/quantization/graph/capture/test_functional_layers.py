@@ -186,3 +186,35 @@ def test_the_same_padding_of_timm_is_integers_from_end_to_end() -> None:
     assert not has_float_operations(model.network)
     assert [layer.name for layer in model.layers()] == ["0", "3", "4", "8"]
     assert torch.allclose(model(x), network.eval()(x), atol=1e-5)
+
+
+class Normalised(nn.Module):
+    """A convolution whose BatchNorm is a function of tensors that the module holds itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 3)
+        self.factor, self.shift = nn.Parameter(torch.rand(4) + 0.5), weights(4)
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("variance", torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x)
+        return functional.batch_norm(x, self.mean, self.variance, self.factor, self.shift, self.training, 0.2, 1e-4)
+
+
+@pytest.mark.parametrize("wrap", [nn.Identity, nn.Sequential])
+def test_statistics_outside_of_a_batch_norm_are_trained_as_in_the_network(wrap: Callable[..., nn.Module]) -> None:
+    torch.manual_seed(0)
+    network = Normalised()
+    given = network if wrap is nn.Identity else wrap(network)
+    model, x = prepared(given, (3, 8, 8)), torch.randn(4, 3, 8, 8)
+    held = [tensor.data_ptr() for tensor in model.state_dict().values() if tensor.dim()]
+    assert len(held) == len({*held})
+    with torch.no_grad():
+        network.train()(x)
+        model.train()(x)
+    kept = {name.rpartition(".")[2]: tensor for name, tensor in model.named_buffers() if "running" in name}
+    # the statistics are of quantized convolutions here
+    torch.testing.assert_close(kept["running_mean"], network.mean, atol=0.01, rtol=0.05)
+    torch.testing.assert_close(kept["running_var"], network.variance, atol=0.01, rtol=0.05)
