@@ -109,7 +109,7 @@ def test_bundles_of_tensors_are_validated_on_rows(tmp_path: Path, capsys: pytest
     assert 20 < evidence.value < 100
     assert "nothing can saturate" in run(capsys, "inspect", bundle)[0]
     wrong = run(capsys, "validate", bundle, "--data", tmp_path / "none.npz", code=5)[1]
-    assert "Expected a file .npz" in wrong
+    assert "none.npz, but got: No such file or directory" in wrong
 
 
 def require_evidence_of(path: Path) -> Bundle:

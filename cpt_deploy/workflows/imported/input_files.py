@@ -158,7 +158,8 @@ def _readable(path: Path) -> Iterator[None]:
     except UsageError:
         raise
     except Exception as error:  # of zipfile, of zlib, of NumPy, of the file system
-        raise DataError(f"Expected arrays in {path}, but got: {str(error).partition(chr(10))[0]}") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
+        raise DataError(f"Expected arrays in {readable.path(path)}, but got: {reason}", hint=_FORMS) from error
 
 
 def loaded(part: dict[str, Path]) -> Arrays:

@@ -16,7 +16,9 @@ from cpt_serving.adapters import adapter_of
 from cpt_serving.adapters.samples import drawing_style
 from cpt_serving.evidence import evidence_of
 from cpt_serving.inference.memory import MemoryBudget
+from cpt_serving.routes import docs
 from cpt_serving.routes.page import PAGE_HEADERS
+from cpt_serving.routes.v2_infer import infer_paths
 from cpt_serving.telemetry.stats import summarize
 
 
@@ -183,6 +185,15 @@ def test_the_description_shows_nothing_of_a_bundle(shared_bundle, connect_to, tm
         bodies = described["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["examples"]
         for name, example in bodies.items():
             assert (client.post("/predict", json=example["value"]).status_code == 200) or name == "pixels"
+
+
+def test_the_description_is_made_once(shared_bundle, connect_to, monkeypatch):
+    made = []
+    monkeypatch.setattr(docs, "infer_paths", lambda service: made.append(service) or infer_paths(service))
+    with connect_to(shared_bundle) as client:
+        texts = {client.get("/openapi.json").text for _ in range(20)}
+    assert len(texts) == len(made) == 1
+    assert "/infer" in texts.pop()
 
 
 def test_stats_add_up_what_prometheus_counts(client, png):
