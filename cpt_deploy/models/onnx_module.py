@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from cpt_deploy.errors import ConversionError, DataError
-from cpt_deploy.models.onnx_functions import FUNCTIONS, LAYERS, Call
+from cpt_deploy.models.onnx_functions import FUNCTIONS, Call
+from cpt_deploy.models.onnx_layers import LAYERS
 from cpt_deploy.onnx_graph.reading.classifier import ImageClassifier
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork, Shape, attributes_of
 from cpt_deploy.signature import INPUT_NAME, OUTPUT_NAME

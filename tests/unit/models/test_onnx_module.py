@@ -16,7 +16,7 @@ from torch import nn
 from cpt_deploy.bundle.runtime.sessions import open_session
 from cpt_deploy.errors import ConversionError, CptError, DataError
 from cpt_deploy.models import build_model
-from cpt_deploy.models.onnx_functions import LAYERS
+from cpt_deploy.models.onnx_layers import LAYERS
 from cpt_deploy.models.onnx_module import build_onnx, digest_of
 from cpt_deploy.onnx_graph.reading.network import attributes_of
 from cpt_deploy.quantization import QuantizationConfig, prepare
