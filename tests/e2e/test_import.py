@@ -137,7 +137,6 @@ def test_the_bytes_of_images_give_the_same_answers_from_a_file_and_from_a_run(
         (["--from", "digits.onnx"], 2, "Expected --data with --from"),
         (["--from", "digits.onnx", "--data", "digits", "--budget", "0.5"], 2, "--budget with a run only"),
         (["--from", "digits.onnx", "--data", "nosuch"], 2, "known data set"),
-        (["--from", "digits.onnx", "--data", "digits", "--bits", "4"], 2, "no --bits or --act-bits below 8"),
         (["--from", "digits.onnx", "--data", "digits", "--model", "tiny"], 2, "holds its network itself"),
         (["--from", "digits.onnx", "--data", "digits", "--channels", "BGR"], 2, "with --input uint8 only"),
         (["--from", "digits.onnx", "--data", "digits", "--input-size", "9"], 2, "is made for, (8, 8)"),
