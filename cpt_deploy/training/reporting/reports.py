@@ -216,7 +216,7 @@ class RunReport:
             raise CheckpointError(f"Expected a whole report at {path}, but got: {error!r}") from error
         raise CheckpointError(
             f"Expected a report of format {REPORT_VERSION} at {path}, but got format {version}",
-            hint="a newer cpt-deploy wrote it: upgrade"
+            hint="a newer cpt-deploy wrote it: install that version"
             if version > REPORT_VERSION
             else "an older cpt-deploy wrote it: train again",
         )

@@ -78,7 +78,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         newer = values["format_version"] > FORMAT_VERSION
         raise CheckpointError(
             f"Expected a checkpoint of format {FORMAT_VERSION} at {path}, but got format {values['format_version']}",
-            hint="it was written by a newer cpt-deploy: upgrade"
+            hint="a newer cpt-deploy wrote it: install that version"
             if newer
             else "an older cpt-deploy wrote it: train again",
         )

@@ -94,7 +94,9 @@ def test_verification_can_be_left_out(bundle):
     assert Bundle.open(bundle.path, verify=False).name == "colours"
 
 
-@pytest.mark.parametrize(("other", "advice"), [(2, "export again"), (4, "install that version")], ids=["older", "newer"])
+@pytest.mark.parametrize(
+    ("other", "advice"), [(2, "export again"), (4, "install that version")], ids=["older", "newer"]
+)
 def test_another_format_is_refused_with_advice(bundle, other, advice):
     config = json.loads((bundle.path / "config.json").read_text())
     config["cpt"]["format_version"] = other

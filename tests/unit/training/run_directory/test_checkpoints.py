@@ -88,7 +88,7 @@ def test_checkpoint_of_a_newer_version_is_refused(tmp_path, monkeypatch):
 
     with pytest.raises(CheckpointError, match="format 2") as caught:
         read_checkpoint(tmp_path / "a.safetensors")
-    assert "upgrade" in caught.value.hint
+    assert "newer cpt-deploy" in caught.value.hint
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
