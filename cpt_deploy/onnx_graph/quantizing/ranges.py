@@ -126,7 +126,7 @@ def _error(values: NDArray[np.float32], low: float, high: float, quant_max: int)
         return np.inf
     zero_point = np.rint(np.float32(-low) / scale)
     difference = np.clip(np.rint(values / scale), -zero_point, quant_max - zero_point) * scale - values
-    return float(np.square(difference).sum())
+    return float(np.square(difference, dtype=np.float64).sum())  # squares of large activations leave float32
 
 
 def _probed(
