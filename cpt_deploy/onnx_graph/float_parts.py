@@ -25,12 +25,12 @@ from cpt_deploy.integer.operations import (
     FullyConnected,
     Operation,
     Quantize,
+    QuantizedTensor,
     Recurrent,
     Reshape,
     Slice,
     Transpose,
 )
-from cpt_deploy.integer.tensors import QuantizedTensor
 from cpt_deploy.onnx_graph.float_forms import run, translations
 from cpt_deploy.onnx_graph.writer import DOMAIN
 from cpt_deploy.quantization.graph.signature import dims_of, zeros_of
@@ -154,27 +154,6 @@ def _stand_in_operator(name: str, outputs: int) -> Any:
     return onnx_values.Opset(DOMAIN, 1)
 
 
-def _decomposed_only_if_needed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """Let `torch.onnx` keep a program of operators that it writes as they are.
-
-    It decomposes the others by tracing the whole program twice, which is half of the time of writing a Transformer.
-    """
-    decompose = program.run_decompositions
-
-    def decompose_some(table: dict[Any, Any], **options: Any) -> torch.export.ExportedProgram:
-        targets = {node.target for node in program.graph.nodes if node.op == "call_function"}
-        kept = all(
-            target not in table and not target._schema.is_mutable
-            if isinstance(target, torch._ops.OpOverload)
-            else getattr(target, "__module__", "") == "_operator"  # arithmetic of sizes, elements of results
-            for target in targets
-        )
-        return program if kept else decompose(table, **options)
-
-    program.run_decompositions = decompose_some
-    return program
-
-
 def write_skeleton(graph: IntegerGraph, opset: int) -> onnx.ModelProto:
     """Return a graph as ONNX with a `StandIn` (attribute `key`: the output's name) for each integer operation.
 
@@ -202,7 +181,7 @@ def write_skeleton(graph: IntegerGraph, opset: int) -> onnx.ModelProto:
             warnings.simplefilter("ignore")  # deprecations inside of the exporter
             program = torch.export.export(_Skeleton(graph).eval(), example, dynamic_shapes=(shapes,))
             exported = torch.onnx.export(
-                _decomposed_only_if_needed(program),
+                program,
                 dynamo=True,
                 opset_version=opset,
                 verbose=False,
