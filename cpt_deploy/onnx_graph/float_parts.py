@@ -25,12 +25,12 @@ from cpt_deploy.integer.operations import (
     FullyConnected,
     Operation,
     Quantize,
-    QuantizedTensor,
     Recurrent,
     Reshape,
     Slice,
     Transpose,
 )
+from cpt_deploy.integer.tensors import QuantizedTensor
 from cpt_deploy.onnx_graph.float_forms import run, translations
 from cpt_deploy.onnx_graph.writer import DOMAIN
 from cpt_deploy.quantization.graph.signature import dims_of, zeros_of
