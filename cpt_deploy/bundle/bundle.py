@@ -176,15 +176,18 @@ def check_parts(signature: Signature, processor: Processor, golden: Golden) -> N
     """
     processor.check(signature)
     checked_inputs(signature, golden.inputs)
+    shapes = {name: array.shape for name, array in (*golden.inputs.items(), *golden.outputs.items())}
+    if signature.joins_rows and len({shape[:1] for shape in shapes.values()}) != 1:
+        raise ValueError(f"Expected golden inputs and outputs of equally many rows, but got the shapes {shapes}")
     outputs = {tensor.name: tensor for tensor in signature.outputs}
     for name, array in golden.outputs.items():
         tensor = outputs.get(name)
-        shape = () if tensor is None else tensor.shape
-        fits = array.ndim == len(shape) + 1 and all(
-            size == found or isinstance(size, str) for size, found in zip(shape, array.shape[1:], strict=True)
+        shape = () if tensor is None else tensor.whole_shape
+        fits = array.ndim == len(shape) and all(
+            size == found or isinstance(size, str) for size, found in zip(shape, array.shape, strict=True)
         )
         if tensor is None or array.dtype != tensor.dtype or not fits:
-            wanted = "is not among them" if tensor is None else f"is {tensor.dtype} {('N', *shape)}"
+            wanted = "is not among them" if tensor is None else f"is {tensor.dtype} {shape}"
             raise ValueError(
                 f"Expected golden outputs of the model, but got {array.dtype} {array.shape} of {name}, which {wanted}"
             )

@@ -10,6 +10,7 @@ from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
 
 from cpt_deploy.bundle import Bundle, ImageProcessor, OnnxRuntimeModel, Preprocessing, compare_golden, read_golden
+from cpt_deploy.bundle.bundle import check_parts
 from cpt_deploy.errors import BundleError, ConversionError
 from cpt_deploy.export import ModelIdentity, export_bundle
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, calibrate, prepare
@@ -193,16 +194,26 @@ def test_the_golden_sample_has_a_tolerance_and_survives_the_file(hybrid):
 @pytest.mark.parametrize(
     "change",
     [
-        {"outputs": {"logits": np.zeros((1, 3), np.float32)}},
         {"outputs": {"logits": np.full((4, 3), np.inf, np.float32)}},
         {"tolerances": {"logits": -1.0}},
         {"tolerances": {"logits": float("nan")}},
-        {"inputs": {"image": np.zeros((3, 1, 8, 8), np.float32)}},
     ],
 )
 def test_unfit_golden_logits_are_refused(hybrid, change):
     with pytest.raises(ValueError, match="Expected"):
         replace(hybrid.golden, **change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"outputs": {"logits": np.zeros((1, 3), np.float32)}},
+        {"inputs": {"image": np.zeros((3, 1, 8, 8), np.float32)}},
+    ],
+)
+def test_golden_samples_have_as_many_rows_of_each_tensor(hybrid, change):
+    with pytest.raises(ValueError, match="equally many rows"):
+        check_parts(hybrid.signature, hybrid.processor, replace(hybrid.golden, **change))
 
 
 def test_labels_have_to_fit_real_logits_too(trained, tmp_path):
