@@ -112,7 +112,9 @@ class Reinterpreter:
             if steps < LEAST_STEPS:
                 return None
             scale = abs(clamped[0]) / steps
-        if not 0 < scale * quant_max <= WIDER * max(widths):
+        # A result has the steps of its source, which may be as coarse as those of the result if nothing else reads it.
+        allowed = max(widths) if len(linear) == len(readers) else widths[0]
+        if not 0 < scale * quant_max <= WIDER * allowed:
             return None
         scale = float(np.float32(scale))
         places = [round(root / scale) for root in roots]
