@@ -80,7 +80,7 @@ MOST_DECIBELS = 200.0
 
 _TITLES = {
     SQNR_DB.name: "SQNR in dB",
-    OWN_SQNR_DB.name: "SQNR in dB against its own file, not optimized, since no float model was given,",
+    OWN_SQNR_DB.name: "SQNR in dB against its own file without optimizations",
 }
 
 

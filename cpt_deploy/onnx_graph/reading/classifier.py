@@ -99,18 +99,18 @@ class ImageClassifier:
                 f"Expected a model with {classes} classes, as the data has, but {self.name} has {self.classes}",
                 hint="name the data set that the model was trained for",
             )
-        read = read_onnx(self._of_size(input_shape).SerializeToString(), self.name)
-        batch = fixed_batch(read)
-        if not batch and any(is_standard(node, "Shape") for node in read.nodes):
+        file = self._of_size(input_shape)
+        read = read_onnx(file.SerializeToString(), self.name)
+        if not fixed_batch(read) and any(is_standard(node, "Shape") for node in read.nodes):
             with suppress(ConversionError):  # where sizes do not follow from the batch alone, they stay computed
-                return self._checked(self._of_size(input_shape, _FOLDED), input_shape, classes)
-        return self._checked(self._of_size(input_shape), input_shape, classes, read)
+                folded = self._of_size(input_shape, _FOLDED)
+                return self._checked(folded, read_onnx(folded.SerializeToString(), self.name), input_shape, classes)
+        return self._checked(file, read, input_shape, classes)
 
     def _checked(
-        self, file: onnx.ModelProto, input_shape: tuple[int, int, int], classes: int, read: OnnxNetwork | None = None
+        self, file: onnx.ModelProto, read: OnnxNetwork, input_shape: tuple[int, int, int], classes: int
     ) -> OnnxNetwork:
-        """Return the network of the file for one size with a free batch; `read` is what was read of it already."""
-        read = read_onnx(file.SerializeToString(), self.name) if read is None else read
+        """Return the network that was read of a file for one size, with a free batch, after comparing both."""
         batch = fixed_batch(read)
         network, probabilities = self._named(read, input_shape)
         network = with_free_batch(network) if batch else network

@@ -27,7 +27,7 @@ class OutputAgreementFacts:
         top1: Share of rows with the same largest value; `None` if the output is no matrix of several columns.
         overlap: Intersection over union of the positions of maps (N, C, H, W): of those above a threshold with one
             channel, else of those of each class, the mean; `None` if the output is none.
-        other_shapes: Number of calls in which the output had another shape, which are not compared value by value.
+        other_shapes: Number of calls in which the output had another shape, where all of it is noise.
     """
 
     name: str
@@ -82,6 +82,8 @@ class Agreement:
             self._worst.setdefault(name, 0.0)
             if got.shape != wanted.shape:
                 self._others[name] = self._others.get(name, 0) + 1
+                whole = [float(np.square(np.nan_to_num(x.astype(np.float64))).sum()) for x in (wanted, got)]
+                self._sums[name] += np.array([*whole, 0.0, max(whole)])
                 continue
             if is_map(wanted):
                 self._maps.setdefault(name, Areas()).add(wanted, got)

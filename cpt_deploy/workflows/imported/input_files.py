@@ -1,5 +1,6 @@
 """Values of a model's inputs in NumPy's files, read a few rows at a time."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ Arrays = dict[str, NDArray[Any]]
 BATCH_ROWS = 8
 """Rows of a calibration batch."""
 _OF_DATA_SETS = ({"x_train", "y_train"}, {"jpeg", "offset"}, {"images", "labels"})
+_BLOCK_BYTES = 2**20
 _FORMS = (
     "a file .npz with an array (rows, ...) of each input; or a folder with NAME.npy of each input, with a folder NAME "
     "of such files, or with files .npz"
@@ -123,17 +125,8 @@ class InputFiles:
         """
         for part in self.parts:
             arrays = loaded(part)
-            steps: dict[str, int | None] = {}
-            for name, array in arrays.items():
-                first = shapes[name][0] if shapes[name] else 1
-                steps[name] = None if array.ndim == len(shapes[name]) + 1 else first if isinstance(first, int) else 1
-            lengths = {name: len(array) // (steps[name] or 1) for name, array in arrays.items()}
-            if len({*lengths.values()}) != 1:
-                found = ", ".join(f"{length} of {name}" for name, length in lengths.items())
-                raise UsageError(
-                    f"Expected inputs of equally many calls in {next(iter(part.values())).name}, but got {found}"
-                )
-            for call in range(next(iter(lengths.values()))):
+            steps, count = _steps(arrays, shapes, next(iter(part.values())).name)
+            for call in range(count):
                 yield {
                     name: np.array(
                         array[call] if (step := steps[name]) is None else array[call * step : (call + 1) * step]
@@ -143,7 +136,16 @@ class InputFiles:
 
     def number_of_calls(self, shapes: Mapping[str, Sequence[int | str]]) -> int:
         """Return the number of calls; see `calls`."""
-        return sum(1 for _ in self.calls(shapes))
+        return sum(_steps(loaded(part), shapes, next(iter(part.values())).name)[1] for part in self.parts)
+
+    def sha256(self) -> str:
+        """Return the checksum of the contents of all files; no file is in memory as a whole."""
+        total = hashlib.sha256()
+        for path in self.paths:
+            with path.open("rb") as file:
+                while block := file.read(_BLOCK_BYTES):
+                    total.update(block)
+        return total.hexdigest()
 
     def ends(self) -> Arrays:
         """Return the first and the last row."""
@@ -181,6 +183,19 @@ def loaded(part: dict[str, Path]) -> Arrays:
                     raise UsageError(f"Expected arrays {', '.join(part)} in {path.name}, but got {found}")
                 arrays[name] = archive[name]
     return arrays
+
+
+def _steps(arrays: Arrays, shapes: Mapping[str, Sequence[int | str]], where: str) -> tuple[dict[str, int | None], int]:
+    """Return the rows of a call by input, None where each row is a call, and the number of calls."""
+    steps: dict[str, int | None] = {}
+    for name, array in arrays.items():
+        first = shapes[name][0] if shapes[name] else 1
+        steps[name] = None if array.ndim == len(shapes[name]) + 1 else first if isinstance(first, int) else 1
+    counts = {name: len(array) // (steps[name] or 1) for name, array in arrays.items()}
+    if len({*counts.values()}) != 1:
+        found = ", ".join(f"{count} of {name}" for name, count in counts.items())
+        raise UsageError(f"Expected inputs of equally many calls in {where}, but got {found}")
+    return steps, next(iter(counts.values()))
 
 
 def _rows(arrays: Arrays, part: dict[str, Path]) -> int:

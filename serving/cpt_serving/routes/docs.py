@@ -1,11 +1,11 @@
 """`/docs`, the interactive API documentation, served from local files, and `/openapi.json`, which it shows."""
 
 import base64
-import functools
 import hashlib
 import importlib.resources
 import re
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -47,15 +47,20 @@ def docs_router(app: FastAPI, service: Service, *, with_keys: bool) -> APIRouter
     async def docs() -> Response:
         return Response(page, media_type="text/html", headers=headers)
 
-    @functools.lru_cache(maxsize=1)
-    def describe(_example_of: Adapter | None) -> dict[str, Any]:
-        described = app.openapi()
-        described = {**described, "paths": {**described["paths"], **infer_paths(service)}}
-        return _with_keys(described) if with_keys else described
+    # By the model whose examples it has, or by the app before there is one; a model that is unloaded is not kept.
+    descriptions = WeakKeyDictionary[Adapter | FastAPI, dict[str, Any]]()
+
+    def describe() -> dict[str, Any]:
+        key = service.repository.models.first or app
+        if key not in descriptions:
+            described = app.openapi()
+            described = {**described, "paths": {**described["paths"], **infer_paths(service)}}
+            descriptions[key] = _with_keys(described) if with_keys else described
+        return descriptions[key]
 
     # Not on the event loop: the first call is slow.
     def description(request: Request) -> JsonResponse:
-        described = describe(service.repository.models.first)
+        described = describe()
         root = request.scope.get("root_path", "").rstrip("/")
         return JsonResponse({**described, "servers": [{"url": root}]} if root else described)
 

@@ -34,7 +34,7 @@ class BodyBudget:
         self.limit = limit
         self._taken = 0
         self._lock = threading.Lock()
-        self._receiving: set[RequestBody] = set()
+        self._watched: set[RequestBody] = set()
         self._timer: asyncio.TimerHandle | None = None
         self.decompressing = asyncio.Semaphore(_DECOMPRESSED_AT_ONCE)
         """Limits concurrent decompression, because the memory of the content is only known afterwards."""
@@ -70,19 +70,19 @@ class BodyBudget:
 
         One timer serves all bodies: most requests are answered before they are looked at.
         """
-        self._receiving.add(body)
+        self._watched.add(body)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_LOOK_EVERY_S, self._look)
 
     def unwatch(self, body: "RequestBody") -> None:
-        """Stop that."""
-        self._receiving.discard(body)
+        """Let an answered body look no more."""
+        self._watched.discard(body)
 
     def _look(self) -> None:
         self._timer = None
-        for body in list(self._receiving):
+        for body in list(self._watched):
             body.look()
-        if self._receiving:
+        if self._watched:
             self._timer = asyncio.get_running_loop().call_later(_LOOK_EVERY_S, self._look)
 
 

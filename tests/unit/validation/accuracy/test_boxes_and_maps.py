@@ -5,6 +5,7 @@ import pytest
 
 from cpt_deploy.validation.accuracy.boxes import AveragePrecision, boxes_of
 from cpt_deploy.validation.accuracy.maps import Areas, is_map
+from cpt_deploy.validation.onnx_files.agreement import Agreement
 
 
 def boxes(*rows: tuple[float, ...]) -> np.ndarray:
@@ -77,3 +78,14 @@ def test_overlap_of_classes_is_a_mean() -> None:
     areas = Areas()
     areas.add(*one_hot)
     assert areas.value() == pytest.approx((4 / 6 + 2 / 4) / 2)  # the third class does not occur
+
+
+def test_an_output_of_another_shape_is_noise_and_never_equal():
+    agreement = Agreement()
+    agreement.add({"boxes": np.ones((3, 4), np.float32)}, {"boxes": np.ones((2, 4), np.float32)})
+    (result,) = agreement.results()
+    assert (result.sqnr_db, result.cosine, result.other_shapes) == (0.0, 0.0, 1)
+    agreement.add({"boxes": np.zeros((0, 4), np.float32)}, {"boxes": np.ones((2, 4), np.float32)})
+    (result,) = agreement.results()
+    assert result.sqnr_db < 0
+    assert result.other_shapes == 2
