@@ -64,7 +64,8 @@ class Planned(NamedTuple):
         model = [f"model.name={self.model}", f"seed={self.seed}", f"train.steps={self.iterations}", f"name={self.name}"]
         # cuDNN's choice of the fastest convolution may differ from run to run, and with it the order of additions.
         pace = ["train.eval_every=1950 steps", "train.checkpoint_every=1950 steps", "train.deterministic=false"]
-        place = [f"train.device={device}", f"data.workers={workers}"]
+        recorded = "true" if device.startswith("cuda") else "false"
+        place = [f"train.device={device}", f"data.workers={workers}", f"train.cuda_graph={recorded}"]
         if smoke:
             data = ["data={name: digits, augment: []}", "precision.cycles=2"]
             pace = ["train.eval_every=4 steps", "train.checkpoint_every=4 steps", "train.calibration_batches=2"]
@@ -79,12 +80,14 @@ def grid(models: list[str], seeds: int, iterations: int) -> Iterator[Planned]:
         yield Planned(model, kind, seed, iterations)
 
 
-def train_one(recipe: Recipe, directory: Path) -> None:
+def train_one(recipe: Recipe, directory: Path, keep: bool) -> None:
     """Train a run from its last state until its end or SIGTERM; the body of a process."""
     torch.set_num_threads(1)
     try:
         train(recipe, directory, resume=(directory / "recipe.yaml").is_file())
     except RunInterruptedError:
+        return
+    if keep:
         return
     # Only the files that show the result are kept, so that the folder is small enough to copy.
     for large in ("checkpoints", "tensorboard"):
@@ -92,7 +95,7 @@ def train_one(recipe: Recipe, directory: Path) -> None:
     (directory / "model.safetensors").unlink()
 
 
-def advance(runs: list[tuple[Recipe, Path]], seconds: float, processes: int) -> None:
+def advance(runs: list[tuple[Recipe, Path]], seconds: float, processes: int, *, keep: bool) -> None:
     """Resume the unfinished runs, `processes` at once, and stop all after a time.
 
     Raises:
@@ -104,7 +107,7 @@ def advance(runs: list[tuple[Recipe, Path]], seconds: float, processes: int) -> 
     while (waiting or going) and time.monotonic() < until:
         while waiting and len(going) < processes:
             recipe, folder = waiting.pop(0)
-            process = context.Process(target=train_one, args=(recipe, folder), name=folder.name)
+            process = context.Process(target=train_one, args=(recipe, folder, keep), name=folder.name)
             process.start()
             going.append(process)
         time.sleep(POLL)
@@ -203,6 +206,9 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=4, help="runs at once")
     parser.add_argument("--workers", type=int, default=2, help="loading processes of each")
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-learning-gpu"))
+    parser.add_argument(
+        "--keep", action="store_true", help="keep models and checkpoints of finished runs, for cpt export"
+    )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--smoke", action="store_true", help="digits instead of CIFAR-10, to try the program")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -211,7 +217,7 @@ def main(words: list[str] | None = None) -> None:
     planned = list(grid(arguments.models, arguments.seeds, arguments.iterations))
     arguments.folder.mkdir(parents=True, exist_ok=True)
     runs = [(run.recipe(**options), arguments.folder / run.name) for run in planned]
-    advance(runs, arguments.seconds, arguments.processes)
+    advance(runs, arguments.seconds, arguments.processes, keep=arguments.keep)
     shown = [found(run, folder) for run, (_, folder) in zip(planned, runs, strict=True)]
     results = [run for run in shown if run is not None]
     info = machine() | ({"gpu": gpu()} if arguments.device.startswith("cuda") else {})

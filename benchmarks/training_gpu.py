@@ -1,17 +1,18 @@
 """A training step on a GPU: float32, TF32, bfloat16 autocast, other quantizers, and each path of cpt-deploy.
 
 ResNet-74 on 32x32 images, ResNet-50 on 224x224 and a GPT-like Transformer. All variants of a network start from the
-same weights and run in one interleaved measurement; the limits of the GPU are measured as well. It ends within
-`--seconds` and lists what it did not reach; `--networks` measures networks one by one: results of the same GPU and
-versions are kept.
+same weights and run in one interleaved measurement; the limits of the GPU and its kernels are measured as well. It ends
+within `--seconds` and lists what it did not reach. `--parts` measures one part after the other, each in a call of its
+own: those of the same GPU and versions are kept.
 
-    python benchmarks/training_gpu.py [--networks resnet74 ...] [--seconds 560]
+    python benchmarks/training_gpu.py [--parts kernels resnet74 resnet50 gpt] [--seconds 560]
 """
 
 import argparse
 import copy
 import json
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -20,11 +21,28 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from gpu_ceilings import LARGE, SMALL, ceiling_tables, ceilings, kernel_bandwidth, linear_products
+from gpu_ceilings import (
+    LARGE,
+    SMALL,
+    ceiling_tables,
+    ceilings,
+    convolutions,
+    kernel_bandwidth,
+    linear_products,
+)  # fmt: skip
 from measuring import RESULTS, interleaved, machine, machine_line, markdown_table, median_ratio, write_results
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from training_steps import Step, gpu, graphed, launches, peak_bytes, synchronized_clock, training_step
+from training_steps import (
+    Step,
+    gpu,
+    graphed,
+    kernel_times,
+    launches,
+    peak_bytes,
+    synchronized_clock,
+    training_step,
+)  # fmt: skip
 from training_variants import Gpt, fake_quantized, like_the_authors, paths_on
 
 from cpt_deploy.models import build_model
@@ -35,6 +53,9 @@ BASE = "bf16 autocast"
 IN_GRAPH = ", CUDA graph"
 BITS = 6
 BARS = {"resnet50": 1.1, "gpt": 0.9}
+PARTS = ("kernels", "resnet74", "resnet50", "gpt")
+#: Variants whose kernels are listed, and how many kernels of each.
+PROFILED, MOST = (BASE, "cpt-deploy bf16"), 20
 #: Share of a network's time reserved for memory and launches, which are measured after the times.
 FOR_COUNTS = 0.1
 
@@ -162,10 +183,11 @@ def measure(network: Network, device: torch.device, until: float, rounds: int) -
         if steps and time.perf_counter() > until:
             missing[name] = "no time was left"
             continue
+        begin = time.perf_counter()
         try:
             steps[name] = build()
             steps[name]()
-            synchronized_clock(device)
+            print(f"{network.title}: {name}, ready in {synchronized_clock(device) - begin:.1f} s", file=sys.stderr)
         except (
             RuntimeError
         ) as error:  # out of memory, a step that cannot be recorded as a graph, a failure of the compiler
@@ -190,10 +212,17 @@ def measure(network: Network, device: torch.device, until: float, rounds: int) -
         }
         for name, values in times.items()
     }
+    profiles = {name: kernel_times(steps[name], device) for name in PROFILED if name in steps}
     return {
         "title": network.title, "unit": unit, "flops": counter.get_total_flops(), "variants": results,
-        "missing": missing,
+        "missing": missing, "profiles": {name: first(found, MOST) for name, found in profiles.items()},
     }  # fmt: skip
+
+
+def first(kernels: dict[str, dict[str, float]], count: int) -> dict[str, dict[str, float]]:
+    """Return the kernels that take the most time, and the sum of all."""
+    total = {key: sum(entry[key] for entry in kernels.values()) for key in ("count", "milliseconds")}
+    return {"all": total, **dict(list(kernels.items())[:count])}
 
 
 def network_table(name: str, result: dict[str, Any], limits: dict[str, float]) -> str:
@@ -212,7 +241,19 @@ def network_table(name: str, result: dict[str, Any], limits: dict[str, float]) -
             ]
         )  # fmt: skip
     rows += [[variant, f"not measured: {reason}", *[""] * 5] for variant, reason in result["missing"].items()]
-    return f"**{result['title']}**\n\n{markdown_table(header, rows)}"
+    texts = [f"**{result['title']}**", markdown_table(header, rows)]
+    for variant, kernels in result["profiles"].items():
+        total = kernels["all"]
+        listed = [
+            [f"`{kernel[:70]}`", f"{entry['count']:.0f}", f"{entry['milliseconds']:.2f}"]
+            for kernel, entry in kernels.items()
+            if kernel != "all"
+        ]
+        texts += [
+            f"Where the time of one step goes, {variant}: {total['count']:.0f} kernels, {total['milliseconds']:.2f} ms",
+            markdown_table(["kernel", "launches", "ms"], listed),
+        ]
+    return "\n\n".join(texts)
 
 
 def networks(device: torch.device, *, smoke: bool, compiled: bool) -> dict[str, Callable[[], Network]]:
@@ -234,14 +275,14 @@ def known_results(folder: Path, info: dict[str, Any]) -> dict[str, Any]:
     path = folder / "training_gpu.json"
     known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     same = known.get("machine") == json.loads(json.dumps(info)) and known.get("bits") == BITS
-    return dict(known["networks"]) if same else {}
+    return known if same else {"machine": info, "bits": BITS, "networks": {}}
 
 
 def main(words: list[str] | None = None) -> None:
     """Measure and write the results."""
     begin = time.perf_counter()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", choices=["resnet74", "resnet50", "gpt"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--seconds", type=float, default=560.0, help="when to end")
     parser.add_argument("--no-compile", action="store_true", help="leave out what torch.compile makes")
     parser.add_argument("--device", default="cuda")
@@ -253,27 +294,27 @@ def main(words: list[str] | None = None) -> None:
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = False, True
     info = machine() | ({"gpu": gpu()} if device.type == "cuda" else {})
     sizes, rounds, step_rounds = (SMALL, 2, 2) if arguments.smoke else (LARGE, 5, 30)
+    content = known_results(arguments.results, info)
+    if "kernels" in arguments.parts or "ceilings" not in content:
+        content["ceilings"] = ceilings(device, sizes, rounds)
+    if "kernels" in arguments.parts:
+        content["kernels"] = kernel_bandwidth(device, kernels_on(device), sizes, rounds)
+        content["linears"] = linear_products(device, sizes, rounds)
+        content["convolutions"] = convolutions(device, sizes, rounds)
     builders = networks(device, smoke=arguments.smoke, compiled=not arguments.no_compile)
-    chosen = [name for name in builders if name in (arguments.networks or builders)]
-    limits = ceilings(device, sizes, rounds)
-    kernels = kernel_bandwidth(device, kernels_on(device), sizes, rounds)
-    linears = linear_products(device, sizes, rounds)
-    results = known_results(arguments.results, info)
+    chosen = [name for name in builders if name in arguments.parts]
     for done, name in enumerate(chosen):
         now = time.perf_counter()
         left = begin + arguments.seconds - now
         until = now + left / (len(chosen) - done) * (1 - FOR_COUNTS)
-        results[name] = measure(builders[name](), device, until, step_rounds)
+        content["networks"][name] = measure(builders[name](), device, until, step_rounds)
     parts = [
         f"A step: forward, loss, backward, SGD; medians of an interleaved run, {BITS} bits forward and 8 backward "
         f"where cpt-deploy or the authors quantize (`python benchmarks/training_gpu.py`)",
-        *(network_table(name, result, limits) for name, result in results.items()),
-        ceiling_tables(limits, kernels, linears),
+        *(network_table(name, result, content["ceilings"]) for name, result in content["networks"].items()),
+        *([ceiling_tables(content)] if "kernels" in content else []),
         machine_line(info),
     ]
-    content = {
-        "machine": info, "bits": BITS, "networks": results, "ceilings": limits, "kernels": kernels, "linears": linears,
-    }  # fmt: skip
     write_results("training_gpu", content, "\n\n".join(parts), arguments.results)
 
 

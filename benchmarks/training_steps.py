@@ -94,6 +94,11 @@ def peak_bytes(step: Step, device: torch.device | None = None) -> int:
 
 def launches(step: Step, device: torch.device) -> int:
     """Return the number of kernels that a step launches on a GPU, or of torch operators that it calls on a CPU."""
+    return sum(entry["count"] for entry in kernel_times(step, device).values())
+
+
+def kernel_times(step: Step, device: torch.device) -> dict[str, dict[str, float]]:
+    """Return count and milliseconds of each kernel of a step on a GPU, or of each torch operator on a CPU."""
     step()
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
@@ -101,8 +106,14 @@ def launches(step: Step, device: torch.device) -> int:
         step()
         synchronized_clock(device)
     kind = torch.autograd.DeviceType.CUDA if on_gpu else torch.autograd.DeviceType.CPU
-    counted = [event for event in profile.events() if event.device_type == kind and not event.is_user_annotation]
-    return sum(not (on_gpu and event.name.startswith(("Memcpy", "Memset"))) for event in counted)
+    found: dict[str, dict[str, float]] = {}
+    for event in profile.events():
+        copies = on_gpu and event.name.startswith(("Memcpy", "Memset"))
+        if event.device_type == kind and not event.is_user_annotation and not copies:
+            entry = found.setdefault(event.name, {"count": 0, "milliseconds": 0.0})
+            entry["count"] += 1
+            entry["milliseconds"] += (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e3
+    return dict(sorted(found.items(), key=lambda item: -item[1]["milliseconds"]))
 
 
 @functools.cache

@@ -24,9 +24,9 @@ LAYERS = (nn.Conv2d, nn.Linear)
 
 
 def paths_on(device: torch.device) -> tuple[Literal["modules", "float32", "bf16"], ...]:
-    """Return the values of `compute` that differ on a device."""
-    if device.type != "cpu" and not active(device.type).native:
-        return ("modules",)
+    """Return the values of `compute` that differ on a device; float32 backward is for processors without bfloat16."""
+    if device.type != "cpu":
+        return ("modules", "bf16") if active(device.type).native else ("modules",)
     return ("modules", "float32", "bf16") if has_bf16_units(device.type) else ("modules", "float32")
 
 

@@ -26,7 +26,7 @@ It draws random numbers for the whole batch, so that an image is augmented in th
 
 @dataclass(frozen=True)
 class Augmentation:
-    """One random augmentation of training images.
+    """One random augmentation of training images; it can be pickled, for processes that load batches.
 
     Args:
         name: Its name in recipes.
@@ -93,38 +93,31 @@ def _numbers(values: Any) -> Any:
 def _random_crop(size: tuple[int, int], padding: int = 4, fill: int = 0) -> Augmentation:
     if not (isinstance(padding, int) and isinstance(fill, int)) or padding < 0:
         raise ValueError(f"padding {padding!r} and fill {fill!r}, which are integers, the padding at least 0")
+    crop = functools.partial(_cropped, size=size, padding=padding, fill=fill)
+    return Augmentation("random_crop", _transforms().RandomCrop(size, padding=padding, fill=fill), crop)
+
+
+def _cropped(images: Tensor, part: slice, whole: int, size: tuple[int, int], padding: int, fill: int) -> Tensor:
     height, width = size
-
-    def crop(images: Tensor, part: slice, whole: int) -> Tensor:
-        padded = torch.nn.functional.pad(images, (padding,) * 4, value=fill)
-        top = torch.randint(padded.shape[2] - height + 1, (whole,))[part]
-        left = torch.randint(padded.shape[3] - width + 1, (whole,))[part]
-        windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view (N, C, tops, lefts, H, W)
-        return windows[torch.arange(len(images)), :, top, left]
-
-    def one(image: Tensor) -> Tensor:
-        varied: Tensor = _transforms().RandomCrop(size, padding=padding, fill=fill)(image)
-        return varied
-
-    return Augmentation("random_crop", one, crop)
+    padded = torch.nn.functional.pad(images, (padding,) * 4, value=fill)
+    top = torch.randint(padded.shape[2] - height + 1, (whole,))[part]
+    left = torch.randint(padded.shape[3] - width + 1, (whole,))[part]
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view (N, C, tops, lefts, H, W)
+    return windows[torch.arange(len(images)), :, top, left]
 
 
 @augmentations.register("hflip")
 def _hflip(size: tuple[int, int], p: float = 0.5) -> Augmentation:
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"p {p}")
+    return Augmentation("hflip", _transforms().RandomHorizontalFlip(p), functools.partial(_flipped, p=p))
 
-    def flip(images: Tensor, part: slice, whole: int) -> Tensor:
-        flipped = torch.rand(whole)[part] < p
-        images = images.clone()
-        images[flipped] = images[flipped].flip(-1)
-        return images
 
-    def one(image: Tensor) -> Tensor:
-        varied: Tensor = _transforms().RandomHorizontalFlip(p)(image)
-        return varied
-
-    return Augmentation("hflip", one, flip)
+def _flipped(images: Tensor, part: slice, whole: int, p: float) -> Tensor:
+    flipped = torch.rand(whole)[part] < p
+    images = images.clone()
+    images[flipped] = images[flipped].flip(-1)
+    return images
 
 
 def _library(name: str, transform: str, *, sizes: bool = False, **defaults: Any) -> None:

@@ -58,6 +58,7 @@ def test_the_benchmark_of_training_on_gpus_runs_at_tiny_shapes(benchmark, capsys
             assert min(entry["milliseconds"], entry["per_second"], entry["bytes"], entry["launches"]) > 0
     assert content["ceilings"]["copy"] > 0
     assert {"quantize", "statistics", "gradient_codes"} < set(content["kernels"])
+    assert set(content["convolutions"][0]["microseconds"]) == {"bfloat16", "float32"}
     assert (tmp_path / "training_gpu.md").read_text(encoding="utf-8") == capsys.readouterr().out
 
 
@@ -81,9 +82,9 @@ def test_results_of_other_networks_are_kept_on_the_same_machine_alone(benchmark,
     training_gpu = benchmark("training_gpu")
     content = {"machine": {"cpu": "a"}, "bits": training_gpu.BITS, "networks": {"gpt": 1}}
     (tmp_path / "training_gpu.json").write_text(json.dumps(content))
-    assert training_gpu.known_results(tmp_path, {"cpu": "a"}) == {"gpt": 1}
-    assert training_gpu.known_results(tmp_path, {"cpu": "b"}) == {}
-    assert training_gpu.known_results(tmp_path / "none", {"cpu": "a"}) == {}
+    assert training_gpu.known_results(tmp_path, {"cpu": "a"}) == content
+    assert training_gpu.known_results(tmp_path, {"cpu": "b"})["networks"] == {}
+    assert training_gpu.known_results(tmp_path / "none", {"cpu": "a"})["networks"] == {}
 
 
 class Inline:

@@ -1,9 +1,9 @@
-"""Products of quantized values on a GPU: in bfloat16 where the result is float32, otherwise in TF32.
+"""Forward products of quantized values on a GPU, exact, and the gradient of a weight.
 
-Integers within ±255 are exact in both, and so are sums of their products up to 2^24, which are added in float32. Matrix
-products have bfloat16 inputs and a float32 result. The result of a cuDNN convolution has the type of its inputs, and
-bfloat16 would be rounded; so the forward convolution has float32 inputs, which its units read as TF32 unless torch is
-configured otherwise.
+Convolutions run on int8 tensor cores, see `kernels.triton.int8_convolution`. Matrix products have bfloat16 inputs and a
+float32 result: integers within ±255 are exact in bfloat16, and so are sums of their products up to 2^24, which are
+added in float32. Where there are no int8 tensor cores, and for depthwise convolutions, which no tensor core speeds up,
+torch's own convolutions compute in float32; what it may choose among is kept to those that multiply and add.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cpt_deploy.quantization.kernels import Kernels
-from cpt_deploy.quantization.kernels.layout import rows_of
+from cpt_deploy.quantization.training_step import int8_products
 
 
 def forward(
@@ -27,19 +27,29 @@ def forward(
         weight: Quantized values of the weight, int8.
         kernels: Backend.
     """
+    if isinstance(layer, nn.Conv2d):
+        return _convolution(layer, codes, zero_point, weight, kernels)
     with as_written(codes.device):
-        if not is_matrix_product(layer):
-            assert isinstance(layer, nn.Conv2d)
-            assert not isinstance(layer.padding, str)
-            x = kernels.centre(codes, zero_point, torch.float32)
-            options = (layer.stride, layer.padding, layer.dilation, layer.groups)
-            return torch.conv2d(x, weight.float(), None, *options).contiguous(memory_format=torch.channels_last)
-        x = rows_of(kernels.centre(codes, zero_point, torch.bfloat16))
-        sums = torch.mm(x, weight.flatten(1).to(torch.bfloat16).t(), out_dtype=torch.float32)
-    if codes.dim() != 4:
-        return sums.view(*codes.shape[:-1], -1)
-    batch, _, height, width = codes.shape
-    return sums.view(batch, height, width, -1).permute(0, 3, 1, 2)
+        x = kernels.centre(codes, zero_point, torch.bfloat16).flatten(0, -2)
+        sums = torch.mm(x, weight.to(torch.bfloat16).t(), out_dtype=torch.float32)
+    return sums.view(*codes.shape[:-1], -1)
+
+
+def _convolution(layer: nn.Conv2d, codes: Tensor, zero_point: Tensor, weight: Tensor, kernels: Kernels) -> Tensor:
+    assert not isinstance(layer.padding, str)
+    if int8_products.has_int8_tensor_cores(codes.device) and layer.weight.shape[1] > 1:
+        from cpt_deploy.quantization.kernels.triton import int8_convolution
+
+        if int8_convolution.is_summed_exactly(weight):
+            stride, padding, dilation = (
+                (int(values[0]), int(values[1])) for values in (layer.stride, layer.padding, layer.dilation)
+            )
+            geometry = int8_convolution.Geometry(stride, padding, dilation, layer.groups)
+            return int8_convolution.convolve(codes, zero_point, weight, geometry)
+    x = kernels.centre(codes, zero_point, torch.float32)
+    options = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    with as_written(codes.device), torch.backends.cudnn.flags(enabled=False):
+        return torch.conv2d(x, weight.float(), None, *options).contiguous(memory_format=torch.channels_last)
 
 
 def weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
@@ -47,14 +57,6 @@ def weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
     if gradient.dtype == torch.float32:
         return gradient.t() @ x
     return torch.mm(gradient.t(), x, out_dtype=torch.float32)
-
-
-def is_matrix_product(layer: nn.Conv2d | nn.Linear) -> bool:
-    """Return whether a layer is a matrix product on the channels of each position of its input."""
-    if isinstance(layer, nn.Linear):
-        return True
-    is_point = layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding == (0, 0)
-    return is_point and layer.groups == 1
 
 
 def as_written(device: torch.device) -> AbstractContextManager[object]:

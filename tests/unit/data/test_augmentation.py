@@ -1,3 +1,5 @@
+import pickle
+
 import pytest
 import torch
 from hypothesis import given
@@ -117,3 +119,19 @@ def test_users_own_augmentation(tmp_path, monkeypatch):
     image = pixels(1, 3, (4, 4))[0]
 
     assert torch.equal(one("own_augmentation:darker", by=2).one(image), image // 2)
+
+
+@pytest.mark.parametrize("name", sorted(augmentations.names()))
+def test_every_augmentation_reaches_a_process_that_is_not_a_copy_of_this_one(name):
+    """Where processes are spawned, or forked from a server as in Python 3.14, what they work with is pickled."""
+    (step,) = build_augmentations([(name, {})], (8, 8))
+    again = pickle.loads(pickle.dumps(step))
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    results = []
+    for augmentation in (step, again):
+        torch.manual_seed(0)
+        results.append(augmentation.one(images[0]))
+        if augmentation.batch is not None:
+            results.append(augmentation.batch(images, slice(0, 4), 4))
+    half = len(results) // 2
+    assert all(torch.equal(a, b) for a, b in zip(results[:half], results[half:], strict=True))

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare
 from cpt_deploy.quantization.kernels import Kernels
 from cpt_deploy.quantization.kernels.reference import TorchKernels
-from cpt_deploy.quantization.training_step import gpu_products
+from cpt_deploy.quantization.training_step import gpu_products, int8_products
 from cpt_deploy.quantization.training_step.execution_path import ExecutionPath
 from cpt_deploy.quantization.training_step.fused_operations import Engine
 
@@ -59,6 +59,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Lets Triton's kernels be used; the value is the names of those that would be launched."""
     names: list[str] = []
     monkeypatch.setattr(triton_backend, "launch", lambda kernel, *_, **__: names.append(kernel.__name__))
+    monkeypatch.setattr(int8_products, "has_int8_tensor_cores", lambda _: True)
     use(triton_backend.TritonKernels(), monkeypatch)
     return names
 

@@ -92,10 +92,9 @@ class TritonKernels:
     ) -> tuple[Tensor, Tensor]:
         b, codes = aligned(b, a), torch.empty_like(a)
         passed = a.new_empty((a.numel() + 7) // 8)
-        block = _BLOCK // 8
         launch(
-            elements.add_quantize_kernel, (triton.cdiv(len(passed), block),),
-            a, b, codes, passed, a.numel(), *qparams_each[0][:2], *qparams_each[1][:2], *clamp, *qparams, block=block,
+            elements.add_quantize_kernel, (triton.cdiv(a.numel(), _BLOCK),),
+            a, b, codes, passed, a.numel(), *qparams_each[0][:2], *qparams_each[1][:2], *clamp, *qparams, block=_BLOCK,
         )  # fmt: skip
         return codes, passed
 

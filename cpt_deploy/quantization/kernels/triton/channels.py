@@ -16,6 +16,7 @@ from cpt_deploy.quantization.kernels.triton.elements import (
     lesser,
     noise,
     not_numbers,
+    quotient,
     store_range,
 )
 
@@ -216,5 +217,5 @@ def gradient_codes_kernel(
     value = gradient_at(
         gradient, offsets, inside, columns, channels, x, factor, offset, p, q, r, low_bound, high_bound
     )  # fmt: skip
-    value = tl.floor(noise(offsets, tl.load(seed).to(tl.int32)) + tl.div_rn(value, tl.load(step)))
+    value = tl.floor(noise(offsets, tl.load(seed).to(tl.int32)) + quotient(value, tl.load(step)))
     tl.store(codes + offsets, value.to(codes.dtype.element_ty), mask=inside)

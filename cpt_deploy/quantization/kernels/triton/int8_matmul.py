@@ -171,12 +171,9 @@ CONFIGURATIONS = [
     triton.Config({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "GROUP": 8}, num_warps=warps, num_stages=stages)
     for m, n, k, warps, stages in (
         (128, 256, 128, 8, 3),
-        (256, 128, 128, 8, 3),
         (128, 128, 128, 8, 4),
         (128, 128, 64, 4, 4),
-        (128, 64, 128, 4, 4),
         (64, 128, 128, 4, 4),
-        (64, 64, 128, 4, 5),
     )
 ]
 tuned_product: Any = triton.autotune(CONFIGURATIONS, key=["height", "width", "depth", "UNSIGNED"])(product)

@@ -35,6 +35,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.backends.driver import DriverBase  # noqa: E402
 
 from cpt_deploy.quantization.kernels.triton import backend, channels, elements, parameters  # noqa: E402
+from tests.unit.quantization.kernels.conftest import interpreted_or_on_gpu  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TORCH = TorchKernels()
@@ -136,6 +137,31 @@ def every_launch(kernels: Kernels, shape: tuple[int, int, int, int]) -> None:
     kernels.gradient_codes(output, terms, scalar, count, torch.bfloat16)
     kernels.round_gradient(x, scalar, count)
     kernels.scale(x.bfloat16(), scalar, scalar)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (4, 16, 8, 8), (3, 5, 7, 9)])
+def test_every_launch_runs_on_a_gpu(triton_kernels, shape) -> None:
+    """What `.ci/race-check` looks at: all of these kernels, and none of another library."""
+    every_launch(triton_kernels, shape)
+    torch.cuda.synchronize()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_quotient_by_a_reciprocal_is_that_of_a_division() -> None:
+    """Codes of values between, at and beside the bounds where rounding changes, for many scales."""
+    kernels = interpreted_or_on_gpu()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        scale = torch.rand((), generator=generator) * 2.0 ** float(torch.randint(-20, 20, (), generator=generator))
+        bound = (torch.arange(-130, 130) + 0.5) * scale
+        beside = [torch.nextafter(bound, torch.tensor(end)) for end in (-float("inf"), float("inf"))]
+        x = torch.cat([bound, *beside, torch.randn(2000, generator=generator) * 100 * scale])
+        x = torch.cat([x, torch.tensor([float("inf"), -float("inf"), 1e38, -1e38, 1e-40, 0.0])])
+        grid = QuantizationParameters(scale, torch.tensor(117.0), torch.tensor(255.0))
+        assert torch.equal(kernels.quantize(x, grid), TORCH.quantize(x, grid))
 
 
 class NoCard(DriverBase):  # type: ignore[misc]
