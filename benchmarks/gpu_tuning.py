@@ -212,7 +212,7 @@ def main(words: list[str] | None = None) -> None:
         [
             "Kernels in µs, summed over the shapes, by warps/tile/parts/block (`python benchmarks/gpu_tuning.py`)",
             markdown_table(["kernel", *names], by_kernel),
-            "int8 convolutions in µs (images, inputs, outputs, kernel, stride, size), by rows/columns/depth/warps/stages",
+            "int8 convolutions in µs (images, inputs, outputs, kernel, stride, size), by m/n/k of a block/warps/stages",
             markdown_table(["layer", *heads], by_layer),
             machine_line(info),
         ]
