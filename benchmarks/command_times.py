@@ -1,7 +1,8 @@
 """Whole-process times of small commands, in alternation with `python -c "import torch"`.
 
-Run on a machine at rest: `python benchmarks/command_times.py --rounds 7`. A small run is trained once, in a temporary
-folder; `serve` counts until it answers /health/ready.
+Beside each stands the work itself: the same command's second time in one process, which has imported what it needs. The
+rest is start-up. Run on a machine at rest: `python benchmarks/command_times.py --rounds 7`. A small run is trained
+once, in a temporary folder; `serve` counts until it answers /health/ready.
 """
 
 import argparse
@@ -35,6 +36,24 @@ def cpt(*words: str) -> list[str]:
     return ["-m", "cpt_cli", *words]
 
 
+def work(words: tuple[str, ...]) -> float:
+    """Return the seconds of a command's second time in one process."""
+    line = [sys.executable, __file__, "--twice", *words]
+    done = subprocess.run(line, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return float(done.stdout.splitlines()[-1])
+
+
+def twice(words: list[str]) -> None:
+    """Run a command twice in this process and print the seconds of the second time; the body of a process."""
+    from cpt_cli.main import main as command
+
+    for number in range(2):
+        start = time.perf_counter()
+        if command([word.replace("{number}", str(number)) for word in words]):
+            raise SystemExit(f"Expected cpt {' '.join(words)} to succeed")
+    print(f"\n{time.perf_counter() - start}")
+
+
 def seconds_until_ready(bundle: Path) -> float:
     """Return the time until a server answers that it is ready; it is stopped afterwards."""
     with socket.socket() as free:
@@ -55,8 +74,8 @@ def seconds_until_ready(bundle: Path) -> float:
     raise RuntimeError(f"Expected a server that gets ready, but it ended with {server.returncode}")
 
 
-def measured(folder: Path) -> dict[str, Callable[[], float]]:
-    """Return the commands to time, after making the run and the bundle that they read."""
+def measured(folder: Path) -> tuple[dict[str, Callable[[], float]], dict[str, Callable[[], float]]]:
+    """Return the processes to time and the works, by command, after making the run and the bundle that they read."""
     run, image = folder / "quickstart" / "run", folder / "quickstart" / "digit.png"
     bundle = run / "bundle-8bit"
     seconds(cpt("quickstart", "--out", str(folder / "quickstart")))
@@ -77,8 +96,13 @@ def measured(folder: Path) -> dict[str, Callable[[], float]]:
         with tempfile.TemporaryDirectory() as empty:
             return seconds(cpt(*TRAIN, "--out", f"{empty}/run"))
 
-    timed["cpt train, one epoch of digits"] = trained
-    return timed
+    def trained_twice() -> float:
+        with tempfile.TemporaryDirectory() as empty:
+            return work((*TRAIN, "--out", f"{empty}/run{{number}}"))
+
+    training = "cpt train, one epoch of digits"
+    timed[training] = trained
+    return timed, {name: partial(work, words) for name, words in commands.items()} | {training: trained_twice}
 
 
 def main() -> None:
@@ -87,21 +111,31 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        timed = measured(Path(folder))
+        timed, works = measured(Path(folder))
         times: dict[str, list[float]] = {name: [] for name in timed}
+        worked: dict[str, list[float]] = {name: [] for name in works}
         for number in range(arguments.rounds):
-            for name, run in timed.items():
-                times[name].append(run())
-                print(f"round {number + 1}: {name} {times[name][-1]:.2f} s", file=sys.stderr)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    rows = [[name, f"{median:.2f} s", f"{median / medians[BASE]:.2f}"] for name, median in medians.items()]
+            for kind, runs, found in (("process", timed, times), ("work", works, worked)):
+                for name, run in runs.items():
+                    found[name].append(run())
+                    print(f"round {number + 1}: {name}, {kind} {found[name][-1]:.2f} s", file=sys.stderr)
+    medians, inside = ({n: statistics.median(v) for n, v in found.items()} for found in (times, worked))
+    rows = [
+        [name, f"{median:.2f} s", f"{median / medians[BASE]:.2f}"]
+        + ([f"{inside[name]:.2f} s", f"{(median - inside[name]) / medians[BASE]:.2f}"] if name in inside else ["", ""])
+        for name, median in medians.items()
+    ]
+    header = ["command", "time", "times `import torch`", "the work itself", "start-up, times `import torch`"]
     info = machine()
     table = (
-        f"Whole processes, medians of {arguments.rounds} rounds in alternation.\n\n"
-        f"{markdown_table(['command', 'time', 'times `import torch`'], rows)}\n\n{machine_line(info)}"
+        f"Whole processes, medians of {arguments.rounds} rounds in alternation; the work itself is the second time of "
+        f"the command in one process.\n\n{markdown_table(header, rows)}\n\n{machine_line(info)}"
     )
-    write_results("command_times", {"machine": info, "seconds": times}, table)
+    write_results("command_times", {"machine": info, "seconds": times, "work": worked}, table)
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--twice"]:
+        twice(sys.argv[2:])
+    else:
+        main()

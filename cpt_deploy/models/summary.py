@@ -11,6 +11,10 @@ from cpt_deploy.models.catalog import build_model
 from cpt_deploy.quantization.modes import in_evaluation
 
 
+_SMALL = 64 * 64
+"""Pixels up to which an image goes through a network sooner than its shapes go through the meta device."""
+
+
 @dataclass(frozen=True)
 class ModelSummary:
     """The size of a model.
@@ -34,16 +38,15 @@ def describe_model(
 ) -> ModelSummary:
     """Count a model's parameters and multiply-accumulates; the arguments are those of `build_model`.
 
-    Nothing is computed. No weights are allocated, except for a user's own factory, RegNets and timm.
-
     Raises:
         UsageError: As `build_model`.
     """
+    small = input_size[0] * input_size[1] <= _SMALL
     # RegNets, timm and maybe a user's factory compute widths and rates in tensors; the meta device has no values.
     reads_values = ":" in name or name.startswith(("torchvision/regnet_", "timm/"))
-    with torch.device("cpu" if reads_values else "meta"):
+    with torch.device("cpu" if small or reads_values else "meta"):
         model = build_model(name, num_classes=num_classes, in_channels=in_channels, input_size=input_size, **args)
-    return summarize(model.to("meta"), (in_channels, *input_size))
+    return summarize(model if small else model.to("meta"), (in_channels, *input_size))
 
 
 def summarize(model: nn.Module, input_shape: tuple[int, ...]) -> ModelSummary:
