@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def trained(tree: Path, recipe: str, steps: int, folder: Path) -> dict[str, Any]
         raise SystemExit(f"{tree}: {done.stderr}")
     with (folder / "metrics.csv").open(newline="") as file:
         rows = [(int(row["step"]), float(row["seconds"])) for row in csv.DictReader(file) if row["seconds"]]
-    times = [later - before for (_, before), (_, later) in zip(rows, rows[1:], strict=False)][WARMUP:]
+    times = [later - before for (_, before), (_, later) in pairwise(rows)][WARMUP:]
     return {
         "seconds": statistics.median(times),
         "perplexity": _perplexity(json.loads((folder / "report.json").read_text())),
