@@ -11,8 +11,8 @@ from cpt_deploy.signature import TensorSpec
 from cpt_serving.adapters.adapter import Adapter, Received
 from cpt_serving.adapters.description import example_inputs
 from cpt_serving.adapters.samples import Samples
+from cpt_serving.adapters.signature_model import refused_values
 from cpt_serving.adapters.trust import require_trust
-from cpt_serving.inference.errors import InvalidRequestError
 from cpt_serving.inference.memory import MemoryBudget
 from cpt_serving.inference.model import Outcome, Tensors
 from cpt_serving.oip.schemas import InferRequest
@@ -125,8 +125,7 @@ class FileAdapter(Adapter):
         try:
             return super()._outcome(inputs)
         except (Fail, RuntimeException) as error:
-            reason = str(error).rpartition("Status Message: ")[2].partition("\n")[0]
-            return InvalidRequestError(f"Expected values that the model takes, but onnxruntime got: {reason:.200}")
+            return refused_values(error)
 
 
 def _plain(values: Array) -> Any:

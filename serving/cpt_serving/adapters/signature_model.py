@@ -98,5 +98,11 @@ class SignatureModel(Model):
 
             if not isinstance(error, InvalidArgument):
                 raise
-            reason = str(error).rpartition("Status Message: ")[2].partition("\n")[0]
-            return InvalidRequestError(f"Expected values that the model takes, but onnxruntime got: {reason:.200}")
+            return refused_values(error)
+
+
+def refused_values(error: Exception) -> InvalidRequestError:
+    """Return the error for values that onnxruntime does not take, without the places in its source."""
+    reason = str(error).rpartition("Status Message: ")[2].partition("\n")[0]
+    said = reason.partition(" was false. ")[2] or reason
+    return InvalidRequestError(f"Expected values that the model takes, but onnxruntime got: {said:.200}")

@@ -74,6 +74,9 @@ def folder(tmp_path_factory):
     )
     value = numpy_helper.from_array(np.arange(3, dtype=np.float32))
     save(path / "constant.onnx", [helper.make_node("Constant", [], ["y"], value=value)], [], [("y", real, [3])])
+    shaped = [helper.make_node("Reshape", ["x", "s"], ["y"])]
+    given = [("x", real, ["N", 4]), ("s", TensorProto.INT64, [2])]
+    save(path / "shaped.onnx", shaped, given, [("y", real, ["A", "B"])])
     two = [helper.make_node("Add", ["x", "y"], ["z"])]
     save(path / "sizes.onnx", two, [("x", real, ["a"]), ("y", real, ["b"])], [("z", real, ["c"])])
     return path
@@ -134,6 +137,14 @@ def test_rows_that_depend_on_each_other_are_computed_by_themselves(client):
     got = server.infer("columns", [tensor(kind, "x", ROWS)]).as_numpy("y")
     np.testing.assert_allclose(got.sum(axis=0), 1, rtol=1e-5)
     np.testing.assert_allclose(server.infer("rows", [tensor(kind, "x", ROWS)]).as_numpy("y"), ROWS @ WEIGHTS, rtol=1e-5)
+
+
+def test_values_that_onnxruntime_refuses_are_said_without_its_source(client):
+    kind, server = client
+    x, shape = np.zeros((2, 4), np.float32), np.array([5, 2])
+    with pytest.raises(InferenceServerException, match="cannot be reshaped to the requested shape") as refused:
+        server.infer("shaped", [tensor(kind, "x", x), tensor(kind, "s", shape)])
+    assert "onnxruntime_src" not in str(refused.value)
 
 
 def test_sizes_that_do_not_fit_each_other_are_the_clients_mistake(client):
