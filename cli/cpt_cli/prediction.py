@@ -84,7 +84,7 @@ def local_predictor(path: Path, *, top_k: int, threads: int | None) -> Predictor
     def image(file: Path) -> Any:
         if isinstance(bundle.processor, TextProcessor):
             raise UsageError(
-                f"Expected --inputs with rows of {[spec.name for spec in bundle.signature.inputs]}, since "
+                f"Expected --inputs with rows of {[bundle.signature.inputs[0].name]}, since "
                 f"{bundle.name} reads text, but got {file}",
                 hint=f"cpt generate {readable.argument(path)} TEXT",
             )
