@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +15,9 @@ from typing import Generic, TypeVar
 from cpt_deploy.errors import UsageError
 
 T = TypeVar("T")
+
+_files: dict[str, Path] = {}
+"""The files that import paths named, by the names of their modules."""
 
 ONNX_FILE = "onnx:"
 """Before the path of an ONNX file that is named as a model."""
@@ -115,7 +118,11 @@ def import_object(path: str) -> object:
     try:
         found: object = getattr(module, attribute)
     except AttributeError as error:
-        raise UsageError(f"Expected module {module_name!r} to have {attribute!r}, but it has not") from error
+        own = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
+        raise UsageError(
+            f"Expected module {module_name!r} to have {attribute!r}, but it has not",
+            hint=nearest_names(attribute, own) if own else None,
+        ) from error
     return found
 
 
@@ -129,6 +136,17 @@ def located(name: str) -> str:
     """Return a name as it is read from other working directories: an import path of a file with its absolute path."""
     file = source_file(name)
     return name if file is None else f"{file}:{name.rpartition(':')[2]}"
+
+
+def imported_files() -> tuple[Path, ...]:
+    """Return the files that `import_object` has imported."""
+    return tuple(_files.values())
+
+
+def import_files(files: Iterable[Path]) -> None:
+    """Import files that another process imported, so that objects of their classes can be unpickled in this one."""
+    for file in files:
+        _module_in(file)
 
 
 def _module_in(file: Path) -> ModuleType:
@@ -145,4 +163,5 @@ def _module_in(file: Path) -> ModuleType:
     except BaseException:
         del sys.modules[name]
         raise
+    _files[name] = file
     return sys.modules[name]

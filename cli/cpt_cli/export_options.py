@@ -72,7 +72,10 @@ def check_origin(
             needed, got = ("--from", "a run") if source is None else ("a run", "--from")
             raise UsageError(f"Expected {option} with {needed} only, but got it with {got}")
     if source is not None and only_from["--data"] is None:
-        raise UsageError("Expected --data with --from, to calibrate on, but got none", hint="cpt datasets lists names")
+        raise UsageError(
+            "Expected --data with --from, to calibrate on, but got none",
+            hint="a folder of images by class, an .npz file with an array for each input, or a name of cpt datasets",
+        )
 
 
 def parsed_pixels(kind: str | None, layout: str | None, order: str | None) -> "PixelFormat | None":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cpt_cli.output import out
+from cpt_deploy import readable
 from cpt_deploy.errors import DataError, ImageError, UsageError
 from cpt_deploy.image_files import SUFFIXES, images_below
 
@@ -61,7 +62,7 @@ def local_predictor(path: Path, *, top_k: int, threads: int | None) -> Predictor
     """
     import orjson
 
-    from cpt_deploy.bundle import Bundle
+    from cpt_deploy.bundle import Bundle, TextProcessor
     from cpt_serving.adapters import adapter_of
     from cpt_serving.inference.memory import MemoryBudget
     from cpt_serving.inference.threads import Work
@@ -80,12 +81,18 @@ def local_predictor(path: Path, *, top_k: int, threads: int | None) -> Predictor
             raise outcome
         return list(adapter.predictions(outcome, top_k))
 
-    def image(path: Path) -> Any:
+    def image(file: Path) -> Any:
+        if isinstance(bundle.processor, TextProcessor):
+            raise UsageError(
+                f"Expected --inputs with rows of {[bundle.signature.inputs[0].name]}, since "
+                f"{bundle.name} reads text, but got {file}",
+                hint=f"cpt generate {readable.argument(path)} TEXT",
+            )
         try:
-            return predict([EncodedImage(str(path), _content(path))])[0]
+            return predict([EncodedImage(str(file), _content(file))])[0]
         except RequestError as error:
             refused = UsageError if error.status == 415 else ImageError
-            raise refused(f"{path}: {error.message}") from error
+            raise refused(f"{file}: {error.message}") from error
 
     def rows(body: Body) -> list[Any]:
         try:

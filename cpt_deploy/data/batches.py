@@ -5,6 +5,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from cpt_deploy.data.augmentation import Augmentation
 from cpt_deploy.data.fitted import FittedImages
 from cpt_deploy.data.images import Pixels
 from cpt_deploy.errors import CptError, UsageError
+from cpt_deploy.registry import import_files, imported_files
 
 Batch = tuple[Tensor, Tensor]
 """Inputs, float32 (N, C, H, W), and labels, int64 (N,)."""
@@ -47,6 +49,10 @@ WHOLE = Share()
 class Batches(Dataset[Any]):
     """Batches by number. Errors are returned, not raised: a worker would wrap them in a printed traceback."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Images and augmentations may be of classes in the user's files, which have to be imported before these.
+        return _unpickled, (type(self), imported_files()), self.__dict__
+
     def __getitem__(self, index: int) -> Batch | CptError:
         try:
             return self.load(index)
@@ -60,6 +66,12 @@ class Batches(Dataset[Any]):
             DataError: If an image cannot be read; the message names it.
         """
         raise IndexError(index)
+
+
+def _unpickled(kind: type[Batches], files: tuple[Path, ...]) -> Batches:
+    """Return batches that are about to get their attributes."""
+    import_files(files)
+    return kind.__new__(kind)
 
 
 class EvaluationBatches(Batches):

@@ -1,20 +1,18 @@
 """Images at the size and with the channels of the model's input; decoded images are cached in memory."""
 
-import mmap
-
 import numpy as np
 import numpy.typing as npt
 
 from cpt_deploy.bundle import Preprocessing
 from cpt_deploy.data.images import ArrayImages, ImageSet, Pixels
+from cpt_deploy.data.shared import SharedArray
 
 
 class FittedImages:
     """Images as `Preprocessing.fit` returns them, uint8 (N, H, W, C).
 
     Arrays that already have that size are only indexed. Other images are decoded and scaled once and then kept, if all
-    of them fit the budget. The memory is shared with loading processes that are forked later, and allocated as it
-    fills.
+    of them fit the budget. The memory is shared with loading processes, and allocated as it fills.
 
     Args:
         source: The images.
@@ -24,13 +22,12 @@ class FittedImages:
 
     def __init__(self, source: ImageSet, preprocessing: Preprocessing, budget: int = 0) -> None:
         self.source, self.preprocessing = source, preprocessing
-        self._kept: Pixels | None = None
-        self._filled: Pixels | None = None
+        self._kept: SharedArray | None = None
+        self._filled: SharedArray | None = None
         needed = self.bytes_kept
         if needed and needed + len(source) <= budget:
             shape = (len(source), *preprocessing.size, preprocessing.channels)
-            self._kept = np.frombuffer(mmap.mmap(-1, needed), np.uint8).reshape(shape)
-            self._filled = np.frombuffer(mmap.mmap(-1, len(source)), np.uint8)
+            self._kept, self._filled = SharedArray(shape), SharedArray((len(source),))
 
     @property
     def bytes_kept(self) -> int:
@@ -64,8 +61,10 @@ class FittedImages:
             return pixels if images.channels == 3 else np.repeat(pixels[..., None], self.preprocessing.channels, -1)
         if self._kept is None or self._filled is None:
             return np.stack([self.preprocessing.fit(images.image(int(index))) for index in chosen])
-        for index in chosen[self._filled[chosen] == 0]:
+        kept, filled = self._kept.values, self._filled.values
+        for index in chosen[filled[chosen] == 0]:
             # Two processes may decode the same image at once: they write the same bytes, and set the mark after them.
-            self._kept[index] = self.preprocessing.fit(images.image(int(index)))
-            self._filled[index] = 1
-        return self._kept[chosen]
+            kept[index] = self.preprocessing.fit(images.image(int(index)))
+            filled[index] = 1
+        picked: Pixels = kept[chosen]
+        return picked

@@ -151,7 +151,8 @@ class CallableImages(ImageSet):
     """Images that a function returns, for the user's own data sets.
 
     Args:
-        load: A function from an index to an image, as `ImageSet.image` returns it.
+        load: A function from an index to an image, as `ImageSet.image` returns it. Loading processes that are not
+            forked get it pickled.
     """
 
     load: Callable[[int], Pixels | Image.Image]
@@ -184,5 +185,16 @@ def limited(images: ImageSet, limit: int | None) -> ImageSet:
     if isinstance(images, FileImages):
         return replace(images, labels=images.labels[chosen], paths=tuple(images.paths[index] for index in chosen))
     return CallableImages(
-        images.name, images.split, images.classes, images.labels[chosen], lambda index: images.image(int(chosen[index]))
+        images.name, images.split, images.classes, images.labels[chosen], _ChosenImages(images, chosen)
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _ChosenImages:
+    """Images of a set by their place among the chosen ones."""
+
+    images: ImageSet
+    chosen: npt.NDArray[np.int64]
+
+    def __call__(self, index: int) -> Pixels | Image.Image:
+        return self.images.image(int(self.chosen[index]))

@@ -5,7 +5,10 @@ the same batches as an uninterrupted one, with any number of worker processes, a
 """
 
 import signal
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from pickle import PicklingError
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -15,7 +18,7 @@ from cpt_deploy.data.augmentation import Augmentation
 from cpt_deploy.data.batches import WHOLE, Batch, Batches, EvaluationBatches, Share, TrainingBatches
 from cpt_deploy.data.fitted import FittedImages
 from cpt_deploy.data.images import ImageSet
-from cpt_deploy.errors import CptError
+from cpt_deploy.errors import CptError, UsageError
 
 
 def batches_per_epoch(images: int, batch_size: int) -> int:
@@ -135,10 +138,26 @@ def _load(batches: Batches, numbers: Iterable[int], workers: int, *, pin_memory:
         worker_init_fn=_leave_signals_to_the_main_process,
         pin_memory=pin_memory,
     )
-    for item in loader:
+    for item in _started(loader):
         if isinstance(item, CptError):
             raise item
         yield item
+
+
+def _started(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Return the batches of a loader, whose processes are started now."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Got pickle error")
+            return iter(loader)
+    # What pickle raises depends on the object, and on Python's version.
+    except (PicklingError, AttributeError, TypeError) as error:
+        if loader.num_workers == 0:
+            raise
+        raise UsageError(
+            f"Expected data that processes which load it can be given, but got: {error}",
+            hint="define its functions and classes at the top level of a file, or use no processes: data.workers=0",
+        ) from error
 
 
 def _leave_signals_to_the_main_process(_: int) -> None:

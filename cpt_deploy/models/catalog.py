@@ -114,7 +114,10 @@ def _call(name: str, factory: ModelFactory, shape: dict[str, Any], args: dict[st
     try:
         signature.bind(**settings)
     except TypeError as error:
-        raise UsageError(f"Expected arguments that model {name} takes, but got {settings}: {error}") from error
+        raise UsageError(
+            f"Expected arguments that model {name} takes, but got {settings}: {error}",
+            hint=f"{', '.join(shape)} are given to models with such parameters, others as model.args.NAME=VALUE",
+        ) from error
     return factory(**settings)
 
 

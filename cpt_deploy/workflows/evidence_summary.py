@@ -16,13 +16,17 @@ if TYPE_CHECKING:
 def summarize(report: "ValidationReport") -> ValidationSummary:
     """Return measurements, differences of outputs to onnxruntime, and skipped measurements."""
     answers = any(pair.other_answers is not None for pair in report.comparisons)
+    intervals = any(entry.interval is not None for entry in report.runtimes)
     data = report.dataset
     table = Table(
         (
-            "runtime", report.metric.title, "95 % interval", *(["other answers"] if answers else []),
-            "worst output difference",
+            "runtime", report.metric.title, *(["95 % interval"] if intervals else []),
+            *(["other answers"] if answers else []), "worst output difference",
         ),
-        tuple((report.title(entry.name), *_cells(entry.name, report, answers=answers)) for entry in report.runtimes),
+        tuple(
+            (report.title(entry.name), *_cells(entry.name, report, answers=answers, intervals=intervals))
+            for entry in report.runtimes
+        ),
         f"{report.bundle} on {data.samples:,} {data.unit} of {data.name} ({data.split})",
     )  # fmt: skip
     return ValidationSummary(table, _facts(report), notes=tuple(report.notes))
@@ -98,7 +102,8 @@ def _output_lines(report: "ValidationReport") -> dict[str, str]:
         )
     if trained is not None:
         lines[f"{report.reference}, executor"] = (
-            f"{trained.differing:,} of {trained.values:,} output values differ, by {trained.worst} steps at most"
+            f"{trained.differing:,} of {trained.values:,} output values differ, "
+            f"by {readable.counted(trained.worst, 'step')} at most"
         )
     return lines
 
@@ -128,10 +133,10 @@ def _float_lines(floats: "FloatFacts") -> dict[str, str]:
     return lines
 
 
-def _cells(name: str, report: "ValidationReport", *, answers: bool) -> tuple[str, ...]:
+def _cells(name: str, report: "ValidationReport", *, answers: bool, intervals: bool) -> tuple[str, ...]:
     runtime, text = report.runtime(name), report.metric.text
     interval = "" if runtime.interval is None else " to ".join(text(bound) for bound in runtime.interval)
     pair = next((pair for pair in report.comparisons if (pair.first, pair.second) == (name, "onnxruntime")), None)
     worst = pair.worst_difference if pair else None
     others = [] if not answers else ["" if pair is None or pair.other_answers is None else str(pair.other_answers)]
-    return (text(runtime.value), interval, *others, "" if worst is None else f"{worst:.3g}")
+    return (text(runtime.value), *([interval] if intervals else []), *others, "" if worst is None else f"{worst:.3g}")

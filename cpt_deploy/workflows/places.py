@@ -10,6 +10,8 @@ from cpt_deploy.workflows.origins import find_run
 
 RUNS = Path("runs")
 """Folder of the runs that are given no other place."""
+RECIPE_FILE = "recipe.yaml"
+"""The file that makes a directory a run."""
 
 
 def run_at(given: Path) -> Path:
@@ -42,7 +44,7 @@ def bundle_at(given: Path) -> Path:
     path = _existing(given)
     if path.suffix == ".onnx" and not path.exists():
         raise BundleError(f"Expected an ONNX file at {readable.path(path)}, but there is nothing")
-    if not (path / "recipe.yaml").is_file():
+    if not (path / RECIPE_FILE).is_file():
         return path
     found = sorted(entry for entry in path.iterdir() if (entry / SUMS_FILE).is_file())
     if not found:
@@ -58,4 +60,13 @@ def bundle_at(given: Path) -> Path:
 
 def _existing(given: Path) -> Path:
     below = RUNS / given
-    return below if not given.exists() and below.is_dir() else given
+    if given.exists():
+        # A run is often named like the folder of images that it was trained on.
+        return below if (below / RECIPE_FILE).is_file() and given.is_dir() and not _has_models(given) else given
+    return below if below.is_dir() else given
+
+
+def _has_models(folder: Path) -> bool:
+    """Return whether a folder is a run or a bundle, or has models to serve."""
+    patterns = (RECIPE_FILE, SUMS_FILE, "*.onnx", f"*/[0-9]*/{SUMS_FILE}")
+    return any(next(folder.glob(pattern), None) is not None for pattern in patterns)

@@ -132,6 +132,7 @@ def test_mistakes_are_one_line(cpt, bundle, run, server):
 
     tokenizer = run / "tokenizer.json"
     assert "rows of ['input_ids']" in error("predict", bundle, tokenizer, code=2)
+    assert "reads text, but got the" in error("predict", bundle, "the", code=2)
     assert "at most 1024" in error("generate", "--url", server, "the", "--max-tokens", 5000, code=2)
     content = tokenizer.read_text()
     tokenizer.write_text(content.replace('"market"', '"Market"'))

@@ -32,8 +32,8 @@ def unsafe(tree):
         if isinstance(node, ast.Import):
             names = {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            # The error that torch's safe loader raises is no loader.
-            harmless = {alias.name for alias in node.names} == {"UnpicklingError"}
+            # The errors that torch's safe loader and the start of a process raise are no loaders.
+            harmless = {alias.name for alias in node.names} <= {"PicklingError", "UnpicklingError"}
             names = set() if harmless else {(node.module or "").partition(".")[0]}
         else:
             names = set()

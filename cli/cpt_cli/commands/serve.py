@@ -210,7 +210,8 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
                 "keys": "none: everyone who can reach the address can use the server"
                 if settings.api_keys is None
                 else readable.path(settings.api_keys),
-                "in parallel": f"{settings.inferences_at_once} inferences of {settings.threads} threads each",
+                "in parallel": f"{readable.counted(settings.inferences_at_once, 'inference')} of "
+                f"{readable.counted(settings.threads, 'thread')} each",
             },
         )
         if out.quiet:

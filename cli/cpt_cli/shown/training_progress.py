@@ -138,7 +138,7 @@ def show_plan(plan: "TrainPlan", *, doubts: bool = True) -> None:
             "steps": f"{plan.total_steps:,} ({length} of batches of {recipe.train.batch_size})",
             "precision": _describe_precision(plan),
             "cost": _describe_cost(plan),
-            "device": plan.device if plan.processes == 1 else f"{plan.processes} processes, first on {plan.device}",
+            "device": _describe_device(plan),
             "seed": recipe.seed,
             "run": readable.path(plan.run_dir),
         },
@@ -152,6 +152,14 @@ def show_plan(plan: "TrainPlan", *, doubts: bool = True) -> None:
             f"the published weights of {recipe.model.name} read images of another normalisation; if they are "
             f"what {readable.path(Path(plan.pretrained.file))} holds: data.input.mean={mean} data.input.std={std}"
         )
+
+
+def _describe_device(plan: "TrainPlan") -> str:
+    from cpt_deploy.quantization.kernels import active
+
+    device = plan.device if plan.processes == 1 else f"{plan.processes} processes, first on {plan.device}"
+    reason = active(plan.device.partition(":")[0]).reason
+    return f"{device}, without compiled kernels, which are faster: {reason}" if reason else device
 
 
 def describe_left_out(counts: Mapping[str, int]) -> str:

@@ -1,7 +1,7 @@
 """Load the user's own data sets, given by import path `module:factory`."""
 
 import inspect
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def load_custom(path: str, split: Split, root: Path | None) -> ImageSet:
     if not (hasattr(made, "__len__") and hasattr(made, "__getitem__")):
         raise UsageError(f"Expected {path!r} to give a data set, but got {type(made).__name__}", hint=_WANTED)
     labels = _labels(made)
-    return CallableImages(path, split, _class_names(made, labels), labels, _item_reader(made, path))
+    return CallableImages(path, split, _class_names(made, labels), labels, _ItemReader(made, path))
 
 
 def _labels(dataset: Any) -> npt.NDArray[np.int64]:
@@ -60,9 +60,15 @@ def _class_names(holder: Any, labels: npt.NDArray[np.int64]) -> tuple[str, ...]:
     return tuple(str(label) for label in range(int(labels.max(initial=-1)) + 1))
 
 
-def _item_reader(dataset: Any, path: str) -> Callable[[int], Pixels | Image.Image]:
-    def read(index: int) -> Pixels | Image.Image:
-        image = dataset[index][0]
+@dataclass(frozen=True, eq=False)
+class _ItemReader:
+    """Reads the images of a user's data set."""
+
+    dataset: Any
+    path: str
+
+    def __call__(self, index: int) -> Pixels | Image.Image:
+        image = self.dataset[index][0]
         if isinstance(image, torch.Tensor):  # (C, H, W), as torchvision's transforms return
             image = image.permute(1, 2, 0).numpy() if image.ndim == 3 else image.numpy()
         if isinstance(image, Image.Image):
@@ -70,9 +76,7 @@ def _item_reader(dataset: Any, path: str) -> Callable[[int], Pixels | Image.Imag
         pixels = np.asarray(image)
         if pixels.dtype != np.uint8:
             raise UsageError(
-                f"Expected images of {path!r} to be Pillow images or uint8, but got {pixels.dtype}",
+                f"Expected images of {self.path!r} to be Pillow images or uint8, but got {pixels.dtype}",
                 hint="leave scaling and normalisation to the recipe (data.input), so that the bundle includes them",
             )
         return pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
-
-    return read

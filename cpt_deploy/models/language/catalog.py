@@ -46,8 +46,10 @@ def build_language_model(name: str, vocabulary: int, **args: Any) -> nn.Module:
     elif name in language_models:
         factory = language_models.get(name)
     else:
-        hint = nearest_names(name, language_model_names())
-        raise UsageError(f"Expected a known language model, but got {name!r}", hint=hint)
+        raise UsageError(
+            f"Expected a known language model, since the data is text, but got {name!r}",
+            hint=f"model.name=…; {nearest_names(name, language_model_names())}",
+        )
     try:
         inspect.signature(factory).bind(vocabulary, **args)
     except TypeError as error:

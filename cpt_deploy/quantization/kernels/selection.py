@@ -120,7 +120,7 @@ def load_native(level: str | None = None) -> NativeKernels | str:
 def _load(level: str) -> ctypes.CDLL | str:
     path = object_path(level)
     if not path.is_file():
-        return "they were not compiled at installation"
+        return f"they were not compiled at installation; with a C compiler: python {FOLDER / 'compile.py'}"
     try:
         library = ctypes.CDLL(str(path))
         library.cpt_sources.restype = ctypes.c_char_p

@@ -44,18 +44,20 @@ def metric_section(report: Report) -> str:
     metric, unit = Metric.from_dict(report["metric"]), report["dataset"]["unit"]
     answers = any(pair["other_answers"] is not None for pair in report["comparisons"])
     tested = any("p_value" in pair for pair in report["comparisons"])
+    intervals = [_interval(metric, runtime) for runtime in report["runtimes"]]
     columns = [
-        Column("runtime", number=False), Column(metric.title), Column("95 % interval"),
+        Column("runtime", number=False), Column(metric.title), *([Column("95 % interval")] if any(intervals) else []),
         *([Column("answers unlike served")] if answers else []), Column("largest output difference"),
         *([Column("McNemar p")] if tested else []),
     ]  # fmt: skip
     rows = []
-    for runtime in report["runtimes"]:
+    for runtime, interval in zip(report["runtimes"], intervals, strict=True):
         pair = _pair(report, runtime["name"]) or {}
         worst, others, p_value = (pair.get(key) for key in ("worst_difference", "other_answers", "p_value"))
         rows.append(
             (
-                runtime_name(report, runtime["name"]), metric.text(runtime[metric.name]), _interval(metric, runtime),
+                runtime_name(report, runtime["name"]), metric.text(runtime[metric.name]),
+                *([interval] if any(intervals) else []),
                 *(["" if others is None else others] if answers else []), "" if worst is None else f"{worst:.3g}",
                 *(["" if p_value is None else f"{p_value:.3g}"] if tested else []),
             )

@@ -53,10 +53,11 @@ def _of_precision(task: "TrainingTask", objects: "RunObjects") -> Iterator[str]:
     ]
     for key, schedule in settings:
         if isinstance(schedule, CyclicSchedule) and total < STEPS_PER_CYCLE * schedule.cycles:
+            fewer = "" if schedule.cycles == 1 else f", or {key}={max(total // 10, 1)}"
             yield (
                 f"{readable.counted(schedule.cycles, 'cycle')} in {readable.counted(total, 'step')} leave "
-                f"{readable.figure(total / schedule.cycles)} to a cycle, fewer than {STEPS_PER_CYCLE}: train longer, "
-                f"or {key}={max(total // 10, 1)}"
+                f"{readable.figure(total / schedule.cycles)} to a cycle, fewer than {STEPS_PER_CYCLE}: "
+                f"train longer{fewer}"
             )
     if precision.schedule != "static" and not any(
         layer.role not in ("fixed", "float") for layer in objects.meter.layers

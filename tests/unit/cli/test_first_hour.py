@@ -112,6 +112,18 @@ def test_commands_take_a_run_its_name_or_its_bundle(place, monkeypatch, given, c
     assert found.resolve() == expected.resolve()
 
 
+@pytest.mark.parametrize("held", ["cat/1.png", "bundle.onnx", "mine/1/SHA256SUMS"])
+def test_a_run_may_be_named_like_its_images(place, tmp_path, monkeypatch, held):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").symlink_to(place / "runs")
+    (tmp_path / "mine" / held).parent.mkdir(parents=True)
+    (tmp_path / "mine" / held).touch()
+
+    is_data = held == "cat/1.png"
+    assert run_at(type(place)("mine")) == type(place)("runs/mine" if is_data else "mine")
+    assert bundle_at(type(place)("mine")) == type(place)("runs/mine/bundle-8bit" if is_data else "mine")
+
+
 def test_a_run_with_several_bundles_names_them(run, place, tmp_path):
     (tmp_path / "two").mkdir()
     for name in ("recipe.yaml", "bundle-8bit/SHA256SUMS", "bundle-4bit/SHA256SUMS"):
@@ -226,6 +238,10 @@ DOUBTS = {
     "cycles": (["precision.cycles=10"], "fewer than 3: train longer, or precision.cycles=1"),
     "batch": (["train.batch_size=17", "precision.cycles=1"], "leaves out 29 % of the training set"),
     "large batch": (["train.batch_size=25", "precision.cycles=1"], "more than the 24 training samples"),
+    "one cycle": (
+        ["precision.cycles=1", "train.steps=2"],
+        "1 cycle in 2 steps leave 2 to a cycle, fewer than 3: train longer",
+    ),
     "warm-up": (["lr.warmup_steps=12", "precision.cycles=1"], "warm-up of 12 steps is as long as the run"),
     "all fixed": (["precision.cycles=1", "precision.include=['0.0.0', '3']"], "no layer has scheduled precision"),
 }

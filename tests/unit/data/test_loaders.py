@@ -23,6 +23,8 @@ from cpt_deploy.data import (
     train_loader,
     training_stream,
 )
+from cpt_deploy.data.images import limited
+from cpt_deploy.data.sources.custom import load_custom
 from cpt_deploy.errors import DataError, UsageError
 
 CROP_AND_FLIP = [("random_crop", {"padding": 2}), ("hflip", {})]
@@ -274,3 +276,60 @@ def test_nothing_is_kept_beyond_the_budget_or_without_decoding(photos, array_ima
     assert FittedImages(photos, PHOTO, budget=needed).is_kept
     assert not FittedImages(photos, PHOTO, budget=needed - 1).is_kept
     assert not FittedImages(array_images(), GRAY, budget=10**9).is_kept
+
+
+@pytest.fixture
+def spawned():
+    """Loading processes are started afresh, as by default on Python 3.14 and on macOS."""
+    method = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)
+    yield
+    multiprocessing.set_start_method(method, force=True)
+
+
+OWN_DATA = """
+import numpy as np
+
+class Squares:
+    classes = ("dark", "light")
+
+    def __init__(self, split):
+        self.labels = np.arange(6) % 2
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return np.full((8, 8), 40 * index, np.uint8), self.labels[index]
+
+class Hidden(Squares):
+    def __init__(self, split):
+        super().__init__(split)
+        self.change = lambda image: image
+"""
+
+
+def test_processes_that_are_not_forked_load_data_of_a_users_file(tmp_path, spawned):
+    (tmp_path / "own_data.py").write_text(OWN_DATA)
+    images = limited(load_custom(f"{tmp_path}/own_data.py:Squares", "train", None), 4)
+
+    assert same(batches(images, augment=[], batch_size=2, workers=1), batches(images, augment=[], batch_size=2))
+
+
+def test_data_that_cannot_be_pickled_is_named(tmp_path, spawned):
+    (tmp_path / "own_data.py").write_text(OWN_DATA)
+    images = load_custom(f"{tmp_path}/own_data.py:Hidden", "train", None)
+
+    with pytest.raises(UsageError, match=r"processes which load it .*<lambda>") as caught:
+        batches(images, augment=[], batch_size=2, workers=1)
+    assert "data.workers=0" in (caught.value.hint or "")
+
+
+def test_processes_that_are_not_forked_share_kept_images(photos, spawned):
+    kept = FittedImages(photos, PHOTO, budget=10**6)
+    expected = batches(photos, PHOTO, [], batch_size=3)
+
+    assert same(batches(kept, PHOTO, [], batch_size=3, workers=1), expected)
+    for path in photos.paths:
+        path.unlink()
+    assert same(batches(kept, PHOTO, [], batch_size=3), expected)

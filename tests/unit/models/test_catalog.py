@@ -184,3 +184,14 @@ def test_arguments_reach_a_users_factory(user_module):
 def test_a_factory_that_gives_no_such_model_is_refused(user_module, attribute, message):
     with pytest.raises(UsageError, match=message):
         build_model(f"{user_module}:{attribute}", num_classes=10, in_channels=1, input_size=(8, 8))
+
+
+def test_what_a_users_factory_is_given_is_said(user_module):
+    with pytest.raises(UsageError) as wrong:
+        build_model(f"{user_module}:Net", num_classes=10, in_channels=1, input_size=(8, 8), width=3)
+    assert wrong.value.hint == (
+        "num_classes, in_channels, input_size are given to models with such parameters, others as model.args.NAME=VALUE"
+    )
+    with pytest.raises(UsageError) as missing:
+        build_model(f"{user_module}:net", num_classes=10, in_channels=1, input_size=(8, 8))
+    assert missing.value.hint == "did you mean Net?"

@@ -85,7 +85,7 @@ def test_a_transformer_reads_bytes(language, tmp_path):
 def test_what_does_not_fit_is_one_line(language, tmp_path):
     with pytest.raises(UsageError, match="at most 12 tokens, the model's context"):
         plan_run(language(*TRANSFORMER, "data.text.context=1"), tmp_path)
-    with pytest.raises(UsageError, match="known language model, but got 'tiny'"):
+    with pytest.raises(UsageError, match="known language model, since the data is text, but got 'tiny'"):
         plan_run(language("model.name=tiny", "model.args={}"), tmp_path)
     with pytest.raises(UsageError, match="label_smoothing"):
         plan_run(language("train.label_smoothing=0.1"), tmp_path)
