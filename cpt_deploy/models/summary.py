@@ -10,7 +10,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from cpt_deploy.models.catalog import build_model
 from cpt_deploy.quantization.modes import in_evaluation
 
-
 _SMALL = 64 * 64
 """Pixels up to which an image goes through a network sooner than its shapes go through the meta device."""
 

@@ -67,6 +67,7 @@ def parsed(source: Path | bytes) -> onnx.ModelProto:
     try:
         model = onnx.load_model_from_string(source) if isinstance(source, bytes) else _with_data(source)
         ok = bool(model.ir_version and model.opset_import)
+        _check_names(model.graph)
     except DataError:
         raise
     except Exception as error:  # protobuf's DecodeError, or any error of missing external data
@@ -75,6 +76,24 @@ def parsed(source: Path | bytes) -> onnx.ModelProto:
     if not ok:
         raise DataError(f"Expected an ONNX model in {where}, but it states no version of its operators")
     return model
+
+
+def _check_names(graph: onnx.GraphProto) -> None:
+    """Raise if a name is no UTF-8: protobuf hands it out as bytes.
+
+    Raises:
+        ValueError: With the name.
+    """
+    names = [value.name for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer)]
+    for node in graph.node:
+        names += [node.name, node.op_type, node.domain, *node.input, *node.output]
+        for attribute in node.attribute:
+            names.append(attribute.name)
+            for inner in (attribute.g, *attribute.graphs):
+                _check_names(inner)
+    bad = next((name for name in names if not isinstance(name, str)), None)
+    if bad is not None:
+        raise ValueError(f"the name {bad!r} is no UTF-8")
 
 
 def _with_data(path: Path) -> onnx.ModelProto:

@@ -104,7 +104,9 @@ def float_part(
                 continue
             if name in name_of and is_standard(node, "Shape", "Size"):
                 names[name] = name + _OF_CODES
-                inputs[names[name]] = helper.make_tensor_value_info(names[name], kind, None)
+                # With its rank: onnxruntime computes sizes of shapes while it loads, and takes an unknown one for none.
+                inputs[names[name]] = onnx.ValueInfoProto(name=names[name], type=value_of(name).type)
+                inputs[names[name]].type.tensor_type.elem_type = kind
                 codes.append(name)
             else:
                 inputs[name] = value_of(name)

@@ -48,6 +48,12 @@ def test_damaged_files_give_an_error_or_the_same_function() -> None:
     assert read > 20
 
 
+def test_names_that_are_no_text_are_refused() -> None:
+    file = network().file("conv0").replace(b"conv0", b"con\xcc0")
+    with pytest.raises(DataError, match=r"damaged or of another kind: .* is no UTF-8"):
+        read_onnx(file)
+
+
 def test_a_truncated_file_is_refused() -> None:
     file = network().file("conv0")
     for length in range(0, len(file) - 1, 97):
