@@ -20,7 +20,7 @@ from typing import Any
 
 from measuring import RESULTS, machine, machine_line, markdown_table, write_results
 
-COMMON = ["train.calibration_batches=4", "train.device=cpu", "seed=0"]
+COMMON = ["train.calibration_batches=4", "train.eval_batch_size=100", "train.device=cpu", "seed=0"]
 RECIPES = {
     "ptb-lstm": ["model.args.embedding=200", "model.args.hidden=200", "model.args.dropout=0.0"],
     "tinyshakespeare-transformer": [],

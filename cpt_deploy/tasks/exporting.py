@@ -55,6 +55,11 @@ class ExportOptions:
         )
 
 
+def folder_name(weights: str, activations: int, max_bits: int) -> str:
+    """Return the name of a bundle's folder; activations at max_bits are not mentioned."""
+    return f"bundle-{weights}" + ("" if activations == max_bits else f"-act{activations}")
+
+
 @dataclass(frozen=True)
 class BitAllocation:
     """Bits of an export.

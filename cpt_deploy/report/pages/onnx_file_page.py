@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cpt_deploy.report.pages.html import Column, escape, facts, page, table
-from cpt_deploy.report.pages.output_section import output_section, outputs_table
+from cpt_deploy.report.pages.output_section import output_section, outputs_table, percent
 
 Report = Mapping[str, Any]
 
@@ -47,8 +47,12 @@ def _glance(report: Report) -> str:
     changed, values = (sum(entry[key] for entry in report["unoptimized"]) for key in ("mismatches", "values"))
     figures = [
         ("differing integers", f"{served['mismatching']:,}", f"of {served['compared']:,}"),
-        ("on integers", _percent(inspection["integer_share"]), "of the multiply-accumulates"),
-        ("change in other runtimes", _percent(changed / values if values else None), f"of {values:,} integers"),
+        ("on integers", percent(inspection["integer_share"], "unknown"), "of the multiply-accumulates"),
+        (
+            "change in other runtimes",
+            percent(changed / values if values else None, "unknown"),
+            f"of {values:,} integers",
+        ),
     ]
     default = report["default_kernels"]
     if default is not None:
@@ -58,7 +62,7 @@ def _glance(report: Report) -> str:
         figures.append(("speed", f"{latency['speedup']:.2f}x", f"of float, {latency['milliseconds']:.3g} ms"))
     for title, key in (("accuracy", "accuracy"), ("accuracy of the float model", "source_accuracy")):
         if report[key] is not None:
-            figures.append((title, _percent(report[key]["successes"] / report[key]["trials"]), "of the labels"))
+            figures.append((title, percent(report[key]["successes"] / report[key]["trials"]), "of the labels"))
     items = "".join(
         f'<div><dt>{escape(name)}</dt><dd>{escape(value)}<span class="small">{escape(more)}</span></dd></div>'
         for name, value, more in figures
@@ -164,10 +168,6 @@ def _conditions(report: Report) -> str:
         *((("notes", "<br>".join(map(escape, report["notes"]))),) if report["notes"] else ()),
     ]  # fmt: skip
     return f"<section><h2>Conditions</h2>\n{facts(rows)}</section>"
-
-
-def _percent(value: float | None) -> str:
-    return "unknown" if value is None else f"{100 * value:.4g} %"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -36,6 +36,6 @@ def output_section(report: Mapping[str, Any]) -> str:
     return f"<section><h2>Outputs</h2>\n<p>{escape(said)}</p>\n{outputs_table(caption, outputs)}</section>"
 
 
-def percent(share: float | None) -> str:
-    """Return a share in percent, if there is one."""
-    return "" if share is None else f"{100 * share:.4g} %"
+def percent(share: float | None, without: str = "") -> str:
+    """Return a share in percent, or what stands there without one."""
+    return without if share is None else f"{100 * share:.4g} %"

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from cpt_deploy.errors import UsageError
-from cpt_deploy.tasks.exporting import MAX_BITS, BitAllocation
+from cpt_deploy.tasks.exporting import MAX_BITS, BitAllocation, folder_name
 from cpt_deploy.tasks.reporting import Reporter
 
 if TYPE_CHECKING:
@@ -14,11 +14,6 @@ if TYPE_CHECKING:
 def bits_trained_at(run: "TrainedRun") -> list[int]:
     """Return the bits of the run's schedule and max_bits, ascending."""
     return sorted({int(entry) for entry in run.report.bits["shares"]} | {run.recipe.precision.max_bits})
-
-
-def folder_name(weights: str, activations: int, max_bits: int) -> str:
-    """Return the name of a bundle's folder; activations at max_bits are not mentioned."""
-    return f"bundle-{weights}" + ("" if activations == max_bits else f"-act{activations}")
 
 
 def given_bits(run: "TrainedRun", bits: int | None, activation_bits: int | None, *, force: bool) -> BitAllocation:

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from cpt_deploy.errors import BundleError, ConversionError, UsageError
 from cpt_deploy.signature import BATCH, INPUT_NAME, OUTPUT_NAME
 from cpt_deploy.tasks import SILENT, ExportOptions, Reporter
-from cpt_deploy.tasks.exporting import MAX_BITS, dataset_name
-from cpt_deploy.workflows.experiments.bit_allocation import folder_name
+from cpt_deploy.tasks.exporting import MAX_BITS, dataset_name, folder_name
 from cpt_deploy.workflows.imported.float_models import (
     ONNX_SUFFIX,
     FloatModel,

@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cpt_deploy.tasks import ExportOptions, Reporter
-from cpt_deploy.tasks.exporting import MAX_BITS, SOURCE_MODEL, dataset_name, without_folder
-from cpt_deploy.workflows.experiments.bit_allocation import folder_name
+from cpt_deploy.tasks.exporting import MAX_BITS, SOURCE_MODEL, dataset_name, folder_name, without_folder
 from cpt_deploy.workflows.export import note_reduced
 from cpt_deploy.workflows.imported.float_models import (
     FloatModel,
