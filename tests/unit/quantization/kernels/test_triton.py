@@ -211,7 +211,8 @@ def test_every_launch_compiles_without_a_gpu(
     for _ in range(2):
         every_launch(backend.TritonKernels(), shape)
     for name, code in launched:
-        assert "fma.rn.f32" not in code, name  # each operation rounds
+        # Each operation rounds; `quotient` alone fuses, four times for the one value that it takes the size of.
+        assert code.count("fma.rn.f32") == 4 * code.count("abs.f32"), name
         assert "div.full" not in code, name
     modules = (elements, channels, parameters)
     assert {name for name, _ in launched} == {
