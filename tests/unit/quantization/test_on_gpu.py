@@ -97,6 +97,7 @@ def test_such_a_tensor_has_no_value_to_read() -> None:
 def test_no_step_waits_for_the_device(launches, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     if backend == "torch":
         use(TorchKernels(), monkeypatch)
+        monkeypatch.setattr(int8_products, "has_int8_tensor_cores", lambda _: False)
     model = model_on_gpu()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for number in range(3):
