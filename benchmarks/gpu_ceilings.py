@@ -26,14 +26,12 @@ class Sizes(NamedTuple):
         matrix: Side of the square products that measure the limits of the matrix units.
         activation: (N, C, H, W) of the tensor on which the elementwise kernels are timed.
         linears: (rows, inputs, outputs) of the Linear layers whose products are timed.
-        convolutions: (images, inputs, outputs, kernel, stride, size) of the convolutions that are timed.
     """
 
     copied: int
     matrix: int
     activation: tuple[int, int, int, int]
     linears: tuple[tuple[int, int, int], ...]
-    convolutions: tuple[tuple[int, int, int, int, int, int], ...]
 
 
 LARGE = Sizes(
@@ -48,22 +46,12 @@ LARGE = Sizes(
         (16384, 2048, 8192),
         (16384, 4096, 4096),
     ),
-    convolutions=(
-        (256, 3, 64, 7, 2, 224),
-        (256, 64, 64, 3, 1, 56),
-        (256, 256, 64, 1, 1, 56),
-        (256, 256, 256, 3, 1, 14),
-        (256, 512, 2048, 1, 1, 7),
-        (128, 16, 16, 3, 1, 32),
-        (128, 64, 64, 3, 1, 8),
-    ),
 )
 SMALL = Sizes(
     copied=2**16,
     matrix=64,
     activation=(2, 8, 4, 4),
     linears=((32, 32, 48),),
-    convolutions=((2, 3, 8, 3, 1, 8),),
 )
 
 
@@ -106,7 +94,7 @@ def ceilings(device: torch.device, sizes: Sizes, rounds: int) -> dict[str, float
 
 def kernel_bandwidth(device: torch.device, kernels: Kernels, sizes: Sizes, rounds: int) -> dict[str, dict[str, float]]:
     """Return time and bytes per second of each elementwise kernel, by the bytes that it must read and write."""
-    calls = _kernel_calls(device, kernels, sizes.activation)
+    calls = kernel_calls(device, kernels, sizes.activation)
     elements = torch.Size(sizes.activation).numel()
     times = seconds({name: call for name, (call, _) in calls.items()}, device, rounds)
     return {
@@ -115,7 +103,7 @@ def kernel_bandwidth(device: torch.device, kernels: Kernels, sizes: Sizes, round
     }
 
 
-def _kernel_calls(device: torch.device, kernels: Kernels, shape: tuple[int, ...]) -> dict[str, tuple[Step, float]]:
+def kernel_calls(device: torch.device, kernels: Kernels, shape: tuple[int, ...]) -> dict[str, tuple[Step, float]]:
     """Return each kernel on an activation, and the bytes per element that it must read and write."""
     x = torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
     gradient = torch.randn_like(x).bfloat16()
@@ -176,38 +164,8 @@ def linear_products(device: torch.device, sizes: Sizes, rounds: int) -> list[dic
     return results
 
 
-def convolutions(device: torch.device, sizes: Sizes, rounds: int) -> list[dict[str, Any]]:
-    """Time forward convolutions in bfloat16, in float32, and in int8 with exact sums in float32, layer by layer."""
-    results = []
-    for images, inputs, outputs, kernel, stride, size in sizes.convolutions:
-        codes = torch.randint(0, 256, (images, inputs, size, size), device=device).to(torch.uint8)
-        codes = codes.contiguous(memory_format=torch.channels_last)
-        weight = torch.randint(-127, 128, (outputs, inputs, kernel, kernel), device=device).to(torch.int8)
-        padding = kernel // 2
-        steps: dict[str, Step] = {}
-        for dtype in (torch.bfloat16, torch.float32):
-            x, real = (t.to(dtype).contiguous(memory_format=torch.channels_last) for t in (codes, weight))
-            steps[str(dtype).removeprefix("torch.")] = lambda a=(x, real, None, stride, padding): _discard(  # type: ignore[misc]
-                torch.conv2d(*a)
-            )
-        if int8_products.has_int8_tensor_cores(device):
-            from cpt_deploy.quantization.kernels.triton.int8_convolution import Geometry, convolve
-
-            geometry = Geometry((stride, stride), (padding, padding), (1, 1), 1)
-            zero = torch.tensor(128.0, device=device)
-            steps["int8"] = lambda a=(codes, zero, weight, geometry): _discard(convolve(*a))  # type: ignore[misc]
-        times = seconds(steps, device, rounds)
-        results.append(
-            {
-                "layer": f"{images} x {inputs} x {size}², {outputs} of {kernel}x{kernel}, stride {stride}",
-                "microseconds": {name: 1e6 * value for name, value in times.items()},
-            }
-        )
-    return results
-
-
 def ceiling_tables(content: Mapping[str, Any]) -> str:
-    """Return the tables of limits, kernels, products and convolutions as Markdown."""
+    """Return the tables of limits, kernels and products as Markdown."""
     limits, kernels, linears = content["ceilings"], content["kernels"], content["linears"]
     products = {name: value for name, value in limits.items() if name != "copy"}
     measured = [f"{limits['copy'] / 1e9:,.0f} GB/s", *(f"{value / 1e12:,.1f}" for value in products.values())]
@@ -228,9 +186,6 @@ def ceiling_tables(content: Mapping[str, Any]) -> str:
         ]
         for linear in linears
     ]
-    layers = content["convolutions"]
-    kinds = list(dict.fromkeys(name for layer in layers for name in layer["microseconds"]))
-    convolved = [[layer["layer"], *(f"{layer['microseconds'][kind]:.1f}" for kind in kinds)] for layer in layers]
     return "\n\n".join(
         [
             "Ceilings measured on this machine: a copy, read and written, and square products, in TFLOP/s or TOP/s",
@@ -239,8 +194,6 @@ def ceiling_tables(content: Mapping[str, Any]) -> str:
             markdown_table(["kernel", "µs", "GB/s", "of the copy"], passes),
             "A Linear's products in µs; shifts, transposes and scales included in int8",
             markdown_table(["rows, inputs, outputs", *names], rows),
-            "Forward convolutions in µs; int8 with the conversion of the weight and exact sums in float32",
-            markdown_table(["layer", *kinds], convolved),
         ]
     )
 

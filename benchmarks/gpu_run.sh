@@ -7,9 +7,13 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-out=$1
+known="tests races tuning kernels resnet50 resnet74 gpt learning"
+out=${1:?Expected a folder for the results: benchmarks/gpu_run.sh OUT [STEP ...]}
 shift
-steps=${*:-tests races tuning kernels resnet50 resnet74 gpt learning}
+steps=${*:-$known}
+for step in $steps; do
+  [[ " $known " == *" $step "* ]] || { echo "Expected steps among $known, but got $step" >&2; exit 2; }
+done
 python=${PYTHON:-python3}
 each=${SECONDS_EACH:-60}
 mkdir -p "$out"

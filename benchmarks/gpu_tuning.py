@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from gpu_ceilings import _kernel_calls
+from gpu_ceilings import kernel_calls
 from measuring import RESULTS, machine, machine_line, markdown_table, write_results
 from training_steps import gpu, synchronized_clock
 
@@ -132,7 +132,7 @@ def elementwise(device: torch.device, shapes: list[tuple[int, int, int, int]]) -
     """Return µs by kernel and constants, for each shape."""
     found: dict[str, dict[str, list[float]]] = {}
     for shape in shapes:
-        calls = _kernel_calls(device, backend.TritonKernels(), shape)
+        calls = kernel_calls(device, backend.TritonKernels(), shape)
         for constants in CONSTANTS:
             use_constants(constants)
             for name, (call, _) in calls.items():
@@ -177,7 +177,7 @@ def compile_one(number: int, device_name: str, smoke: bool) -> None:
     device = torch.device(device_name)
     if number < len(CONSTANTS):
         use_constants(CONSTANTS[number])
-        for call, _ in _kernel_calls(device, backend.TritonKernels(), SHAPES[-1]).values():
+        for call, _ in kernel_calls(device, backend.TritonKernels(), SHAPES[-1]).values():
             call()
         return
     for layer in SMOKE_LAYERS if smoke else LAYERS:

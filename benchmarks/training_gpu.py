@@ -21,28 +21,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from gpu_ceilings import (
-    LARGE,
-    SMALL,
-    ceiling_tables,
-    ceilings,
-    convolutions,
-    kernel_bandwidth,
-    linear_products,
-)  # fmt: skip
+from gpu_ceilings import LARGE, SMALL, ceiling_tables, ceilings, kernel_bandwidth, linear_products
 from measuring import RESULTS, interleaved, machine, machine_line, markdown_table, median_ratio, write_results
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from training_steps import (
-    Step,
-    gpu,
-    graphed,
-    kernel_times,
-    launches,
-    peak_bytes,
-    synchronized_clock,
-    training_step,
-)  # fmt: skip
+from training_steps import Step, gpu, graphed, kernel_times, peak_bytes, synchronized_clock, training_step
 from training_variants import Gpt, fake_quantized, like_the_authors, paths_on
 
 from cpt_deploy.models import build_model
@@ -200,6 +183,7 @@ def measure(network: Network, device: torch.device, until: float, rounds: int) -
         steps, rounds=rounds, warmup=1, seconds=left, min_rounds=3, clock=lambda: synchronized_clock(device)
     )
     unit, count = network.items
+    kernels = {name: kernel_times(steps[name], device) for name in times}
     results = {
         name: {
             "milliseconds": 1e3 * statistics.median(values),
@@ -208,14 +192,13 @@ def measure(network: Network, device: torch.device, until: float, rounds: int) -
             "rounds": len(values),
             # The memory of a graph is a pool of its own, allocated when it is recorded.
             "bytes": None if name.endswith(IN_GRAPH) else peak_bytes(steps[name], device),
-            "launches": launches(steps[name], device),
+            "launches": sum(entry["count"] for entry in kernels[name].values()),
         }
         for name, values in times.items()
     }
-    profiles = {name: kernel_times(steps[name], device) for name in PROFILED if name in steps}
     return {
         "title": network.title, "unit": unit, "flops": counter.get_total_flops(), "variants": results,
-        "missing": missing, "profiles": {name: first(found, MOST) for name, found in profiles.items()},
+        "missing": missing, "profiles": {name: first(kernels[name], MOST) for name in PROFILED if name in kernels},
     }  # fmt: skip
 
 
@@ -300,7 +283,6 @@ def main(words: list[str] | None = None) -> None:
     if "kernels" in arguments.parts:
         content["kernels"] = kernel_bandwidth(device, kernels_on(device), sizes, rounds)
         content["linears"] = linear_products(device, sizes, rounds)
-        content["convolutions"] = convolutions(device, sizes, rounds)
     builders = networks(device, smoke=arguments.smoke, compiled=not arguments.no_compile)
     chosen = [name for name in builders if name in arguments.parts]
     for done, name in enumerate(chosen):

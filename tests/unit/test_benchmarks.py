@@ -2,7 +2,10 @@
 
 import importlib
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -58,8 +61,20 @@ def test_the_benchmark_of_training_on_gpus_runs_at_tiny_shapes(benchmark, capsys
             assert min(entry["milliseconds"], entry["per_second"], entry["bytes"], entry["launches"]) > 0
     assert content["ceilings"]["copy"] > 0
     assert {"quantize", "statistics", "gradient_codes"} < set(content["kernels"])
-    assert set(content["convolutions"][0]["microseconds"]) == {"bfloat16", "float32"}
+    assert set(content["networks"]["gpt"]["profiles"]["bf16 autocast"]) > {"all"}
     assert (tmp_path / "training_gpu.md").read_text(encoding="utf-8") == capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_tuning_of_kernels_runs_in_the_interpreter(tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    line = [sys.executable, ROOT / "benchmarks/gpu_tuning.py", "--device", "cpu", "--smoke", "--results", tmp_path]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "gpu_tuning.json").read_text(encoding="utf-8"))
+    assert all(min(times) > 0 for by in content["kernels"].values() for times in by.values())
+    assert {"cuDNN bfloat16", "as set"} < set(content["convolutions"][0]["microseconds"])
 
 
 def test_what_fails_or_is_not_reached_is_said(benchmark) -> None:
