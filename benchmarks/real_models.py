@@ -38,7 +38,8 @@ from cpt_deploy.bundle.runtime.cpu import read_cpu
 from cpt_deploy.bundle.runtime.sessions import open_session
 from cpt_deploy.integer import IntegerGraph
 from cpt_deploy.integer.stored import graph_from_bundle
-from cpt_deploy.onnx_graph.reading import quantize_onnx, read_onnx
+from cpt_deploy.onnx_graph.quantizing import quantize_onnx
+from cpt_deploy.onnx_graph.reading import read_onnx
 from cpt_deploy.onnx_graph.writer import write_onnx
 from cpt_deploy.validation.integers.compare_integers import compare_integers
 
@@ -242,7 +243,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=FILES, default=list(FILES))
     parser.add_argument("--calibration", type=int, default=16)
-    parser.add_argument("--held-out", type=int, default=16)
+    parser.add_argument("--held-out", type=int, default=64)
     parser.add_argument("--proven", type=int, default=4, help="samples of which every integer is compared")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--seconds", type=float, default=30, help="stop timing after this time")

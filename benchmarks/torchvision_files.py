@@ -21,7 +21,8 @@ from measuring import RESULTS, machine, machine_line, markdown_table, write_resu
 from torch import Tensor, nn
 from torchvision.models import detection, get_model, list_models, segmentation
 
-from cpt_deploy.onnx_graph.reading import quantize_onnx, read_onnx
+from cpt_deploy.onnx_graph.quantizing import quantize_onnx
+from cpt_deploy.onnx_graph.reading import read_onnx
 from cpt_deploy.onnx_graph.writer import write_onnx
 from cpt_deploy.validation.integers.compare_integers import compare_integers
 

@@ -11,6 +11,7 @@ from cpt_deploy.errors import UsageError
 from cpt_deploy.integer.accumulators import check_accumulators
 from cpt_deploy.integer.convolutions import fields_of, pads_of
 from cpt_deploy.integer.graph import IntegerGraph, with_names
+from cpt_deploy.integer.lowering.channel_blocks import in_channel_blocks
 from cpt_deploy.integer.lowering.channelwise import Lowered, bias_limit, lower_channelwise, reshape
 from cpt_deploy.integer.lowering.float_parts import INPUT, FloatLowering
 from cpt_deploy.integer.lowering.lookup import tabulate
@@ -78,7 +79,8 @@ def freeze(
             raise UsageError(f"Expected bits to export between 2 and {MAX_INTEGER_BITS}, but got {bits}")
     if activation_bits is not None and not 2 <= activation_bits <= max_bits:
         raise UsageError(f"Expected bits of activations between 2 and max_bits {max_bits}, but got {activation_bits}")
-    graph = with_paddings_inside(_Lowering(model, weight_bits, activation_bits or max_bits).run())
+    graph = _Lowering(model, weight_bits, activation_bits or max_bits).run()
+    graph = in_channel_blocks(with_paddings_inside(graph))
     check_accumulators(graph)
     return with_names(graph, _other_names(graph))
 

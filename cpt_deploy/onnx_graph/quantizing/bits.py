@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from cpt_deploy.errors import UsageError
-from cpt_deploy.onnx_graph.quantizing.choosing import Choice
+from cpt_deploy.onnx_graph.finding.choosing import Choice
 from cpt_deploy.onnx_graph.quantizing.precision import BITS, Precision
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
 from cpt_deploy.quantization.numerics.affine import affine_parameters, symmetric_parameters, unsigned_quant_max

@@ -13,11 +13,11 @@ from dataclasses import replace
 import numpy as np
 from onnx import helper, numpy_helper
 
-from cpt_deploy.onnx_graph.quantizing.choosing import Choice
-from cpt_deploy.onnx_graph.quantizing.found import Found, Measured
-from cpt_deploy.onnx_graph.quantizing.measuring import Runner, Sample
+from cpt_deploy.onnx_graph.finding.choosing import Choice
+from cpt_deploy.onnx_graph.finding.found import Found
 from cpt_deploy.onnx_graph.quantizing.reinterpreting import is_uniform
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
+from cpt_deploy.onnx_graph.reading.running import Measured, Runner, Sample
 from cpt_deploy.quantization.numerics.folding import Floats
 
 #: Largest ratio of two factors of a tensor: a channel that was almost zero in calibration keeps some headroom.

@@ -12,6 +12,7 @@ from torch import nn
 
 from cpt_deploy.integer.convolutions import fields_of
 from cpt_deploy.integer.graph import IntegerGraph
+from cpt_deploy.integer.lowering.channel_blocks import in_channel_blocks
 from cpt_deploy.integer.lowering.lookup import tabulate
 from cpt_deploy.integer.lowering.paddings import with_paddings_inside
 from cpt_deploy.integer.lowering.subpixel import transposed_convolution
@@ -27,17 +28,18 @@ from cpt_deploy.integer.operations import (
     Quantize,
 )
 from cpt_deploy.integer.tensors import QuantizedTensor
+from cpt_deploy.onnx_graph.finding.choosing import Choice
+from cpt_deploy.onnx_graph.finding.found import Found
+from cpt_deploy.onnx_graph.finding.stages import Stages, float_part
 from cpt_deploy.onnx_graph.onnx_parts import read_names
 from cpt_deploy.onnx_graph.quantizing.bits import Bits, layer_name
-from cpt_deploy.onnx_graph.quantizing.choosing import Choice
-from cpt_deploy.onnx_graph.quantizing.found import Found, Measured
 from cpt_deploy.onnx_graph.quantizing.movements import constant_pads, movement
 from cpt_deploy.onnx_graph.quantizing.precision import BITS
 from cpt_deploy.onnx_graph.quantizing.ranges import Ranges
 from cpt_deploy.onnx_graph.quantizing.reinterpreting import Reinterpreter
+from cpt_deploy.onnx_graph.quantizing.weights import quantized_layer
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
-from cpt_deploy.onnx_graph.reading.parts import Stages, float_part
-from cpt_deploy.onnx_graph.reading.weights import quantized_layer
+from cpt_deploy.onnx_graph.reading.running import Measured
 from cpt_deploy.quantization.numerics.folding import FoldedWeights, channelwise
 from cpt_deploy.signature import Signature
 
@@ -92,7 +94,8 @@ class Lowering:
             self.quantized[value.name].name if value.name in self._made else value.name
             for value in self.network.outputs
         )
-        return with_paddings_inside(IntegerGraph(signature, outputs, tuple(self.operations), self.tensors))
+        graph = IntegerGraph(signature, outputs, tuple(self.operations), self.tensors)
+        return in_channel_blocks(with_paddings_inside(graph))
 
     @property
     def _made(self) -> set[str]:

@@ -8,8 +8,8 @@ from onnx import helper, numpy_helper
 
 from cpt_deploy.integer.operations import Movement
 from cpt_deploy.integer.tensors import QuantizedTensor
+from cpt_deploy.onnx_graph.finding.stages import serialized
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork, attributes_of
-from cpt_deploy.onnx_graph.reading.parts import serialized
 
 
 def constant_pads(network: OnnxNetwork, node: onnx.NodeProto) -> tuple[int, ...] | None:

@@ -10,18 +10,18 @@ import numpy as np
 from cpt_deploy.errors import ConversionError, UsageError
 from cpt_deploy.integer.accumulators import check_accumulators
 from cpt_deploy.integer.graph import IntegerGraph
+from cpt_deploy.onnx_graph.finding.choosing import Choice, choose
+from cpt_deploy.onnx_graph.finding.patterns import Finder
+from cpt_deploy.onnx_graph.finding.placement import Placement, placement_of
+from cpt_deploy.onnx_graph.finding.stages import crossing_values, stages_of
 from cpt_deploy.onnx_graph.quantizing.bits import bits_of
-from cpt_deploy.onnx_graph.quantizing.choosing import Choice, choose
 from cpt_deploy.onnx_graph.quantizing.equalizing import Equalizer
 from cpt_deploy.onnx_graph.quantizing.lowering import Lowering
-from cpt_deploy.onnx_graph.quantizing.measuring import Runner, Sample, measure_shapes
-from cpt_deploy.onnx_graph.quantizing.placement import Placement, placement_of
 from cpt_deploy.onnx_graph.quantizing.precision import DEFAULT, Precision
 from cpt_deploy.onnx_graph.quantizing.ranges import measure_ranges
 from cpt_deploy.onnx_graph.quantizing.sparing import spare
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
-from cpt_deploy.onnx_graph.reading.parts import crossing_values, stages_of
-from cpt_deploy.onnx_graph.reading.patterns import Finder
+from cpt_deploy.onnx_graph.reading.running import Runner, Sample, measure_shapes
 from cpt_deploy.onnx_graph.reading.signatures import signature_of
 
 #: Samples on which channels are compared before the ranges are measured on all.

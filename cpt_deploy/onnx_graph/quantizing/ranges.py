@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from cpt_deploy.errors import ConversionError, UsageError
-from cpt_deploy.onnx_graph.quantizing.found import Measured
-from cpt_deploy.onnx_graph.quantizing.measuring import Runner, Sample
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
+from cpt_deploy.onnx_graph.reading.running import Measured, Runner, Sample
 from cpt_deploy.quantization.numerics.folding import Floats
 
 #: Values of a tensor that are kept of each sample, and of all samples, to search its range.

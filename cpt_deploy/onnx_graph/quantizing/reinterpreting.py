@@ -14,9 +14,9 @@ import numpy as np
 
 from cpt_deploy.integer.operations import Reinterpret
 from cpt_deploy.integer.tensors import QuantizedTensor
+from cpt_deploy.onnx_graph.finding.choosing import Choice
+from cpt_deploy.onnx_graph.finding.found import Found
 from cpt_deploy.onnx_graph.quantizing.bits import Bits
-from cpt_deploy.onnx_graph.quantizing.choosing import Choice
-from cpt_deploy.onnx_graph.quantizing.found import Found
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork, is_standard
 
 #: Allowed ratio of a scale to the one without these functions.

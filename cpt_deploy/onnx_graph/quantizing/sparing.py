@@ -8,11 +8,11 @@ import numpy as np
 
 from cpt_deploy.bundle.runtime.sessions import open_session
 from cpt_deploy.integer.graph import IntegerGraph
-from cpt_deploy.onnx_graph.quantizing.choosing import Choice
-from cpt_deploy.onnx_graph.quantizing.found import Found, Measured
-from cpt_deploy.onnx_graph.quantizing.measuring import Runner, Sample
-from cpt_deploy.onnx_graph.quantizing.placement import macs_of
+from cpt_deploy.onnx_graph.finding.choosing import Choice
+from cpt_deploy.onnx_graph.finding.found import Found
+from cpt_deploy.onnx_graph.finding.placement import macs_of
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
+from cpt_deploy.onnx_graph.reading.running import Measured, Runner, Sample
 from cpt_deploy.onnx_graph.writer import write_onnx
 
 #: Share of the multiply-accumulates on integers that may go back to float.

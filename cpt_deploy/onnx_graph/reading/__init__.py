@@ -1,7 +1,6 @@
-"""Read any ONNX file, and quantize what has an integer form in it; every other operator stays as it is."""
+"""Read any ONNX file, bring it to one form, and run it."""
 
-from cpt_deploy.onnx_graph.quantizing.quantizing import QuantizedOnnx, quantize_onnx
 from cpt_deploy.onnx_graph.reading.loading import read_onnx
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
 
-__all__ = ["OnnxNetwork", "QuantizedOnnx", "quantize_onnx", "read_onnx"]
+__all__ = ["OnnxNetwork", "read_onnx"]

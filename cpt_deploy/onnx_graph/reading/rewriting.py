@@ -1,4 +1,4 @@
-"""Write activation functions that a file spells out in several operators as the one operator that they are."""
+"""Write functions that a file spells out in several operators as the one operator that they are."""
 
 import math
 from collections import Counter
@@ -10,16 +10,18 @@ from onnx import helper, numpy_helper
 
 from cpt_deploy.onnx_graph.onnx_parts import read_names
 from cpt_deploy.onnx_graph.reading.network import attributes_of, is_standard
+from cpt_deploy.onnx_graph.reading.shapes import infer_shapes
 
 #: Allowed relative difference of a constant, such as 1/6, from the one that defines a function.
 _TOLERANCE = 1e-5
 
 
 def rewrite_activations(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model with hard sigmoids, leaky ReLUs, global means and reshapes in the form that becomes integers.
+    """Return a model with hard sigmoids, leaky ReLUs, global means and others in the form of fewest operators.
 
     HardSwish, also spelt out as `x · clip(x + 3, 0, 6) / 6`, becomes `x · HardSigmoid(x)`, PRelu of one slope
-    LeakyRelu, and ReduceMean over all positions GlobalAveragePool.
+    LeakyRelu, and ReduceMean over all positions GlobalAveragePool. A softmax of opset 12 or earlier, which is converted
+    to one between two reshapes, loses these where it works on the last axis.
 
     Args:
         model: A simplified model.
@@ -27,6 +29,7 @@ def rewrite_activations(model: onnx.ModelProto) -> onnx.ModelProto:
     rewritten = onnx.ModelProto()
     rewritten.CopyFrom(model)
     _Rewriting(rewritten).run()
+    infer_shapes(rewritten)
     return rewritten
 
 
@@ -55,7 +58,7 @@ class _Rewriting:
     def run(self) -> None:
         for node in self.graph.node:
             new = self._hard_function(node) or self._leaky(node) or self._mean(node) or self._slices(node)
-            new = new or self._all_in_order(node)
+            new = new or self._all_in_order(node) or self._softmax(node)
             if new is not None:
                 self.made[id(node)] = new
         nodes = []
@@ -183,6 +186,28 @@ class _Rewriting:
         sizes = f"{node.output[0]}_sizes"
         self.graph.initializer.append(numpy_helper.from_array(np.array(places.dims, np.int64), sizes))
         return [helper.make_node("Reshape", [node.input[0], sizes], [node.output[0]], node.name)]
+
+    def _softmax(self, node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
+        """Return the softmax over the last axis that one of (rows, values) between two reshapes is."""
+        inner = self._alone(node.input[0]) if is_standard(node, "Reshape") else None
+        if inner is None or not is_standard(inner, "Softmax", "LogSoftmax"):
+            return None
+        flattened, sizes = self._alone(inner.input[0]), self.made_by.get(node.input[1])
+        if (
+            flattened is None
+            or sizes is None
+            or not (is_standard(flattened, "Flatten") and is_standard(sizes, "Shape"))
+        ):
+            return None
+        source = flattened.input[0]
+        rank = self.ranks.get(source, 0)
+        last = attributes_of(flattened).get("axis", 1) % rank == rank - 1 if rank > 1 else False
+        if sizes.input[0] != source or not last or attributes_of(inner).get("axis", -1) not in (-1, 1):
+            return None
+        self.gone.update(map(id, (inner, flattened)))
+        if self.reads[sizes.output[0]] == 1:
+            self.gone.add(id(sizes))
+        return [helper.make_node(inner.op_type, [source], [node.output[0]], node.name, axis=-1)]
 
     def _slices(self, node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
         """Return the slices of real values that a Split of known sizes computes."""

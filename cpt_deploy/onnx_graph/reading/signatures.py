@@ -7,8 +7,8 @@ import onnx
 from onnx import helper
 
 from cpt_deploy.errors import ConversionError
-from cpt_deploy.onnx_graph.quantizing.measuring import Sample
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
+from cpt_deploy.onnx_graph.reading.running import Sample
 from cpt_deploy.signature import BATCH, FreeSize, Signature, Size, TensorSpec
 
 _NAME = re.compile(r"[A-Za-z_]\w*")

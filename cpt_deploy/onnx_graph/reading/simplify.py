@@ -7,17 +7,16 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper, shape_inference
+from onnx import helper, numpy_helper
 
 from cpt_deploy.onnx_graph.onnx_parts import read_names, renamed, subgraphs
 from cpt_deploy.onnx_graph.reading.network import attributes_of, is_standard, sizes_of
+from cpt_deploy.onnx_graph.reading.shapes import SMALL, infer_shapes
 
 Array = NDArray[Any]
 
 #: Constants of more elements are not computed: operators that repeat values stay as they are.
 MOST_ELEMENTS = 2**22
-#: Operators of more elements than these are assumed not to have much larger results.
-SMALL = 2**10
 #: Folding constants makes shapes known, which makes constants: one Reshape after the other in a deep network.
 ROUNDS = 100
 
@@ -48,7 +47,7 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
         _remove_identities(graph)
         _Folding(simplified).fold()
         _remove_unread(graph)
-        _infer_shapes(simplified)
+        infer_shapes(simplified)
         if round_ and len(graph.node) == before:
             break
     return simplified
@@ -71,30 +70,6 @@ def _compute_outputs(graph: onnx.GraphProto) -> None:
             graph.node.append(helper.make_node("Identity", [tensor.name], [made]))
             for node in list(graph.node)[:-1]:
                 node.CopyFrom(renamed(node, {made: tensor.name}))
-
-
-def _infer_shapes(model: onnx.ModelProto) -> None:
-    """Record the types that onnx infers; none if inference fails. Large constants are not copied for it."""
-    graph, light = model.graph, onnx.ModelProto()
-    light.ir_version = model.ir_version
-    light.opset_import.extend(model.opset_import)
-    light.graph.name = graph.name
-    light.graph.node.extend(graph.node)
-    light.graph.input.extend(graph.input)
-    light.graph.output.extend(graph.output)
-    light.graph.value_info.extend(graph.value_info)
-    for tensor in graph.initializer:
-        if math.prod(tensor.dims) <= SMALL:
-            light.graph.initializer.append(tensor)
-        else:
-            light.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
-    try:
-        inferred = shape_inference.infer_shapes(light, strict_mode=False, data_prop=True).graph
-    except Exception:  # errors of the C++ library have no common base class; without types less is quantized
-        return
-    for ours, found in ((graph.value_info, inferred.value_info), (graph.output, inferred.output)):
-        del ours[:]
-        ours.extend(found)
 
 
 def _take_constants(graph: onnx.GraphProto) -> None:

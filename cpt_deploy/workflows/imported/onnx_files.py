@@ -25,7 +25,8 @@ from cpt_deploy.workflows.imported.input_files import InputFiles, has_input_file
 
 if TYPE_CHECKING:
     from cpt_deploy.bundle import Bundle, Processor
-    from cpt_deploy.onnx_graph.reading import OnnxNetwork, QuantizedOnnx
+    from cpt_deploy.onnx_graph.quantizing import QuantizedOnnx
+    from cpt_deploy.onnx_graph.reading import OnnxNetwork
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -69,8 +70,8 @@ def export_float_model(
     from cpt_deploy.integer.float_costs import FloatCosts
     from cpt_deploy.onnx_graph.onnx_parts import read_parts
     from cpt_deploy.onnx_graph.packing import smallest_opset
+    from cpt_deploy.onnx_graph.quantizing import quantize_onnx
     from cpt_deploy.onnx_graph.quantizing.precision import Precision
-    from cpt_deploy.onnx_graph.reading import quantize_onnx
 
     _check_options(source, options)
     weights, activations = options.bits or MAX_BITS, options.activation_bits or MAX_BITS
@@ -195,8 +196,8 @@ def _images(source: FloatModel, options: ExportOptions, reporter: Reporter) -> _
     """Return an image classifier, with training images."""
     from cpt_deploy.bundle import ImageProcessor
     from cpt_deploy.data import load_images
-    from cpt_deploy.onnx_graph.quantizing.measuring import Runner
     from cpt_deploy.onnx_graph.reading.classifier import ImageClassifier
+    from cpt_deploy.onnx_graph.reading.running import Runner
     from cpt_deploy.recipe.tasks import IMAGE_CLASSIFICATION
     from cpt_deploy.tasks.interface import GOLDEN_SAMPLES
     from cpt_deploy.validation import spread
@@ -265,8 +266,8 @@ def _why_apart(network: "OnnxNetwork", file: "OnnxNetwork", pair: Arrays) -> str
         file: The network as it is in its file.
         pair: Two rows of each input.
     """
-    from cpt_deploy.onnx_graph.quantizing.measuring import Runner
     from cpt_deploy.onnx_graph.reading.batches import fixed_batch
+    from cpt_deploy.onnx_graph.reading.running import Runner
     from cpt_deploy.onnx_graph.reading.signatures import signature_of
 
     for tensor in (signature := signature_of(network, pair)).inputs + signature.outputs:

@@ -17,7 +17,8 @@ from cpt_deploy.export.pixels import NORMALISED, reading_pixels
 from cpt_deploy.integer import IntegerExecutor, freeze
 from cpt_deploy.integer.graph import IntegerGraph, from_dict, to_dict
 from cpt_deploy.integer.operations import OnnxPart, ReadPixels
-from cpt_deploy.onnx_graph.reading import quantize_onnx, read_onnx
+from cpt_deploy.onnx_graph.quantizing import quantize_onnx
+from cpt_deploy.onnx_graph.reading import read_onnx
 from cpt_deploy.onnx_graph.writer import write_onnx
 from cpt_deploy.quantization import QuantizationConfig, calibrate, prepare
 from cpt_deploy.validation.integers.compare_integers import compare_integers

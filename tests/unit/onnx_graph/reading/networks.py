@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from cpt_deploy.bundle.runtime.operators import optimized_operators
-from cpt_deploy.onnx_graph.reading import QuantizedOnnx, quantize_onnx, read_onnx
+from cpt_deploy.onnx_graph.quantizing import QuantizedOnnx, quantize_onnx
+from cpt_deploy.onnx_graph.reading import read_onnx
 from cpt_deploy.onnx_graph.writer import write_onnx
 from cpt_deploy.validation.integers.compare_integers import compare_integers
 

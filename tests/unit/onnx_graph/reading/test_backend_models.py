@@ -13,7 +13,8 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from cpt_deploy.errors import ConversionError
-from cpt_deploy.onnx_graph.reading import quantize_onnx, read_onnx
+from cpt_deploy.onnx_graph.quantizing import quantize_onnx
+from cpt_deploy.onnx_graph.reading import read_onnx
 from cpt_deploy.onnx_graph.writer import write_onnx
 from cpt_deploy.validation.integers.compare_integers import compare_integers
 from tests.unit.onnx_graph.reading.networks import Array, run

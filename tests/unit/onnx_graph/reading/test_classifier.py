@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from cpt_deploy.errors import ConversionError, DataError
-from cpt_deploy.onnx_graph.reading import quantize_onnx
+from cpt_deploy.onnx_graph.quantizing import quantize_onnx
 from cpt_deploy.onnx_graph.reading.classifier import ImageClassifier
 from cpt_deploy.onnx_graph.writer import write_onnx
 from cpt_deploy.validation.integers.compare_integers import compare_integers

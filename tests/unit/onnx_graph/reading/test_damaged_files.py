@@ -13,7 +13,8 @@ from onnx import TensorProto, helper
 
 from cpt_deploy.errors import CptError, DataError
 from cpt_deploy.integer.graph import IntegerGraph
-from cpt_deploy.onnx_graph.reading import OnnxNetwork, quantize_onnx, read_onnx
+from cpt_deploy.onnx_graph.quantizing import quantize_onnx
+from cpt_deploy.onnx_graph.reading import OnnxNetwork, read_onnx
 from cpt_deploy.onnx_graph.writer import write_onnx
 from tests.unit.onnx_graph.reading.networks import Network, run, samples
 

@@ -109,6 +109,19 @@ def test_constants_are_computed_and_known_shapes_too() -> None:
     assert values.tolist() == [0, 8, -1]
 
 
+@pytest.mark.parametrize(("shape", "axis", "alone"), [((2, 5), 1, True), ((2, 3, 4), -1, True), ((2, 3, 4), 1, False)])
+@pytest.mark.parametrize("kind", ["Softmax", "LogSoftmax"])
+def test_a_softmax_of_an_old_opset_is_one_operator(kind: str, shape: tuple[int, ...], axis: int, alone: bool) -> None:
+    """Its axis began the dimensions that it took as one: the version converter flattens and reshapes for it."""
+    build = Network(["N", *shape[1:]], opset=11)
+    file = build.file(build.op(kind, "x", axis=axis))
+    network = read_onnx(file)
+    assert ([node.op_type for node in network.nodes] == [kind]) == alone
+    (sample,) = samples(shape, 1)
+    again = network.to_model().SerializeToString()
+    np.testing.assert_allclose(run(again, sample)[0], run(file, sample)[0], rtol=1e-6)
+
+
 def test_constants_that_would_fill_the_memory_are_not_computed() -> None:
     made = Network(["N", 3])
     huge = made.op("ConstantOfShape", np.array([2**20, 2**20]))

@@ -7,7 +7,8 @@ import pytest
 from cpt_deploy.errors import ConversionError, UsageError
 from cpt_deploy.integer.graph import from_dict, to_dict
 from cpt_deploy.integer.operations import FullyConnected, OnnxPart
-from cpt_deploy.onnx_graph.reading import quantize_onnx, read_onnx
+from cpt_deploy.onnx_graph.quantizing import quantize_onnx
+from cpt_deploy.onnx_graph.reading import read_onnx
 from cpt_deploy.onnx_graph.writer import write_onnx
 from tests.unit.onnx_graph.reading.networks import Network, proven, run, samples
 

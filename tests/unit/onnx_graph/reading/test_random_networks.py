@@ -4,8 +4,9 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cpt_deploy.onnx_graph.quantizing import quantize_onnx
 from cpt_deploy.onnx_graph.quantizing.precision import Precision
-from cpt_deploy.onnx_graph.reading import quantize_onnx, read_onnx
+from cpt_deploy.onnx_graph.reading import read_onnx
 from cpt_deploy.onnx_graph.writer import write_onnx
 from cpt_deploy.validation.integers.compare_integers import compare_integers
 from tests.unit.onnx_graph.reading.networks import Network, run, samples, sqnr

@@ -1,4 +1,4 @@
-"""What is found in an ONNX network: operators that are one integer operation, and tensors as they were seen."""
+"""What is found in an ONNX network: operators that are one integer operation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -57,16 +57,3 @@ class Found:
     def has_weights(self) -> bool:
         """Whether it is a layer."""
         return self.is_convolution or self.kind == "connected"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A tensor as it was seen in a run.
-
-    Attributes:
-        shape: Its shape.
-        is_float: Whether it is float32.
-    """
-
-    shape: tuple[int, ...]
-    is_float: bool

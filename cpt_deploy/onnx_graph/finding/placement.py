@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import onnx
 
-from cpt_deploy.onnx_graph.quantizing.choosing import Choice
-from cpt_deploy.onnx_graph.quantizing.found import Measured
+from cpt_deploy.onnx_graph.finding.choosing import Choice
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork, attributes_of, is_standard
+from cpt_deploy.onnx_graph.reading.running import Measured
 
 #: Reason of layers that `spare` keeps in float.
 SPARED = "most of the error would come from them"

@@ -8,8 +8,8 @@ import onnx
 from onnx import helper
 
 from cpt_deploy.integer.operations import OnnxPart
+from cpt_deploy.onnx_graph.finding.found import Found
 from cpt_deploy.onnx_graph.onnx_parts import read_names, renamed
-from cpt_deploy.onnx_graph.quantizing.found import Found
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork, is_standard
 
 _OF_CODES = ":codes"

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from cpt_deploy.onnx_graph.quantizing.found import Found, Measured
+from cpt_deploy.onnx_graph.finding.found import Found
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
+from cpt_deploy.onnx_graph.reading.running import Measured
 
 
 @dataclass(frozen=True)

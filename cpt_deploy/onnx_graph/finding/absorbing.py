@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 import onnx
 
-from cpt_deploy.onnx_graph.quantizing.found import Found, Measured
+from cpt_deploy.onnx_graph.finding.found import Found
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork, attributes_of, is_standard
+from cpt_deploy.onnx_graph.reading.running import Measured
 from cpt_deploy.quantization.numerics.folding import Floats
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-from cpt_deploy.onnx_graph.quantizing.absorbing import Absorber
-from cpt_deploy.onnx_graph.quantizing.found import Found, Kind
-from cpt_deploy.onnx_graph.quantizing.geometry import convolution_geometry
+from cpt_deploy.onnx_graph.finding.absorbing import Absorber
+from cpt_deploy.onnx_graph.finding.found import Found, Kind
+from cpt_deploy.onnx_graph.finding.geometry import convolution_geometry
 from cpt_deploy.onnx_graph.reading.network import attributes_of
 from cpt_deploy.quantization.numerics.folding import Floats
 

@@ -1,6 +1,7 @@
 """Run an ONNX network on samples, and measure the shapes of all its tensors."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import onnx
@@ -9,13 +10,25 @@ from onnx import TensorProto, helper
 
 from cpt_deploy.bundle.runtime.sessions import open_session
 from cpt_deploy.errors import ConversionError, UsageError
-from cpt_deploy.onnx_graph.quantizing.found import Measured
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
 
 Sample = Mapping[str, NDArray[Any]]
 """Values of all inputs of a network, by name."""
 
 _SHAPE = "cpt_shape:"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A tensor as it was seen in a run.
+
+    Attributes:
+        shape: Its shape.
+        is_float: Whether it is float32.
+    """
+
+    shape: tuple[int, ...]
+    is_float: bool
 
 
 def measure_shapes(network: OnnxNetwork, sample: Sample) -> dict[str, Measured]:
