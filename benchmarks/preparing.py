@@ -16,8 +16,8 @@ from torch import nn
 from cpt_deploy.models import build_model
 from cpt_deploy.preparation import try_out
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare
-from cpt_deploy.quantization.graph.comparison.equivalence import Reference
-from cpt_deploy.quantization.graph.comparison.handed_in import HandedIn, same_randomness, untouched
+from cpt_deploy.quantization.conversion.comparison.equivalence import Reference
+from cpt_deploy.quantization.conversion.comparison.handed_in import HandedIn, same_randomness, untouched
 
 NETWORKS = {
     "resnet20": (3, 32, 32),

@@ -25,7 +25,7 @@ from cpt_deploy.export import write_onnx
 from cpt_deploy.integer import freeze
 from cpt_deploy.models import build_model
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, calibrate, prepare
-from cpt_deploy.quantization.state.symmetric import make_symmetric
+from cpt_deploy.quantization.calibration.symmetric import make_symmetric
 
 STEPS, BATCH, CLASSES = 5, 8, 10
 Found = dict[str, str]

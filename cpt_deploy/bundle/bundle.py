@@ -10,9 +10,9 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
+from cpt_deploy.bundle.checksums import AGAIN_HINT, content_digest, read_checksums, verify_checksums
 from cpt_deploy.bundle.formats import FORMATS
 from cpt_deploy.bundle.golden import Golden, read_golden
-from cpt_deploy.bundle.integrity.checksums import AGAIN_HINT, content_digest, read_checksums, verify_checksums
 from cpt_deploy.bundle.layout import (
     CONFIG_FILE,
     FLOAT_PARTS,
@@ -23,7 +23,8 @@ from cpt_deploy.bundle.layout import (
     TENSORS_FILE,
     VALIDATION_FILE,
 )
-from cpt_deploy.bundle.processors.processor import Processor, read_processor
+from cpt_deploy.bundle.processors.by_task import read_processor
+from cpt_deploy.bundle.processors.processor import Processor
 from cpt_deploy.bundle.reading import check_directory, own_section, read_file, read_json, require_listed
 from cpt_deploy.bundle.runtime.tensors import checked_inputs
 from cpt_deploy.errors import BundleError

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cpt_deploy import readable
-from cpt_deploy.bundle.integrity.checksums import AGAIN_HINT
+from cpt_deploy.bundle.checksums import AGAIN_HINT
 from cpt_deploy.bundle.layout import CONFIG_FILE, FORMAT_VERSION, ONNX_FILE, SUMS_FILE
 from cpt_deploy.errors import BundleError
 

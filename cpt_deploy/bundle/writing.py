@@ -15,12 +15,13 @@ from safetensors.numpy import save
 from cpt_deploy.bundle import layout
 from cpt_deploy.bundle.bundle import Bundle, check_parts
 from cpt_deploy.bundle.card import CardFields, EvaluationResult, render_card
+from cpt_deploy.bundle.checksums import checksum_lines, read_checksums
 from cpt_deploy.bundle.formats import FORMATS
 from cpt_deploy.bundle.formatting import json_bytes
 from cpt_deploy.bundle.golden import Golden
-from cpt_deploy.bundle.integrity.checksums import checksum_lines, read_checksums
 from cpt_deploy.bundle.integrity.directories import replace_directory, replace_files
-from cpt_deploy.bundle.processors.processor import Processor, check_processor
+from cpt_deploy.bundle.processors.by_task import check_processor
+from cpt_deploy.bundle.processors.processor import Processor
 from cpt_deploy.errors import BundleError
 from cpt_deploy.signature import Signature, to_json
 

@@ -24,9 +24,9 @@ from cpt_deploy.integer.graph import IntegerGraph, to_dict
 from cpt_deploy.integer.lowering.freeze import freeze
 from cpt_deploy.onnx_graph.packing import smallest_opset
 from cpt_deploy.onnx_graph.writer import FLOAT_OPSET, write_onnx
+from cpt_deploy.quantization.calibration.portability import reduced_layers
 from cpt_deploy.quantization.model import QuantizedModel
-from cpt_deploy.quantization.state.portability import reduced_layers
-from cpt_deploy.quantization.state.scheduled_model import WeightBits
+from cpt_deploy.quantization.scheduled_model import WeightBits
 
 SYMMETRIC = "symmetric"
 TRAINED, CALIBRATED = "trained with cyclic precision", "calibrated only"

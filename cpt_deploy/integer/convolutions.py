@@ -7,8 +7,8 @@ from torch import nn
 
 from cpt_deploy.integer.operations import Convolution
 from cpt_deploy.integer.tensors import QuantizedTensor
+from cpt_deploy.quantization.folding import FoldedWeights
 from cpt_deploy.quantization.graph.operator_kinds import pair
-from cpt_deploy.quantization.numerics.folding import FoldedWeights
 
 
 def fields_of(folded: FoldedWeights) -> dict[str, Any]:

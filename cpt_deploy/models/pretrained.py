@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cpt_deploy.errors import DataError, UsageError
 from cpt_deploy.models.weights_source import WEIGHTS_SUFFIXES, WeightsSource
 from cpt_deploy.quantization.modes import in_evaluation
-from cpt_deploy.quantization.state.scheduled_model import BITS_KEY
+from cpt_deploy.quantization.scheduled_model import BITS_KEY
 
 _RUN_PREFIX = "network."
 _RANGE = ("low", "high", "batches")

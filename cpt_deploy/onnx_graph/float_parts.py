@@ -32,7 +32,7 @@ from cpt_deploy.integer.operations import (
 )
 from cpt_deploy.integer.tensors import QuantizedTensor
 from cpt_deploy.onnx_graph.float_forms import run, translations
-from cpt_deploy.onnx_graph.writer import DOMAIN
+from cpt_deploy.onnx_graph.nodes import DOMAIN
 from cpt_deploy.quantization.graph.signature import dims_of, zeros_of
 
 #: Prefixes of the names of the skeleton's inputs and outputs, which no other name in it has.

@@ -15,8 +15,11 @@ from cpt_deploy.integer.operations import Movement, OnnxPart, ReadPixels, Weight
 from cpt_deploy.integer.tensors import QuantizedTensor
 from cpt_deploy.onnx_graph.onnx_parts import NO_PARTS, OnnxParts, read_names, renamed
 from cpt_deploy.onnx_graph.packing import packed_tensor
-from cpt_deploy.quantization.numerics.folding import Codes
+from cpt_deploy.quantization.folding import Codes
 from cpt_deploy.signature import TensorSpec
+
+#: Domain of the placeholders that stand for integer operations in what `torch.onnx` writes.
+DOMAIN = "cpt_deploy"
 
 
 def real_bias(operation: WeightedOperation, source: QuantizedTensor) -> NDArray[np.float32]:

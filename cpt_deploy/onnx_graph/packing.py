@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cpt_deploy.integer.graph import IntegerGraph
 from cpt_deploy.integer.operations import Pad
-from cpt_deploy.quantization.numerics.folding import Codes
+from cpt_deploy.quantization.folding import Codes
 
 #: Opset of a file in which nothing is packed.
 DEFAULT_OPSET = 17

@@ -10,7 +10,7 @@ import numpy as np
 
 from cpt_deploy.integer.operations import Convolution
 from cpt_deploy.integer.tensors import QuantizedTensor
-from cpt_deploy.quantization.numerics.folding import Codes
+from cpt_deploy.quantization.folding import Codes
 
 CHANNEL_BLOCK = 4
 STRIDE = 2

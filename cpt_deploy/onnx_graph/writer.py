@@ -33,6 +33,7 @@ from cpt_deploy.integer.operations import (
 )
 from cpt_deploy.integer.tensors import QuantizedTensor
 from cpt_deploy.onnx_graph.movements import Movements
+from cpt_deploy.onnx_graph.nodes import DOMAIN
 from cpt_deploy.onnx_graph.onnx_parts import read_parts
 from cpt_deploy.onnx_graph.packing import smallest_opset
 from cpt_deploy.onnx_graph.recurrent import scan
@@ -42,8 +43,6 @@ MIN_OPSET = 13  # per-channel DequantizeLinear
 MAX_OPSET = 25
 #: Minimum opset in which `torch.onnx` writes LayerNormalization and the operators of attention.
 FLOAT_OPSET = 18
-#: Domain of the placeholders that stand for integer operations in what `torch.onnx` writes.
-DOMAIN = "cpt_deploy"
 
 
 def write_onnx(graph: IntegerGraph, *, opset: int | None = None, metadata: dict[str, str] | None = None) -> bytes:

@@ -8,14 +8,14 @@ from cpt_deploy.quantization.calibration.bit_allocation import (
     measure_sensitivity,
 )
 from cpt_deploy.quantization.calibration.calibrate import calibrate, calibrating, estimate
-from cpt_deploy.quantization.graph.prepare import prepare
+from cpt_deploy.quantization.calibration.portability import make_native, reduced_layers
+from cpt_deploy.quantization.calibration.symmetric import make_symmetric
+from cpt_deploy.quantization.conversion.prepare import prepare
+from cpt_deploy.quantization.cyclic_precision import CyclicPrecision
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.modules.synchronized_norm import set_synchronized, synchronize_norms
+from cpt_deploy.quantization.scheduled_model import WeightBits
 from cpt_deploy.quantization.state.config import LayerGroup, QuantizationConfig
-from cpt_deploy.quantization.state.cyclic_precision import CyclicPrecision
-from cpt_deploy.quantization.state.portability import make_native, reduced_layers
-from cpt_deploy.quantization.state.scheduled_model import WeightBits
-from cpt_deploy.quantization.state.symmetric import make_symmetric
 
 __all__ = [
     "CyclicPrecision",

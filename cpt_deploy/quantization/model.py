@@ -15,9 +15,9 @@ from cpt_deploy.quantization.graph.operator_kinds import IS_FLOAT, module_of
 from cpt_deploy.quantization.graph.results import Structure
 from cpt_deploy.quantization.kernels import active
 from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer
+from cpt_deploy.quantization.scheduled_model import LayerInfo, ScheduledModel
 from cpt_deploy.quantization.state.config import QuantizationConfig
 from cpt_deploy.quantization.state.precision_state import PrecisionState
-from cpt_deploy.quantization.state.scheduled_model import LayerInfo, ScheduledModel
 from cpt_deploy.quantization.training_step.execution_path import ExecutionPath
 from cpt_deploy.quantization.training_step.fused_operations import Engine
 from cpt_deploy.quantization.training_step.fused_step import FusedStep

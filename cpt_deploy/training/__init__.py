@@ -5,12 +5,18 @@ from cpt_deploy.training.experiments.compared import RunGroup, group_runs, read_
 from cpt_deploy.training.experiments.range_test import RangeTest, range_test
 from cpt_deploy.training.experiments.seed_curves import seed_curves
 from cpt_deploy.training.experiments.trials import TrialOutcome, TrialQueue
-from cpt_deploy.training.fine_tuning import Pretrained
 from cpt_deploy.training.loop.interruption import Interruption
 from cpt_deploy.training.loop.setup import prepare_network
 from cpt_deploy.training.loop.trainer import plan_run, train
-from cpt_deploy.training.reporting.profiling import ProfileReport
-from cpt_deploy.training.reporting.reports import Evaluation, RunReport, StepProgress, TrainPlan, TrainReporter
+from cpt_deploy.training.reports import (
+    Evaluation,
+    Pretrained,
+    ProfileReport,
+    RunReport,
+    StepProgress,
+    TrainPlan,
+    TrainReporter,
+)
 from cpt_deploy.training.run_directory.files import disk_errors, write_atomically
 from cpt_deploy.training.run_directory.run_directory import RunDirectory
 from cpt_deploy.training.run_directory.saved_runs import TrainedRun, load_run

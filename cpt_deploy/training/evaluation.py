@@ -10,7 +10,7 @@ from torch import Tensor
 from cpt_deploy.quantization import QuantizedModel
 from cpt_deploy.quantization.modes import in_evaluation
 from cpt_deploy.training.distributed.process_group import ALONE, ProcessGroup
-from cpt_deploy.training.reporting.reports import Evaluation
+from cpt_deploy.training.reports import Evaluation
 
 Batch = TypeVar("Batch")
 

@@ -1,7 +1,7 @@
 """Fine-tuning: start a run from a weights file, verified by its digest, and report which tensors were loaded."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,33 +15,8 @@ from cpt_deploy.quantization import QuantizedModel
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.registry import ONNX_FILE
 from cpt_deploy.training.loop.setup import build_network, prepare_network
+from cpt_deploy.training.reports import Pretrained
 from cpt_deploy.training.run_directory.run_directory import RunDirectory
-
-
-@dataclass(frozen=True)
-class Pretrained:
-    """The pretrained weights that a run started from.
-
-    Args:
-        file: Path of the weights.
-        sha256: SHA-256 of the file.
-        tensors: Number of loaded tensors.
-        head: Name of the layer that outputs the logits.
-        fresh: Tensors of the head that keep their initialisation, since the file's are for other classes.
-        classes: Number of classes of the file's head.
-        left_out: Paths of the file's auxiliary heads, used only in training, which the network is built without.
-        published_input: Input normalisation of torchvision's published weights of this model, if the run's images are
-            normalised differently.
-    """
-
-    file: str
-    sha256: str
-    tensors: int
-    head: str | None
-    fresh: tuple[str, ...]
-    classes: int | None
-    left_out: tuple[str, ...] = ()
-    published_input: Normalization | None = None
 
 
 def resolve_weights(recipe: Recipe) -> Recipe:

@@ -18,8 +18,7 @@ from cpt_deploy.recipe import Recipe
 from cpt_deploy.recipe.tasks import task_name, tasks
 from cpt_deploy.training.distributed.process_group import ProcessGroup
 from cpt_deploy.training.distributed.synchronization import Synchronization
-from cpt_deploy.training.fine_tuning import Pretrained
-from cpt_deploy.training.reporting.reports import Evaluation
+from cpt_deploy.training.reports import Evaluation, Pretrained
 from cpt_deploy.training.run_directory.run_directory import RunDirectory
 
 Stop = Callable[[], bool]

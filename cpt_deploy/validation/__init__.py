@@ -14,12 +14,13 @@ from cpt_deploy.validation.accuracy.noninferiority import (
     tango_interval,
 )
 from cpt_deploy.validation.accuracy.reference import TRAINED_TEST, Recorded, Reference
+from cpt_deploy.validation.accuracy.runtimes import PairResult, RuntimeResult
 from cpt_deploy.validation.accuracy.samples import OTHER_DATA, Batch, Runtime, Samples, Scores, spread
 from cpt_deploy.validation.accuracy.scoring import Accuracy, Perplexity, RSquared, Scoring
 from cpt_deploy.validation.accuracy.statistics import mcnemar_exact, wilson_interval
-from cpt_deploy.validation.comparison import PairResult, RuntimeResult, TensorResult
 from cpt_deploy.validation.gate import constant_reasons
 from cpt_deploy.validation.integers.compare_integers import compare_integers
+from cpt_deploy.validation.integers.comparison import TensorResult
 from cpt_deploy.validation.integers.integer_model import bundled_integer_model
 from cpt_deploy.validation.integers.intermediate_outputs import (
     add_intermediate_outputs,

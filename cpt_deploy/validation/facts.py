@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from cpt_deploy.validation.comparison import TensorResult
+from cpt_deploy.validation.integers.comparison import TensorResult
 
 
 @dataclass(frozen=True)

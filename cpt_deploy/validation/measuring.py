@@ -13,15 +13,10 @@ from cpt_deploy.errors import UsageError
 from cpt_deploy.signature import Signature
 from cpt_deploy.validation.accuracy.details import Confusion, ConfusionCount, OutputPairs, OutputSampler
 from cpt_deploy.validation.accuracy.reference import Reference
+from cpt_deploy.validation.accuracy.runtimes import RuntimeComparison
 from cpt_deploy.validation.accuracy.samples import Arrays, Batch, Runtime, Samples, Scores
 from cpt_deploy.validation.accuracy.scoring import Scoring
-from cpt_deploy.validation.comparison import (
-    CodeCount,
-    IntegerComparison,
-    RuntimeComparison,
-    ServedOutputs,
-    TrainedCodes,
-)
+from cpt_deploy.validation.integers.comparison import CodeCount, IntegerComparison, ServedOutputs, TrainedCodes
 from cpt_deploy.validation.integers.inside import InsideComparison
 from cpt_deploy.validation.integers.integer_model import ExecutedGraph, Execution
 from cpt_deploy.validation.integers.intermediate_outputs import ObservableModel

@@ -10,13 +10,14 @@ from cpt_deploy.bundle.runtime.cpu import CpuInfo
 from cpt_deploy.bundle.runtime.providers import CPU
 from cpt_deploy.integer.accumulators import Accumulator, LayerSaturation
 from cpt_deploy.metric import Metric
+from cpt_deploy.validation.accuracy.agreement import DetectionFacts, OutputAgreementFacts
 from cpt_deploy.validation.accuracy.details import Confusion, OutputPairs
 from cpt_deploy.validation.accuracy.noninferiority import NonInferiority
-from cpt_deploy.validation.comparison import PairResult, RuntimeResult, ServedOutputs, TensorResult, TrainedCodes
+from cpt_deploy.validation.accuracy.runtimes import PairResult, RuntimeResult
 from cpt_deploy.validation.facts import DatasetFacts, FloatFacts, Gate, GraphFacts, RecordedFacts
+from cpt_deploy.validation.integers.comparison import ServedOutputs, TensorResult, TrainedCodes
 from cpt_deploy.validation.integers.saturation import Portability, saturation_entry
 from cpt_deploy.validation.onnx.constants import ConstantsResult
-from cpt_deploy.validation.onnx_files.agreement import DetectionFacts, OutputAgreementFacts
 
 
 @dataclass(frozen=True)

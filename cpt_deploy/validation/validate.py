@@ -18,9 +18,9 @@ from cpt_deploy.validation.accuracy.noninferiority import MAX_DROP, NonInferiori
 from cpt_deploy.validation.accuracy.reference import Reference, processor_differences, recorded_metric
 from cpt_deploy.validation.accuracy.samples import OTHER_DATA, Samples
 from cpt_deploy.validation.accuracy.scoring import Scoring
-from cpt_deploy.validation.comparison import IntegerComparison
 from cpt_deploy.validation.facts import DatasetFacts, FloatFacts, Gate, GraphFacts, RecordedFacts
 from cpt_deploy.validation.gate import judge
+from cpt_deploy.validation.integers.comparison import IntegerComparison
 from cpt_deploy.validation.integers.integer_model import ExecutedGraph, bundled_integer_model
 from cpt_deploy.validation.integers.intermediate_outputs import with_intermediate_outputs
 from cpt_deploy.validation.integers.saturation import bundle_accumulators, bundle_portability, bundle_saturation

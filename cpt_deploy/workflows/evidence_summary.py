@@ -9,8 +9,8 @@ from cpt_deploy.tasks.evidence import WITHOUT_VNNI, Table, ValidationSummary, sa
 
 if TYPE_CHECKING:
     from cpt_deploy.validation import NonInferiority, ValidationReport
+    from cpt_deploy.validation.accuracy.agreement import OutputAgreementFacts
     from cpt_deploy.validation.facts import FloatFacts
-    from cpt_deploy.validation.onnx_files.agreement import OutputAgreementFacts
 
 
 def summarize(report: "ValidationReport") -> ValidationSummary:

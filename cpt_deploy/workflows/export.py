@@ -10,7 +10,7 @@ from cpt_deploy.bundle import Bundle, OnnxRuntimeModel
 from cpt_deploy.recipe import load_recipe, save_recipe
 from cpt_deploy.tasks import SILENT, ExportOptions, ExportSummary, Reporter, task_of_run
 from cpt_deploy.tasks.exporting import weights_in_words
-from cpt_deploy.workflows.experiments.bit_allocation import allocated_bits, calibrate, given_bits
+from cpt_deploy.workflows.bit_allocation import allocated_bits, calibrate, given_bits
 
 if TYPE_CHECKING:
     from cpt_deploy.quantization import QuantizedModel, WeightBits

@@ -10,7 +10,7 @@ from cpt_serving.inference.model import Tensors
 from cpt_serving.inference.threads import Work
 from cpt_serving.oip.answers import OutputTensor
 from cpt_serving.oip.schemas import InferRequest
-from cpt_serving.web.records import note_inference, note_model
+from cpt_serving.telemetry.records import note_inference, note_model
 
 T = TypeVar("T")
 

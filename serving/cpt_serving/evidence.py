@@ -7,8 +7,8 @@ from pydantic import BaseModel, Field
 
 import cpt_deploy
 from cpt_deploy.bundle import Bundle, read_evidence
+from cpt_deploy.bundle.checksums import read_checksums
 from cpt_deploy.bundle.integrity import evidence as bundle_evidence
-from cpt_deploy.bundle.integrity.checksums import read_checksums
 from cpt_deploy.bundle.layout import VALIDATION_FILE
 from cpt_deploy.bundle.reading import read_json
 from cpt_deploy.errors import BundleError

@@ -25,7 +25,7 @@ from cpt_deploy.models.language import TransformerLanguageModel
 from cpt_deploy.onnx_graph.writer import write_onnx
 from cpt_deploy.quantization import QuantizedModel
 from cpt_deploy.quantization import prepare as prepare_only
-from cpt_deploy.quantization.graph.comparison.running import float_bits
+from cpt_deploy.quantization.conversion.comparison.running import float_bits
 from cpt_deploy.validation.integers.compare_integers import compare_integers
 
 VOCABULARY, CONTEXT, HEADS, FEATURES = 50, 64, 2, 16

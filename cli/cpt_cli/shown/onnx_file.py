@@ -7,7 +7,7 @@ from cpt_cli.output import out
 from cpt_deploy import readable
 
 if TYPE_CHECKING:
-    from cpt_deploy.validation.onnx_files.agreement import OutputAgreementFacts
+    from cpt_deploy.validation.accuracy.agreement import OutputAgreementFacts
     from cpt_deploy.validation.onnx_files.inspection import Inspection, TensorFacts
     from cpt_deploy.validation.onnx_files.replay import Replayed
     from cpt_deploy.validation.onnx_files.validation import FileReport

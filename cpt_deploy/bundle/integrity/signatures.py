@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cpt_deploy.bundle.bundle import Bundle
-from cpt_deploy.bundle.integrity.checksums import AGAIN_HINT
+from cpt_deploy.bundle.checksums import AGAIN_HINT
 from cpt_deploy.bundle.integrity.directories import replace_files
 from cpt_deploy.bundle.layout import SIGNATURE_FILE, SUMS_FILE
 from cpt_deploy.errors import BundleError, DataError, MissingExtraError, ValidationFailedError

@@ -11,8 +11,8 @@ from cpt_deploy.errors import ConversionError
 from cpt_deploy.integer.convolutions import average, depthwise, has_positions
 from cpt_deploy.integer.operations import Operation, Reshape
 from cpt_deploy.integer.tensors import QuantizedTensor
-from cpt_deploy.quantization.graph.capture.constants import ChannelwiseConstant, Constant
-from cpt_deploy.quantization.numerics.folding import BIAS_LIMIT, FLOAT_BIAS_LIMIT, Floats, channelwise, normalisation
+from cpt_deploy.quantization.folding import BIAS_LIMIT, FLOAT_BIAS_LIMIT, Floats, channelwise, normalisation
+from cpt_deploy.quantization.modules.channelwise_constant import ChannelwiseConstant, Constant
 
 Lowered = list[tuple[Operation, QuantizedTensor]]
 """Operations in order, each with its output tensor."""

@@ -13,12 +13,12 @@ from cpt_deploy.integer.float_calls import encode, float_call
 from cpt_deploy.integer.lowering.float_forms import CEILED, average_with_factors, by_own_statistics, needs_factors
 from cpt_deploy.integer.operations import Constant, Embed, Float, Operation
 from cpt_deploy.integer.tensors import QuantizedTensor
-from cpt_deploy.quantization.graph.capture.shapes import describe
-from cpt_deploy.quantization.graph.capture.tracer import is_stochastic_depth
-from cpt_deploy.quantization.graph.capture.training_behaviour import is_normalisation
+from cpt_deploy.quantization.conversion.capture.training_behaviour import is_normalisation
 from cpt_deploy.quantization.graph.operator_kinds import IS_FLOAT, module_of
+from cpt_deploy.quantization.graph.shapes import describe
 from cpt_deploy.quantization.modules.attention import ScaledDotProductAttention
 from cpt_deploy.quantization.modules.layers import QuantizedEmbedding
+from cpt_deploy.quantization.modules.stochastic_depth import is_stochastic_depth
 from cpt_deploy.quantization.numerics.affine import quantize_weight, symmetric_quant_max
 from cpt_deploy.signature import Signature
 

@@ -31,11 +31,12 @@ from cpt_deploy.integer.operations import (
     Quantize,
 )
 from cpt_deploy.integer.tensors import QuantizedTensor
-from cpt_deploy.quantization.graph.activation_quantizers import has_float_operations
-from cpt_deploy.quantization.graph.capture.shapes import propagate_shapes, results_of, sizes_of
+from cpt_deploy.quantization.conversion.activation_quantizers import has_float_operations
+from cpt_deploy.quantization.folding import fold_layer
 from cpt_deploy.quantization.graph.fusion import FusedOperation, Norm, fused_operations
 from cpt_deploy.quantization.graph.naming import own_name
 from cpt_deploy.quantization.graph.operator_kinds import Kind, kind_of, module_of
+from cpt_deploy.quantization.graph.shapes import propagate_shapes, results_of, sizes_of
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer, Requantize
 from cpt_deploy.quantization.modules.layers import (
@@ -47,10 +48,9 @@ from cpt_deploy.quantization.modules.layers import (
     QuantizedLinear,
 )
 from cpt_deploy.quantization.modules.recurrent import QuantizedRecurrent
-from cpt_deploy.quantization.numerics.folding import fold_layer
+from cpt_deploy.quantization.scheduled_model import WeightBits
 from cpt_deploy.quantization.state.config import MAX_INTEGER_BITS
 from cpt_deploy.quantization.state.precision_state import Role
-from cpt_deploy.quantization.state.scheduled_model import WeightBits
 
 
 def freeze(

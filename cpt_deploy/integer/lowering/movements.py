@@ -9,8 +9,8 @@ from torch import fx, nn
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.integer.operations import MaxPool, Operation, Pad, Reshape, Slice, Transpose
 from cpt_deploy.integer.tensors import QuantizedTensor
-from cpt_deploy.quantization.graph.capture.padding import Padding
-from cpt_deploy.quantization.graph.capture.shapes import is_tensor, seen_shapes, sizes_of
+from cpt_deploy.quantization.graph.shapes import is_tensor, seen_shapes, sizes_of
+from cpt_deploy.quantization.modules.padding import Padding
 
 
 @dataclass(frozen=True, slots=True)

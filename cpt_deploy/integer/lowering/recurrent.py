@@ -6,9 +6,9 @@ from cpt_deploy.integer.convolutions import fields_of
 from cpt_deploy.integer.lowering.channelwise import bias_limit
 from cpt_deploy.integer.operations import FullyConnected, Recurrent
 from cpt_deploy.integer.tensors import QuantizedTensor
+from cpt_deploy.quantization.folding import fold_layer
 from cpt_deploy.quantization.modules.layers import QuantizedLinear
 from cpt_deploy.quantization.modules.recurrent import QuantizedRecurrent
-from cpt_deploy.quantization.numerics.folding import fold_layer
 
 
 def lower_recurrent(

@@ -19,8 +19,8 @@ from torch import nn
 
 from cpt_deploy.integer.operations import Convolution, Operation, Reshape, Slice, Transpose
 from cpt_deploy.integer.tensors import QuantizedTensor
+from cpt_deploy.quantization.folding import Codes, FoldedWeights
 from cpt_deploy.quantization.modules.layers import QuantizedConvTranspose1d, QuantizedConvTranspose2d
-from cpt_deploy.quantization.numerics.folding import Codes, FoldedWeights
 
 #: Size at which the axis of a free size is computed.
 _ANY_SIZE = 1024

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from cpt_deploy.quantization.graph.example_inputs import parameter_names
+from cpt_deploy.quantization.conversion.example_inputs import parameter_names
 
 
 class Arguments(NamedTuple):

@@ -9,7 +9,7 @@ import onnx
 from cpt_deploy.onnx_graph.finding.found import Found
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork, attributes_of, is_standard
 from cpt_deploy.onnx_graph.reading.running import Measured
-from cpt_deploy.quantization.numerics.folding import Floats
+from cpt_deploy.quantization.folding import Floats
 
 
 class Absorber:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
-from cpt_deploy.quantization.numerics.folding import Floats
+from cpt_deploy.quantization.folding import Floats
 
 Kind = Literal[
     "convolution", "transposed", "connected", "channelwise", "add", "multiply", "concatenate", "global_average",

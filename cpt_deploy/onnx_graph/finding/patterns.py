@@ -11,7 +11,7 @@ from cpt_deploy.onnx_graph.finding.absorbing import Absorber
 from cpt_deploy.onnx_graph.finding.found import Found, Kind
 from cpt_deploy.onnx_graph.finding.geometry import convolution_geometry
 from cpt_deploy.onnx_graph.reading.network import attributes_of
-from cpt_deploy.quantization.numerics.folding import Floats
+from cpt_deploy.quantization.folding import Floats
 
 #: Elementwise functions that become tables, with the attributes that are their parameters, and those's default values.
 TABLES: Mapping[str, Mapping[str, float]] = {

@@ -18,7 +18,7 @@ from cpt_deploy.onnx_graph.finding.found import Found
 from cpt_deploy.onnx_graph.quantizing.reinterpreting import is_uniform
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
 from cpt_deploy.onnx_graph.reading.running import Measured, Runner, Sample
-from cpt_deploy.quantization.numerics.folding import Floats
+from cpt_deploy.quantization.folding import Floats
 
 #: Largest ratio of two factors of a tensor: a channel that was almost zero in calibration keeps some headroom.
 MAX_RATIO = 64.0

@@ -40,7 +40,7 @@ from cpt_deploy.onnx_graph.quantizing.reinterpreting import Reinterpreter
 from cpt_deploy.onnx_graph.quantizing.weights import quantized_layer
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
 from cpt_deploy.onnx_graph.reading.running import Measured
-from cpt_deploy.quantization.numerics.folding import FoldedWeights, channelwise
+from cpt_deploy.quantization.folding import FoldedWeights, channelwise
 from cpt_deploy.signature import Signature
 
 _MODULES: Mapping[str, Any] = {

@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 from cpt_deploy.errors import ConversionError, UsageError
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
 from cpt_deploy.onnx_graph.reading.running import Measured, Runner, Sample
-from cpt_deploy.quantization.numerics.folding import Floats
+from cpt_deploy.quantization.folding import Floats
 
 #: Values of a tensor that are kept of each sample, and of all samples, to search its range.
 PER_SAMPLE, KEPT = 4096, 2**16

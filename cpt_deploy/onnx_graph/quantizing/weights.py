@@ -4,9 +4,7 @@ import numpy as np
 import torch
 
 from cpt_deploy.integer.tensors import QuantizedTensor
-from cpt_deploy.quantization.numerics.accumulator_range import can_overflow, summed_quant_max
-from cpt_deploy.quantization.numerics.affine import quantize_weight, symmetric_quant_max
-from cpt_deploy.quantization.numerics.folding import (
+from cpt_deploy.quantization.folding import (
     BIAS_LIMIT,
     FLOAT_BIAS_LIMIT,
     Floats,
@@ -14,6 +12,8 @@ from cpt_deploy.quantization.numerics.folding import (
     executed_shift,
     fold,
 )
+from cpt_deploy.quantization.numerics.accumulator_range import can_overflow, summed_quant_max
+from cpt_deploy.quantization.numerics.affine import quantize_weight, symmetric_quant_max
 from cpt_deploy.quantization.numerics.saturation import portable_quant_max, saturation_limit
 
 

@@ -8,13 +8,13 @@ model whose offsets are rounded already differs from its integer form only by th
 import torch
 from torch import Tensor, fx
 
+from cpt_deploy.quantization.folding import channelwise, fold_layer, normalisation
 from cpt_deploy.quantization.graph.fusion import Norm, fused_operations, quantizer_of
 from cpt_deploy.quantization.graph.operator_kinds import Kind, kind_of, module_of
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer, Requantize
 from cpt_deploy.quantization.modules.layers import QuantizedLayer
 from cpt_deploy.quantization.modules.recurrent import QuantizedRecurrent
-from cpt_deploy.quantization.numerics.folding import channelwise, fold_layer, normalisation
 from cpt_deploy.quantization.state.config import MAX_INTEGER_BITS
 
 _KINDS = (Kind.LAYER, Kind.NORM)

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from cpt_deploy.errors import DataError
 from cpt_deploy.quantization.calibration.bias_rounding import round_biases
-from cpt_deploy.quantization.graph.capture.training_behaviour import keeps_statistics
+from cpt_deploy.quantization.conversion.capture.training_behaviour import keeps_statistics
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.modes import in_evaluation
-from cpt_deploy.quantization.state.scheduled_model import WeightBits
+from cpt_deploy.quantization.scheduled_model import WeightBits
 from cpt_deploy.quantization.stateful import State, call_with_state, carries_state, plain_inputs
 from cpt_deploy.signature import BATCH, TensorSpec
 

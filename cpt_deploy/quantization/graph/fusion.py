@@ -12,13 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import fx, nn
 
-from cpt_deploy.quantization.graph.capture.aten import aten
-from cpt_deploy.quantization.graph.capture.tracer import is_stochastic_depth
 from cpt_deploy.quantization.graph.operator_kinds import IS_FLOAT, Kind, kind_of, module_of
 from cpt_deploy.quantization.kernels import Clamp
 from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer, Requantize
+from cpt_deploy.quantization.modules.stochastic_depth import is_stochastic_depth
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
 
@@ -44,11 +44,11 @@ CLAMPS: dict[object, Callable[..., Clamp | None]] = {
     nn.ReLU: lambda module: Clamp(0.0),
     nn.ReLU6: lambda module: Clamp(0.0, 6.0),
     nn.Hardtanh: lambda module: Clamp(module.min_val, module.max_val),
-    aten.relu.default: lambda x: Clamp(0.0),
-    aten.relu6.default: lambda x: Clamp(0.0, 6.0),
-    aten.hardtanh.default: lambda x, low=-1.0, high=1.0: Clamp(low, high),
-    aten.clamp.default: lambda x, low=None, high=None: None if low is None else _bounds(low, high),
-    aten.clamp_min.default: lambda x, low: Clamp(low),
+    torch.ops.aten.relu.default: lambda x: Clamp(0.0),
+    torch.ops.aten.relu6.default: lambda x: Clamp(0.0, 6.0),
+    torch.ops.aten.hardtanh.default: lambda x, low=-1.0, high=1.0: Clamp(low, high),
+    torch.ops.aten.clamp.default: lambda x, low=None, high=None: None if low is None else _bounds(low, high),
+    torch.ops.aten.clamp_min.default: lambda x, low: Clamp(low),
 }
 
 

@@ -6,14 +6,14 @@ from enum import Enum
 import torch
 from torch import fx, nn
 
-from cpt_deploy.quantization.graph.capture.constants import ChannelwiseConstant
-from cpt_deploy.quantization.graph.capture.padding import Padding
-from cpt_deploy.quantization.graph.capture.shapes import describe, has_free_positions, is_tensor, shape_of, sizes_of
-from cpt_deploy.quantization.graph.capture.tracer import is_stochastic_depth
-from cpt_deploy.quantization.graph.capture.tracing import NoIntegerFormError
+from cpt_deploy.quantization.graph.no_integer_form import no_integer_form
+from cpt_deploy.quantization.graph.shapes import has_free_positions, is_tensor, shape_of, sizes_of
 from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer, Requantize
+from cpt_deploy.quantization.modules.channelwise_constant import ChannelwiseConstant
 from cpt_deploy.quantization.modules.layers import QuantizedLayer, is_quantizable
+from cpt_deploy.quantization.modules.padding import Padding
 from cpt_deploy.quantization.modules.recurrent import QuantizedRecurrent, RecurrentLayer
+from cpt_deploy.quantization.modules.stochastic_depth import is_stochastic_depth
 from cpt_deploy.quantization.modules.synchronized_norm import SynchronizedBatchNorm1d, SynchronizedBatchNorm2d
 
 
@@ -121,16 +121,6 @@ def classify(node: fx.Node, traced: fx.GraphModule) -> Kind:
 def module_of(node: fx.Node | None, traced: fx.GraphModule) -> nn.Module | None:
     """Return the module that a node calls, or None if it calls none."""
     return traced.get_submodule(str(node.target)) if node is not None and node.op == "call_module" else None
-
-
-def no_integer_form(node: fx.Node, traced: fx.GraphModule) -> NoIntegerFormError:
-    """Return the error that names an operation without an integer form."""
-    return NoIntegerFormError(
-        f"Expected operations that have an integer form, but got {describe(node, traced)}",
-        hint="supported: Conv1d/2d, ConvTranspose1d/2d, Linear, BatchNorm, ReLU-like and elementwise activations, "
-        "pooling, padding, +, *, cat, reshape, transpose, chunk, Dropout",
-        reason=f"{describe(node, traced)} has no integer form",
-    )
 
 
 def computes(node: fx.Node) -> bool:

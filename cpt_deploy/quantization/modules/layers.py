@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
+from cpt_deploy.quantization.modules.gradients import with_quantized_gradient
 from cpt_deploy.quantization.modules.strided import seen_pixels, skips_pixels
 from cpt_deploy.quantization.numerics.accumulator_range import can_overflow, summed_quant_max
 from cpt_deploy.quantization.numerics.affine import fake_quantize_weight
-from cpt_deploy.quantization.numerics.gradients import with_quantized_gradient
 from cpt_deploy.quantization.numerics.saturation import portable_quant_max
 from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
 

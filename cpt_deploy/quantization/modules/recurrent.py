@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer
+from cpt_deploy.quantization.modules.gradients import with_quantized_gradient
 from cpt_deploy.quantization.modules.layers import QuantizedLinear, quantized_layer
 from cpt_deploy.quantization.numerics.affine import fake_quantize, range_of
-from cpt_deploy.quantization.numerics.gradients import with_quantized_gradient
 from cpt_deploy.quantization.numerics.stochastic_rounding import mix_into, seed_from_index
 from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
 

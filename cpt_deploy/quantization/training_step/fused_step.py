@@ -11,9 +11,9 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, fx, nn
 
-from cpt_deploy.quantization.graph.capture.shapes import propagate_shapes, results_of
 from cpt_deploy.quantization.graph.fusion import FusedOperation, Norm, fused_operations, quantizer_of
 from cpt_deploy.quantization.graph.operator_kinds import Kind, kind_of, module_of
+from cpt_deploy.quantization.graph.shapes import propagate_shapes, results_of
 from cpt_deploy.quantization.kernels import QuantizationParameters
 from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer, Requantize
 from cpt_deploy.quantization.modules.layers import QuantizedConv2d, QuantizedConvTranspose2d, QuantizedLinear

@@ -16,10 +16,10 @@ from cpt_deploy.recipe import Recipe
 from cpt_deploy.recipe.tasks import IMAGE_CLASSIFICATION
 from cpt_deploy.training.distributed.process_group import ProcessGroup
 from cpt_deploy.training.evaluation import evaluate
-from cpt_deploy.training.fine_tuning import Pretrained, build_pretrained, resolve_weights
+from cpt_deploy.training.fine_tuning import build_pretrained, resolve_weights
+from cpt_deploy.training.loop.plan_doubts import dropped_samples
 from cpt_deploy.training.loop.setup import RunData, build_cpt_model, load_data
-from cpt_deploy.training.reporting.plan_doubts import dropped_samples
-from cpt_deploy.training.reporting.reports import Evaluation
+from cpt_deploy.training.reports import Evaluation, Pretrained
 from cpt_deploy.training.task import StepOutcome, Stop, TrainingTask
 
 

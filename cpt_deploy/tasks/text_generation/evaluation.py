@@ -16,7 +16,7 @@ from cpt_deploy.quantization.stateful import State, call_with_state, carries_sta
 from cpt_deploy.signature import TOKENS_NAME, Signature
 from cpt_deploy.training.distributed.process_group import ALONE, ProcessGroup
 from cpt_deploy.training.evaluation import summed
-from cpt_deploy.training.reporting.reports import Evaluation
+from cpt_deploy.training.reports import Evaluation
 
 
 def scores_of(

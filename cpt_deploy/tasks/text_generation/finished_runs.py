@@ -11,7 +11,7 @@ from cpt_deploy.errors import CheckpointError
 from cpt_deploy.metric import PERPLEXITY
 from cpt_deploy.tasks.text_generation.evaluation import evaluate_text
 from cpt_deploy.tasks.text_generation.training import load_language_modelling
-from cpt_deploy.training.reporting.reports import RunReport
+from cpt_deploy.training.reports import RunReport
 from cpt_deploy.training.run_directory.run_directory import RunDirectory
 from cpt_deploy.training.run_directory.saved_runs import TrainedRun
 

@@ -44,7 +44,7 @@ from cpt_deploy.training.distributed.process_group import ProcessGroup
 from cpt_deploy.training.distributed.synchronization import Synchronization
 from cpt_deploy.training.fine_tuning import refuse_weights
 from cpt_deploy.training.loop.setup import prepare_network
-from cpt_deploy.training.reporting.reports import Evaluation
+from cpt_deploy.training.reports import Evaluation
 from cpt_deploy.training.run_directory.files import disk_errors, write_atomically
 from cpt_deploy.training.run_directory.run_directory import RunDirectory
 from cpt_deploy.training.task import Final, StepOutcome, Stop, TrainingTask

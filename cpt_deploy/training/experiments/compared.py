@@ -10,7 +10,7 @@ from cpt_deploy import readable
 from cpt_deploy.errors import CheckpointError, UsageError
 from cpt_deploy.metric import Metric
 from cpt_deploy.recipe import Recipe, load_recipe
-from cpt_deploy.training.reporting.reports import RunReport
+from cpt_deploy.training.reports import RunReport
 from cpt_deploy.training.run_directory.run_directory import RunDirectory
 
 #: Settings that change neither the result nor its cost.

@@ -22,8 +22,8 @@ from cpt_deploy.recipe import Recipe
 from cpt_deploy.training.distributed.process_group import ALONE, choose_device
 from cpt_deploy.training.loop.allocator_settings import freed_memory_kept
 from cpt_deploy.training.loop.optimizers import set_learning_rate
-from cpt_deploy.training.loop.randomness import seeded
 from cpt_deploy.training.loop.setup import RunObjects, build_objects
+from cpt_deploy.training.randomness import seeded
 from cpt_deploy.training.task import TrainingTask, load_task
 
 MIN_BITS = 2

@@ -18,7 +18,7 @@ from cpt_deploy.report import plot_curves
 from cpt_deploy.training.loop.progress import Stopwatch
 from cpt_deploy.training.loop.run import Run
 from cpt_deploy.training.loop.setup import RunObjects
-from cpt_deploy.training.reporting.reports import RunReport
+from cpt_deploy.training.reports import RunReport
 from cpt_deploy.training.run_directory.checkpoints import read_checkpoint
 from cpt_deploy.training.run_directory.files import disk_errors, write_atomically
 from cpt_deploy.training.run_directory.metrics_log import evaluation_columns

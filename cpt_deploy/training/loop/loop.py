@@ -16,10 +16,10 @@ from cpt_deploy.training.loop.cuda_graph_step import cuda_graph_step
 from cpt_deploy.training.loop.learning_rate import learning_rate_at
 from cpt_deploy.training.loop.optimizers import set_learning_rate
 from cpt_deploy.training.loop.progress import Stopwatch, Window
-from cpt_deploy.training.loop.randomness import seed_torch
 from cpt_deploy.training.loop.run import Run
+from cpt_deploy.training.randomness import seed_torch
 from cpt_deploy.training.reporting.profiling import StepProfiler
-from cpt_deploy.training.reporting.reports import StepProgress
+from cpt_deploy.training.reports import StepProgress
 from cpt_deploy.training.run_directory.checkpoints import write_checkpoint
 from cpt_deploy.training.run_directory.metrics_log import evaluation_columns
 from cpt_deploy.training.run_directory.run_state import all_finite, capture

@@ -10,8 +10,8 @@ from cpt_deploy.training.loop.interruption import Interruption
 from cpt_deploy.training.loop.loss_following import LossFollowing
 from cpt_deploy.training.loop.progress import RunProgress
 from cpt_deploy.training.loop.setup import RunObjects
-from cpt_deploy.training.reporting.reports import TrainReporter
 from cpt_deploy.training.reporting.step_costs import StepCosts
+from cpt_deploy.training.reports import TrainReporter
 from cpt_deploy.training.run_directory.metrics_log import MetricsLog, NoLog
 from cpt_deploy.training.run_directory.run_directory import RunDirectory
 from cpt_deploy.training.task import TrainingTask

@@ -20,14 +20,14 @@ from cpt_deploy.training.loop.finish import draw_curves, finish
 from cpt_deploy.training.loop.interruption import Interruption
 from cpt_deploy.training.loop.loop import TrainingLoop
 from cpt_deploy.training.loop.loss_following import LossFollowing
+from cpt_deploy.training.loop.plan_doubts import doubts_of
 from cpt_deploy.training.loop.progress import RunProgress
-from cpt_deploy.training.loop.randomness import seeded
 from cpt_deploy.training.loop.run import Run
 from cpt_deploy.training.loop.setup import RunObjects, build_objects
-from cpt_deploy.training.reporting.plan_doubts import doubts_of
+from cpt_deploy.training.randomness import seeded
 from cpt_deploy.training.reporting.profiling import StepProfiler
-from cpt_deploy.training.reporting.reports import RunReport, SilentReporter, TrainPlan, TrainReporter
 from cpt_deploy.training.reporting.step_costs import StepCosts
+from cpt_deploy.training.reports import RunReport, SilentReporter, TrainPlan, TrainReporter
 from cpt_deploy.training.run_directory.checkpoints import Checkpoint, read_checkpoint
 from cpt_deploy.training.run_directory.metrics_log import MetricsLog, NoLog, columns_of
 from cpt_deploy.training.run_directory.run_directory import RunDirectory

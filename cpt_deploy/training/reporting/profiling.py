@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from cpt_deploy.quantization import QuantizedModel
 from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer, Requantize
+from cpt_deploy.training.reports import ProfileReport
 from cpt_deploy.training.run_directory.files import disk_errors
 
 SKIPPED_STEPS = 2
@@ -50,25 +50,6 @@ _GROUPS = (
 )
 TOP_OPERATORS = 3
 DATA, OTHER, BETWEEN = "data", "other operators", "between operators (Python)"
-
-
-@dataclass(frozen=True)
-class ProfileReport:
-    """The time of a step by group of operators.
-
-    Args:
-        steps: Number of profiled steps.
-        step_seconds: Mean wall-clock time of a step, which is longer than without the profiler.
-        seconds: Mean seconds per step of each group, descending; GPU time on a GPU, otherwise CPU time.
-        operators: The slowest operators of each group, with mean seconds per step.
-        trace: The file for chrome://tracing or https://ui.perfetto.dev.
-    """
-
-    steps: int
-    step_seconds: float
-    seconds: dict[str, float]
-    operators: dict[str, list[tuple[str, float]]]
-    trace: Path
 
 
 class StepProfiler:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from cpt_deploy.errors import CheckpointError
-from cpt_deploy.training.loop.randomness import random_state, restore_random_state
+from cpt_deploy.training.randomness import random_state, restore_random_state
 from cpt_deploy.training.run_directory.checkpoints import Checkpoint
 
 

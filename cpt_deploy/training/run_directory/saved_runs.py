@@ -14,7 +14,7 @@ from cpt_deploy.errors import CheckpointError, UsageError
 from cpt_deploy.quantization import QuantizedModel
 from cpt_deploy.recipe import Recipe, load_recipe
 from cpt_deploy.recipe.tasks import tasks
-from cpt_deploy.training.reporting.reports import RunReport
+from cpt_deploy.training.reports import RunReport
 from cpt_deploy.training.run_directory.run_directory import RunDirectory
 
 P = TypeVar("P", bound=Processor)

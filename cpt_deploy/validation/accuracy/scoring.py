@@ -25,7 +25,7 @@ from cpt_deploy.validation.accuracy.samples import Arrays, Scores
 from cpt_deploy.validation.accuracy.statistics import mcnemar_exact, recorded_loss, wilson_interval
 
 if TYPE_CHECKING:
-    from cpt_deploy.validation.onnx_files.agreement import Agreement
+    from cpt_deploy.validation.accuracy.agreement import Agreement
 
 BLOCK_BATCHES = 4
 """Number of consecutive batches of a row that count as one observation, since neighbouring scores depend."""

@@ -9,10 +9,10 @@ import numpy.typing as npt
 
 from cpt_deploy.errors import UsageError
 from cpt_deploy.metric import MOST_DECIBELS, OWN_SQNR_DB, SQNR_DB
+from cpt_deploy.validation.accuracy.agreement import Agreement
 from cpt_deploy.validation.accuracy.noninferiority import NonInferiority
 from cpt_deploy.validation.accuracy.samples import Arrays, Scores
 from cpt_deploy.validation.accuracy.scoring import Scoring
-from cpt_deploy.validation.onnx_files.agreement import Agreement
 
 
 class SignalToNoise(Scoring):

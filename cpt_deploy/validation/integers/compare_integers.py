@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cpt_deploy.integer.graph import IntegerGraph, product_units
-from cpt_deploy.validation.comparison import TensorResult
+from cpt_deploy.validation.integers.comparison import TensorResult
 from cpt_deploy.validation.integers.inside import InsideComparison
 from cpt_deploy.validation.integers.integer_model import ExecutedGraph
 from cpt_deploy.validation.integers.intermediate_outputs import with_intermediate_outputs

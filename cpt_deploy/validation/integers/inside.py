@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from cpt_deploy.bundle import OnnxRuntimeModel
 from cpt_deploy.signature import Signature
 from cpt_deploy.validation.accuracy.samples import Arrays
-from cpt_deploy.validation.comparison import IntegerComparison, OutputAgreement
+from cpt_deploy.validation.integers.comparison import IntegerComparison, OutputAgreement
 from cpt_deploy.validation.integers.integer_model import ExecutedGraph, Execution
 from cpt_deploy.validation.integers.intermediate_outputs import ObservableModel
 

@@ -12,7 +12,7 @@ from onnx import TensorProto
 
 from cpt_deploy.bundle.runtime.sessions import open_session
 from cpt_deploy.onnx_graph.outputs import add_outputs
-from cpt_deploy.validation.comparison import IntegerComparison, TensorResult
+from cpt_deploy.validation.integers.comparison import IntegerComparison, TensorResult
 from cpt_deploy.validation.integers.intermediate_outputs import (
     MOVING,
     IntermediateOutput,

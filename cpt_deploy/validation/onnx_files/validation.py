@@ -11,21 +11,16 @@ import numpy.typing as npt
 from cpt_deploy.bundle.runtime.cpu import CpuInfo, read_cpu
 from cpt_deploy.bundle.runtime.sessions import is_portable, may_saturate, open_session
 from cpt_deploy.errors import DataError, UsageError
+from cpt_deploy.validation.accuracy.agreement import Agreement, DetectionFacts, OutputAgreementFacts
 from cpt_deploy.validation.accuracy.statistics import Proportion, wilson_interval
-from cpt_deploy.validation.comparison import TensorResult
+from cpt_deploy.validation.integers.comparison import TensorResult
 from cpt_deploy.validation.measuring import ValidationReporter
-from cpt_deploy.validation.onnx_files.agreement import (
-    Agreement,
-    DetectionFacts,
-    OutputAgreementFacts,
-    RelativeTime,
-    relative_time,
-)
 from cpt_deploy.validation.onnx_files.files import Arrays, OnnxFile, batches, example_inputs
 from cpt_deploy.validation.onnx_files.inspection import Inspection, inspect_file
 from cpt_deploy.validation.onnx_files.replay import Replay, Replayed
 from cpt_deploy.validation.onnx_files.rules import IGNORED_AXIS
 from cpt_deploy.validation.onnx_files.unoptimized import Unoptimized
+from cpt_deploy.validation.performance.relative_time import RelativeTime, relative_time
 from cpt_deploy.validation.performance.software import software_versions
 
 LABELS = "labels"

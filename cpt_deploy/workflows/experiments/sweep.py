@@ -14,7 +14,7 @@ from cpt_deploy.errors import BundleError
 from cpt_deploy.metric import Metric
 from cpt_deploy.tasks import SILENT, ExportOptions, Reporter, Table, Task, ValidationOptions, task_of_run
 from cpt_deploy.tasks.exporting import TRAINED_DIGEST, folder_name
-from cpt_deploy.workflows.experiments.bit_allocation import bits_trained_at, given_bits
+from cpt_deploy.workflows.bit_allocation import bits_trained_at, given_bits
 from cpt_deploy.workflows.export import export_run
 from cpt_deploy.workflows.validation import validate_bundle
 

@@ -10,8 +10,8 @@ from starlette.routing import BaseRoute
 from starlette.types import Scope as AsgiScope
 
 from cpt_serving.access.api_keys import KeyRing, Scope
+from cpt_serving.telemetry.records import current_record
 from cpt_serving.web.errors import RequestError, bad_request
-from cpt_serving.web.records import current_record
 from cpt_serving.web.shown import near_name, shown
 
 _REALM = 'Bearer realm="cpt-serve"'

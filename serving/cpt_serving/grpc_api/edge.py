@@ -18,9 +18,9 @@ from cpt_serving.access.control import AccessControl
 from cpt_serving.service import Service
 from cpt_serving.shutdown import Shutdown
 from cpt_serving.telemetry.access_log import AccessLog
+from cpt_serving.telemetry.records import RequestRecord, current_record, given_or_new_id
 from cpt_serving.telemetry.tracing import current_trace, server_span, trace_inference
 from cpt_serving.web.errors import RequestError, as_request_error
-from cpt_serving.web.records import RequestRecord, current_record, given_or_new_id
 from cpt_serving.web.shown import shown
 
 logger = logging.getLogger(__name__)

@@ -19,9 +19,9 @@ from cpt_serving.oip.metadata import server_metadata
 from cpt_serving.oip.schemas import RepositoryParameters
 from cpt_serving.oip.statistics import statistics_of
 from cpt_serving.service import Service
+from cpt_serving.telemetry.records import given_or_new_id
 from cpt_serving.web.errors import RequestError
 from cpt_serving.web.json_bodies import checked
-from cpt_serving.web.records import given_or_new_id
 
 Call = Callable[[Service, Any], Awaitable[Any]]
 

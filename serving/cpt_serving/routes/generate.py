@@ -25,12 +25,12 @@ from cpt_serving.routes.generation_schemas import (
 )
 from cpt_serving.service import Service
 from cpt_serving.settings import ServeSettings
+from cpt_serving.telemetry.records import note_model
 from cpt_serving.web.bodies import running_body
 from cpt_serving.web.deadlines import request_deadline
 from cpt_serving.web.errors import bad_request
 from cpt_serving.web.events import event_response
 from cpt_serving.web.json_bodies import CONTROL_BYTES, checked, read_object
-from cpt_serving.web.records import note_model
 from cpt_serving.web.responses import JsonResponse
 from cpt_serving.web.schemas import error_answers
 

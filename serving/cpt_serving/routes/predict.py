@@ -12,8 +12,8 @@ from cpt_serving.answering import rendered
 from cpt_serving.inference.engine import Engine
 from cpt_serving.routes.examples import predict_body
 from cpt_serving.service import Service
+from cpt_serving.telemetry.records import note_inference, note_model
 from cpt_serving.web.deadlines import request_deadline
-from cpt_serving.web.records import note_inference, note_model
 from cpt_serving.web.responses import JsonResponse
 from cpt_serving.web.schemas import PredictAnswer, error_answers
 from cpt_serving.web.uploads import read_content

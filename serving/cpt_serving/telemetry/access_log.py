@@ -13,7 +13,7 @@ from opentelemetry.trace import format_span_id, format_trace_id
 from cpt_deploy.errors import DataError
 from cpt_serving.settings import ServeSettings
 from cpt_serving.telemetry.log_queue import QueuedLog
-from cpt_serving.web.records import RequestRecord
+from cpt_serving.telemetry.records import RequestRecord
 
 QUIET_ROUTES = frozenset({
     "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/metrics", "/stats",

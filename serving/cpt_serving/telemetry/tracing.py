@@ -18,7 +18,7 @@ import cpt_deploy
 from cpt_deploy.errors import MissingExtraError
 from cpt_serving.settings import ServeSettings
 from cpt_serving.telemetry.access_log import QUIET_ROUTES
-from cpt_serving.web.records import RequestRecord
+from cpt_serving.telemetry.records import RequestRecord
 
 logger = logging.getLogger(__name__)
 

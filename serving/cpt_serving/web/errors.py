@@ -12,7 +12,7 @@ from cpt_serving.inference.errors import (
     QueueFullError,
     ServingError,
 )
-from cpt_serving.web.records import current_record
+from cpt_serving.telemetry.records import current_record
 from cpt_serving.web.responses import JsonResponse
 from cpt_serving.web.shown import shown
 

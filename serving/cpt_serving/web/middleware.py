@@ -13,10 +13,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cpt_serving.telemetry.access_log import AccessLog
 from cpt_serving.telemetry.metrics import Metrics
+from cpt_serving.telemetry.records import RequestRecord, current_record, given_or_new_id
 from cpt_serving.telemetry.tracing import current_trace, request_answered, request_span, trace_inference
 from cpt_serving.web.bodies import BodyBudget, RequestBody, current_body
 from cpt_serving.web.errors import INTERNAL_ERROR, error_response
-from cpt_serving.web.records import RequestRecord, current_record, given_or_new_id
 
 logger = logging.getLogger(__name__)
 

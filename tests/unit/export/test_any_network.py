@@ -16,7 +16,7 @@ from cpt_deploy.errors import ConversionError, CptWarning
 from cpt_deploy.export import write_onnx
 from cpt_deploy.integer import freeze
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, calibrate, prepare
-from cpt_deploy.quantization.graph.comparison.equivalence import float_bits
+from cpt_deploy.quantization.conversion.comparison.equivalence import float_bits
 from cpt_deploy.quantization.state.precision_state import Bits
 from tests.unit.export.drawn_networks import SIDE, Drawn, networks
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.export import Dim
 
 from cpt_deploy.bundle import FORMATS, Bundle, ImageProcessor, OnnxRuntimeModel, Preprocessing, chosen_formats
-from cpt_deploy.bundle.integrity.checksums import checksum_lines, read_checksums, verify_checksums
+from cpt_deploy.bundle.checksums import checksum_lines, read_checksums, verify_checksums
 from cpt_deploy.errors import BundleError, ConversionError, UsageError
 from cpt_deploy.export import ModelIdentity, export_bundle, further_formats
 from cpt_deploy.export.programs import WRITERS, load_program

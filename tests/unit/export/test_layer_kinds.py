@@ -24,7 +24,7 @@ from cpt_deploy.integer import IntegerExecutor, IntegerGraph, freeze
 from cpt_deploy.integer.graph import from_dict, to_dict
 from cpt_deploy.onnx_graph.float_network import write_float_onnx
 from cpt_deploy.quantization import QuantizationConfig, calibrate, make_symmetric, prepare
-from cpt_deploy.quantization.graph.activation_quantizers import has_float_operations
+from cpt_deploy.quantization.conversion.activation_quantizers import has_float_operations
 from cpt_deploy.validation import layer_saturation
 
 Forward = Callable[[Any, Tensor], Tensor]

@@ -20,7 +20,7 @@ from cpt_deploy.integer.operations import Recurrent
 from cpt_deploy.onnx_graph.float_network import write_float_onnx
 from cpt_deploy.onnx_graph.writer import write_onnx
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, calibrate, make_native, prepare, reduced_layers
-from cpt_deploy.quantization.state.symmetric import make_symmetric
+from cpt_deploy.quantization.calibration.symmetric import make_symmetric
 from cpt_deploy.validation.integers.compare_integers import compare_integers
 
 VOCABULARY = 30

@@ -20,7 +20,7 @@ from cpt_deploy.models.language import (
     preparing_arguments,
 )
 from cpt_deploy.quantization import QuantizationConfig, calibrate, measure_sensitivity, prepare
-from cpt_deploy.quantization.graph.comparison.running import float_bits
+from cpt_deploy.quantization.conversion.comparison.running import float_bits
 from cpt_deploy.quantization.modules.layers import QuantizedEmbedding
 from cpt_deploy.quantization.numerics.affine import quantize, quantize_weight
 from cpt_deploy.quantization.stateful import call_with_state, carries_state, initial_state

@@ -12,7 +12,7 @@ from cpt_serving import create_app, load_settings
 from cpt_serving.access.api_keys import add_key
 from cpt_serving.telemetry.access_log import AccessLog, JsonLine, TextLine
 from cpt_serving.telemetry.log_queue import QueuedLog
-from cpt_serving.web.records import RequestRecord
+from cpt_serving.telemetry.records import RequestRecord
 
 SCOPE = {"method": "GET", "client": ("10.0.0.7", 4711)}
 

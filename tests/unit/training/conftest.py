@@ -13,7 +13,7 @@ import torch
 from cpt_deploy.errors import CptError
 from cpt_deploy.recipe import load_recipe
 from cpt_deploy.training import train
-from cpt_deploy.training.reporting.reports import SilentReporter
+from cpt_deploy.training.reports import SilentReporter
 
 SMALL = (
     "name=small",

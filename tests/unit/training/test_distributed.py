@@ -19,7 +19,7 @@ from cpt_deploy.quantization.training_step.products import has_bf16_units
 from cpt_deploy.training import load_run, train
 from cpt_deploy.training.distributed.process_group import ProcessGroup, choose_device, joined, launched
 from cpt_deploy.training.evaluation import evaluate
-from cpt_deploy.training.reporting.reports import SilentReporter
+from cpt_deploy.training.reports import SilentReporter
 from cpt_deploy.training.run_directory.metrics_log import read_metrics
 
 EVERY_STEP = ("train.log_every=1",)

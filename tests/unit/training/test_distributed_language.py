@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from cpt_deploy.data import Share
 from cpt_deploy.data.text import evaluation_chunks
 from cpt_deploy.training import load_run, train
-from cpt_deploy.training.reporting.reports import SilentReporter
+from cpt_deploy.training.reports import SilentReporter
 from cpt_deploy.training.run_directory.checkpoints import read_checkpoint
 from cpt_deploy.training.run_directory.metrics_log import read_metrics
 

@@ -12,7 +12,7 @@ from cpt_deploy.errors import CheckpointError, RunInterruptedError, UsageError
 from cpt_deploy.precision import relative_cost
 from cpt_deploy.recipe import load_recipe
 from cpt_deploy.training import load_run, plan_run, range_test, train
-from cpt_deploy.training.reporting.reports import SilentReporter
+from cpt_deploy.training.reports import SilentReporter
 
 
 class Stopper(SilentReporter):

@@ -5,7 +5,7 @@ import pytest
 
 from cpt_deploy.errors import CheckpointError, DataError, RunInterruptedError, UsageError
 from cpt_deploy.training import train
-from cpt_deploy.training.reporting.reports import SilentReporter
+from cpt_deploy.training.reports import SilentReporter
 from cpt_deploy.training.run_directory.metrics_log import read_metrics
 
 DROPOUT_MODEL = """

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpt_deploy.validation import Accuracy
-from cpt_deploy.validation.comparison import IntegerComparison, RuntimeComparison
+from cpt_deploy.validation.accuracy.runtimes import RuntimeComparison
+from cpt_deploy.validation.integers.comparison import IntegerComparison
 from cpt_deploy.validation.integers.intermediate_outputs import IntermediateOutput
 
 

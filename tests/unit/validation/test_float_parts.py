@@ -16,7 +16,7 @@ from cpt_deploy.export import ModelIdentity, export_bundle
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, calibrate, prepare
 from cpt_deploy.report import render_validation_page
 from cpt_deploy.validation import compare_constants
-from cpt_deploy.validation.comparison import IntegerComparison
+from cpt_deploy.validation.integers.comparison import IntegerComparison
 from cpt_deploy.validation.integers.integer_model import bundled_integer_model
 from cpt_deploy.validation.integers.intermediate_outputs import IntermediateOutput, with_intermediate_outputs
 

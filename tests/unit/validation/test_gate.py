@@ -20,9 +20,9 @@ from cpt_deploy.validation import (
     layer_saturation,
     wilson_interval,
 )
-from cpt_deploy.validation.comparison import ServedOutputs
 from cpt_deploy.validation.facts import DatasetFacts, Gate, GraphFacts, RecordedFacts
 from cpt_deploy.validation.gate import judge
+from cpt_deploy.validation.integers.comparison import ServedOutputs
 
 SERVED_INTERVAL = (wilson_interval(980, 1000).low, wilson_interval(980, 1000).high)
 

@@ -13,7 +13,7 @@ from cpt_deploy.bundle import Bundle, ImageProcessor, OnnxRuntimeModel, update_v
 from cpt_deploy.errors import DataError, MissingExtraError, UsageError
 from cpt_deploy.tasks.image_classification.samples import image_samples
 from cpt_deploy.validation import Reference
-from cpt_deploy.validation.comparison import ServedOutputs
+from cpt_deploy.validation.integers.comparison import ServedOutputs
 
 NOBODY = lambda inputs: inputs  # noqa: E731
 

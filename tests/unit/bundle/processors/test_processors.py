@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from cpt_deploy.bundle import ImageProcessor, TensorProcessor, TextProcessor, processor_class
-from cpt_deploy.bundle.processors.processor import read_processor
+from cpt_deploy.bundle.processors.by_task import read_processor
 from cpt_deploy.bundle.processors.text_processor import END, context_of
 from cpt_deploy.bundle.processors.tokenization import ByteTokenizer, WordTokenizer, train_bpe
 from cpt_deploy.errors import BundleError, DataError

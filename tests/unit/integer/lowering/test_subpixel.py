@@ -14,7 +14,7 @@ from cpt_deploy.export import write_onnx
 from cpt_deploy.integer import IntegerExecutor, IntegerGraph
 from cpt_deploy.integer.lowering.subpixel import axes_of, transposed_convolution
 from cpt_deploy.integer.tensors import QuantizedTensor
-from cpt_deploy.quantization.numerics.folding import FoldedWeights
+from cpt_deploy.quantization.folding import FoldedWeights
 from tests.unit.integer.graphs import graph_between
 
 

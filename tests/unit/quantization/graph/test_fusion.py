@@ -162,7 +162,7 @@ def test_what_does_not_follow_alone_is_no_part(function: Any) -> None:
 
 
 def test_the_same_operations_are_found_before_and_after_quantizers_are_in_the_graph(monkeypatch) -> None:
-    from cpt_deploy.quantization.graph import activation_quantizers
+    from cpt_deploy.quantization.conversion import activation_quantizers
 
     before: list[list[str]] = []
 

@@ -18,7 +18,7 @@ from cpt_deploy.quantization import model as model_module
 from cpt_deploy.quantization.kernels import Kernels
 from cpt_deploy.quantization.kernels.reference import TorchKernels
 from cpt_deploy.quantization.kernels.selection import Selection, load_native
-from cpt_deploy.quantization.numerics import gradients
+from cpt_deploy.quantization.modules import gradients
 from cpt_deploy.quantization.training_step.products import Compute, has_bf16_units
 
 PATHS = [("torch", "float32"), ("torch", "bf16"), ("native", "float32"), ("native", "bf16")]

@@ -4,7 +4,7 @@ import random
 import numpy as np
 import torch
 
-from cpt_deploy.training.loop.randomness import random_state, restore_random_state, seeded
+from cpt_deploy.training.randomness import random_state, restore_random_state, seeded
 
 
 def draw():

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from cpt_deploy.validation.accuracy.agreement import Agreement
 from cpt_deploy.validation.accuracy.boxes import AveragePrecision, boxes_of
 from cpt_deploy.validation.accuracy.maps import Areas, is_map
-from cpt_deploy.validation.onnx_files.agreement import Agreement
 
 
 def boxes(*rows: tuple[float, ...]) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""Convert a float network: capture its graph, quantize its layers and activations, compare with the network."""
