@@ -1,10 +1,10 @@
 """Values of a model's inputs in NumPy's files, read a few rows at a time."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +52,23 @@ class InputFiles:
     parts: tuple[dict[str, Path], ...]
 
     @cached_property
+    def arrays(self) -> Callable[[int], Arrays]:
+        """Reads the arrays of a part by its number; the last one stays in memory, so that it is not read again.
+
+        Raises:
+            DataError: If a file is damaged.
+            UsageError: If a file .npz has other arrays than the inputs.
+        """
+        return lru_cache(maxsize=1)(lambda number: _loaded(self.parts[number]))
+
+    @cached_property
     def rows(self) -> tuple[int, ...]:
         """The number of rows of each part.
 
         Raises:
             UsageError: If inputs have not equally many.
         """
-        return tuple(_rows(loaded(part), part) for part in self.parts)
+        return tuple(_rows(self.arrays(number), part) for number, part in enumerate(self.parts))
 
     @classmethod
     def find(cls, path: Path, names: Sequence[str]) -> "InputFiles":
@@ -90,9 +100,10 @@ class InputFiles:
             raise DataError(
                 f"Expected values of {', '.join(names)} in {readable.path(path)}, but found none", hint=_FORMS
             )
-        for part in parts:
-            loaded(part)
-        return cls(tuple(parts))
+        found_files = cls(tuple(parts))
+        for number in range(len(parts)):
+            found_files.arrays(number)
+        return found_files
 
     @property
     def count(self) -> int:
@@ -106,8 +117,8 @@ class InputFiles:
 
     def batches(self, size: int = BATCH_ROWS) -> Iterator[Arrays]:
         """Yield up to `size` rows of one part at a time; of files .npy no more than these is in memory."""
-        for part, rows in zip(self.parts, self.rows, strict=True):
-            arrays = loaded(part)
+        for number, rows in enumerate(self.rows):
+            arrays = self.arrays(number)
             for start in range(0, rows, size):
                 yield {name: np.array(array[start : start + size]) for name, array in arrays.items()}
 
@@ -123,8 +134,8 @@ class InputFiles:
             shapes: The shape of each input in a call. Arrays with one more dimension hold a call in each row; otherwise
                 a call has as many rows as the first size states, or one if that is free.
         """
-        for part in self.parts:
-            arrays = loaded(part)
+        for number, part in enumerate(self.parts):
+            arrays = self.arrays(number)
             steps, count = _steps(arrays, shapes, next(iter(part.values())).name)
             for call in range(count):
                 yield {
@@ -136,7 +147,10 @@ class InputFiles:
 
     def number_of_calls(self, shapes: Mapping[str, Sequence[int | str]]) -> int:
         """Return the number of calls; see `calls`."""
-        return sum(_steps(loaded(part), shapes, next(iter(part.values())).name)[1] for part in self.parts)
+        return sum(
+            _steps(self.arrays(number), shapes, next(iter(part.values())).name)[1]
+            for number, part in enumerate(self.parts)
+        )
 
     def sha256(self) -> str:
         """Return the checksum of the contents of all files; no file is in memory as a whole."""
@@ -149,7 +163,7 @@ class InputFiles:
 
     def ends(self) -> Arrays:
         """Return the first and the last row."""
-        first, last = loaded(self.parts[0]), loaded(self.parts[-1])
+        first, last = self.arrays(0), self.arrays(len(self.parts) - 1)
         return {name: np.stack([first[name][0], last[name][-1]]) for name in first}
 
 
@@ -164,7 +178,7 @@ def _readable(path: Path) -> Iterator[None]:
         raise DataError(f"Expected arrays in {readable.path(path)}, but got: {reason}", hint=_FORMS) from error
 
 
-def loaded(part: dict[str, Path]) -> Arrays:
+def _loaded(part: dict[str, Path]) -> Arrays:
     """Return the arrays of a part by input: of a file .npz in memory, of files .npy mapped to memory.
 
     Raises:

@@ -21,7 +21,7 @@ from cpt_deploy.workflows.imported.float_models import (
     note_accuracy,
     preprocessing_of,
 )
-from cpt_deploy.workflows.imported.input_files import InputFiles, has_input_files, loaded
+from cpt_deploy.workflows.imported.input_files import InputFiles, has_input_files
 
 if TYPE_CHECKING:
     from cpt_deploy.bundle import Bundle, Processor
@@ -185,8 +185,8 @@ def _tensors(source: FloatModel, reporter: Reporter) -> _Given:
 
 def _no_rows(files: InputFiles, shapes: Mapping[str, Sequence[int | str]]) -> str | None:
     """Return why arrays of inputs have no rows that could be joined; None if they have."""
-    for part in files.parts:
-        for name, array in loaded(part).items():
+    for number in range(len(files.parts)):
+        for name, array in files.arrays(number).items():
             if array.ndim != len(shapes[name]):
                 return f"{name!r} has no batch dimension in the data, where each row is a call"
     return None

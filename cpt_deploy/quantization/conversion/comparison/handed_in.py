@@ -13,7 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from cpt_deploy.errors import ConversionError
 from cpt_deploy.quantization.conversion.capture.composites import taken_apart
+from cpt_deploy.quantization.conversion.capture.parametrized import as_parametrizations
+from cpt_deploy.quantization.graph.signature import check_parameters, unwrapped
+from cpt_deploy.quantization.model import QuantizedModel
 
 _FORWARD_HOOKS = {"_forward_pre_hooks": "forward pre-hook", "_forward_hooks": "forward hook"}
 _BACKWARD_HOOKS = {"_backward_pre_hooks": "backward pre-hook", "_backward_hooks": "backward hook"}
@@ -27,6 +31,7 @@ class HandedIn:
     """A network to convert, with the hooks and replaced forwards of its instances.
 
     Attributes:
+        network: The network as it was given, without what wraps it.
         model: The network itself if forwards of instances were replaced, since these may call what they replaced;
             otherwise a copy.
         replaced: Paths of modules whose `forward` was replaced on the instance.
@@ -34,14 +39,26 @@ class HandedIn:
         acting: The hooks that change the computation; known after `watched`.
     """
 
+    network: nn.Module
     model: nn.Module
     replaced: tuple[str, ...]
     hooks: tuple[HookKey, ...]
     acting: set[HookKey]
 
     @classmethod
-    def of(cls, model: nn.Module) -> "HandedIn":
-        """Collect the hooks and replaced forwards of a network."""
+    def of(cls, network: nn.Module) -> "HandedIn":
+        """Collect the hooks and replaced forwards of a network, which is not changed.
+
+        Raises:
+            ConversionError: If it is prepared already, or has parameters without values, of another dtype or NaN.
+        """
+        network = unwrapped(network)
+        if any(isinstance(module, QuantizedModel) for module in network.modules()):
+            raise ConversionError(
+                "Expected a float model, but this one is prepared already", hint="prepare the float model"
+            )
+        check_parameters(network)
+        model = as_parametrizations(network)
         replaced = tuple(name for name, module in model.named_modules() if "forward" in module.__dict__)
         hooks = tuple(
             (name, kind, number)
@@ -49,7 +66,18 @@ class HandedIn:
             for kind in (*_FORWARD_HOOKS, *_BACKWARD_HOOKS)
             for number in getattr(module, kind)
         )
-        return cls(model if replaced else copy.deepcopy(model), replaced, hooks, set())
+        return cls(network, model if replaced else copy.deepcopy(model), replaced, hooks, set())
+
+    @property
+    def device(self) -> torch.device | None:
+        """The device of the network's parameters; `None` without any."""
+        return next((parameter.device for parameter in self.network.parameters()), None)
+
+    @contextmanager
+    def untouched(self) -> Iterator[None]:
+        """Restore the network and all random number generators after the context."""
+        with untouched(self.network), _same_randomness(self.network):
+            yield
 
     def dropped(self) -> tuple[str, ...]:
         """Describe the hooks that only observe, and so are not converted."""
@@ -174,7 +202,7 @@ def _refill(container: Any, content: Any) -> None:
 
 
 @contextmanager
-def same_randomness(model: nn.Module) -> Iterator[None]:
+def _same_randomness(model: nn.Module) -> Iterator[None]:
     """Restore all random number generators: torch's on the CPU and on the model's device, NumPy's and Python's."""
     devices = {parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"}
     python, arrays = random.getstate(), np.random.get_state()  # the user's network may use it
