@@ -164,8 +164,9 @@ class LearningRateSettings(Settings):
     """The learning-rate schedule; all positions are fractions of the run.
 
     piecewise: times `gamma` at each of `milestones`. linear and cosine: from `decay_start` to `decay_end` down to
-    `final_factor` times the rate. plateau: times `gamma` after each evaluation that is not the best so far. Warm-up
-    takes the first `warmup_steps` steps: linear rises from `warmup_factor` times the rate, constant stays there.
+    `final_factor` times the rate, `cycles` times from the start again (SGDR, Loshchilov and Hutter 2017). plateau:
+    times `gamma` after each evaluation that is not the best so far. Warm-up takes the first `warmup_steps` steps:
+    linear rises from `warmup_factor` times the rate, constant stays there.
     """
 
     name: Literal["piecewise", "linear", "cosine", "constant", "plateau"] = "cosine"
@@ -174,6 +175,7 @@ class LearningRateSettings(Settings):
     decay_start: Fraction = 0.0
     decay_end: Fraction = 1.0
     final_factor: Fraction = 0.0
+    cycles: Count = 1
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     warmup_factor: Fraction = 0.1
     warmup: Literal["linear", "constant"] = "linear"

@@ -47,7 +47,9 @@ def _decay(settings: LearningRateSettings, progress: float) -> float:
     if settings.name == "piecewise":
         return settings.gamma ** sum(progress >= milestone for milestone in settings.milestones)
     position = (progress - settings.decay_start) / (settings.decay_end - settings.decay_start)
-    position = min(max(position, 0.0), 1.0)
+    position = min(max(position, 0.0), 1.0) * settings.cycles
+    # rounded, so that a restart is one in spite of the division
+    position = round(position, 9) % 1.0 if position < settings.cycles else 1.0
     remaining = 1.0 - position if settings.name == "linear" else 0.5 * (1.0 + math.cos(math.pi * position))
     return settings.final_factor + (1.0 - settings.final_factor) * remaining
 

@@ -1,6 +1,7 @@
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +19,25 @@ def test_piecewise_is_that_of_the_paper():
     rates = [learning_rate_at(0.1, settings, NO_SWA, step, 64000) for step in steps]
 
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+@pytest.mark.parametrize("cycles", [1, 2, 5])
+def test_a_cyclic_rate_is_torchs_cosine_with_restarts(cycles):
+    settings = LearningRateSettings(name="cosine", cycles=cycles, final_factor=0.1)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    expected = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 100 // cycles, eta_min=0.1)
+    for step in range(100):
+        assert learning_rate_factor(settings, step, 100) == pytest.approx(expected.get_last_lr()[0])
+        optimizer.step()
+        expected.step()
+
+
+@given(st.integers(1, 40), st.integers(1, 60))
+def test_each_cycle_begins_at_the_whole_rate(cycles, steps):
+    settings = LearningRateSettings(name="cosine", cycles=cycles)
+    for cycle in range(cycles):
+        assert learning_rate_factor(settings, cycle * steps, cycles * steps) == 1.0
 
 
 def test_cosine_is_that_of_loshchilov_and_hutter():
