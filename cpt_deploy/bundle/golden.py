@@ -71,8 +71,9 @@ class Golden:
 
     def to_bytes(self) -> bytes:
         """Return the sample as a safetensors file."""
-        tensors = {f"{_INPUT}{name}": np.ascontiguousarray(array) for name, array in self.inputs.items()}
-        tensors |= {f"{_OUTPUT}{name}": np.ascontiguousarray(array) for name, array in self.outputs.items()}
+        # not ascontiguousarray, which gives numbers a dimension
+        tensors = {f"{_INPUT}{name}": np.asarray(array, order="C") for name, array in self.inputs.items()}
+        tensors |= {f"{_OUTPUT}{name}": np.asarray(array, order="C") for name, array in self.outputs.items()}
         tensors |= {f"{_SCALE}{name}": np.array([scale], np.float32) for name, scale in self.scales.items()}
         tensors |= {f"{_TOLERANCE}{name}": np.array([most], np.float64) for name, most in self.tolerances.items()}
         return save(tensors)

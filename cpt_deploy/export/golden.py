@@ -61,7 +61,7 @@ def golden_sample(graph: IntegerGraph, inputs: Mapping[str, Tensor], onnx: bytes
     """
     signature = graph.signature
     states = {name for pair in signature.states for name in pair}
-    arrays = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in inputs.items()}
+    arrays = {name: np.asarray(tensor.numpy(), order="C") for name, tensor in inputs.items()}
     with torch.no_grad():
         outputs = {name: tensor.numpy() for name, tensor in IntegerExecutor(graph).run(inputs).items()}
     outputs = {name: output for name, output in outputs.items() if name not in states}
@@ -94,7 +94,7 @@ def golden_sample(graph: IntegerGraph, inputs: Mapping[str, Tensor], onnx: bytes
 
 
 def _steady(outputs: Mapping[str, Floats], others: Sequence[Mapping[str, Floats]]) -> dict[str, Floats]:
-    """Return the outputs whose shape, and whose integers, the last digits of floats do not decide.
+    """Return the finite outputs whose shape, and whose integers, the last digits of floats do not decide.
 
     Such digits decide which of two boxes of about the same score a detector keeps.
 
@@ -105,6 +105,7 @@ def _steady(outputs: Mapping[str, Floats], others: Sequence[Mapping[str, Floats]
         name: output
         for name, output in outputs.items()
         if output.size
+        and np.isfinite(output).all()
         and all(
             other[name].shape == output.shape and (output.dtype.kind == "f" or np.array_equal(other[name], output))
             for other in others
@@ -113,7 +114,7 @@ def _steady(outputs: Mapping[str, Floats], others: Sequence[Mapping[str, Floats]
     if not kept:
         raise ConversionError(
             "Expected an output that other processors reproduce on the first row of the data, but the last digits of "
-            "floats change the shape or the integers of all of them, or they are empty",
+            "floats change the shape or the integers of all of them, or they are empty, or not finite",
             hint="begin the data with an example on which the model finds something",
         )
     return kept

@@ -1,5 +1,6 @@
 """The integer graph: operations in order, with inputs, outputs and states, and its form as JSON and arrays."""
 
+import hashlib
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -113,16 +114,19 @@ def to_dict(graph: IntegerGraph) -> tuple[dict[str, Any], dict[str, NDArray[Any]
     """Split a graph into JSON values and arrays; `from_dict` is the inverse.
 
     Returns:
-        A dictionary of JSON values, with `{"tensor": name}` in place of arrays, and the arrays by name.
+        A dictionary of JSON values, with `{"tensor": name}` in place of arrays, and the arrays by name; equal ones,
+        as layers have that share their weights, are one.
     """
     arrays: dict[str, NDArray[Any]] = {}
+    known: dict[tuple[Any, ...], str] = {}
     operations = []
     for operation in graph.operations:
         entry: dict[str, Any] = {"type": type(operation).__name__}
         for name in operation.__dataclass_fields__:
             value = getattr(operation, name)
             if isinstance(value, np.ndarray):
-                key = f"{operation.output}.{name}"
+                same = (value.dtype.str, value.shape, hashlib.sha256(value.tobytes()).digest())
+                key = known.setdefault(same, f"{operation.output}.{name}")
                 arrays[key] = value
                 value = {"tensor": key}
             entry[name] = value

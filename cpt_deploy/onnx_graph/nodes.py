@@ -1,5 +1,6 @@
 """The nodes and constants of an ONNX file, and the pieces that the operations of an integer graph share."""
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,9 @@ class GraphNodes:
     def __init__(self, graph: IntegerGraph, opset: int, parts: OnnxParts = NO_PARTS) -> None:
         self.graph = graph
         self.opset = opset
+        #: The layer that stores some weights, and the names of the weights that layers execute.
+        self.stored_codes: dict[tuple[Any, ...], str] = {}
+        self.executed: dict[str, str] = {}
         self.parts = parts
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
@@ -141,7 +145,21 @@ class GraphNodes:
         return self.constant(f"{name}.weight_zeros", np.zeros(channels, dtype=np.int8))
 
     def executed_codes(self, operation: WeightedOperation, codes: Codes) -> str:
-        """Return the int8 weights that multiply activations; packed ones are unpacked and shifted at load."""
+        """Return the int8 weights that multiply activations; packed ones are unpacked and shifted at load.
+
+        Weights that several layers have are stored once; each layer reads a copy that is made at load, since
+        onnxruntime does not let operators share weights if it converts them.
+        """
+        key = (codes.shape, operation.bits, operation.shift, hashlib.sha256(codes.tobytes()).digest())
+        first = self.stored_codes.setdefault(key, operation.output)
+        if first != operation.output:
+            same = f"{operation.output}.weight_same"
+            self.node("Identity", [self.executed[first]], same)
+            return same
+        self.executed[first] = made = self._new_codes(operation, codes)
+        return made
+
+    def _new_codes(self, operation: WeightedOperation, codes: Codes) -> str:
         name = f"{operation.output}.weight_codes"
         packed = packed_tensor(name, codes, operation.bits, self.opset)
         if packed is None:

@@ -92,7 +92,7 @@ class FloatLowering:
     def _constant(self, name: str, value: torch.Tensor, node: fx.Node | None = None) -> Constant:
         if node is not None:
             self.names[node] = name
-        return Constant((), name, np.ascontiguousarray(value.detach().cpu().numpy()))
+        return Constant((), name, np.asarray(value.detach().cpu().numpy(), order="C"))
 
     def _call(self, node: fx.Node, target: Any, arguments: Any, options: Any) -> Float:
         inputs = list(node.all_input_nodes)

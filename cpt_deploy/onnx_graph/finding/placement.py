@@ -1,4 +1,7 @@
-"""What of an ONNX network runs on integers, as a share of its multiply-accumulates, and why the rest does not."""
+"""What of an ONNX network runs on integers, as a share of its multiply-accumulates, and why the rest does not.
+
+Multiply-accumulates inside of the bodies of Loop, Scan and If are not known, and not counted.
+"""
 
 import math
 from collections import Counter
@@ -8,12 +11,15 @@ from dataclasses import dataclass
 import onnx
 
 from cpt_deploy.onnx_graph.finding.choosing import Choice
+from cpt_deploy.onnx_graph.onnx_parts import inner_nodes
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork, attributes_of, is_standard
 from cpt_deploy.onnx_graph.reading.running import Measured
 
 #: Reason of layers that `spare` keeps in float.
 SPARED = "most of the error would come from them"
-_RECURRENT = {"LSTM": 4, "GRU": 3, "RNN": 1}
+_RECURRENT = ("LSTM", "GRU", "RNN")
+#: Operators with weights.
+LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", *_RECURRENT})
 #: Operators that only move values or compute shapes.
 _MOVING = frozenset(
     {
@@ -48,11 +54,13 @@ class Placement:
         integer_macs: Multiply-accumulates of the integer layers on the first sample.
         float_layers: Operators with multiply-accumulates that stay in float.
         float_operators: Other operators in float by kind, without those that only move values.
+        uncounted: Kinds of operators with layers inside of them, whose multiply-accumulates are not known.
     """
 
     integer_macs: int
     float_layers: tuple[FloatLayer, ...]
     float_operators: Mapping[str, int]
+    uncounted: tuple[str, ...] = ()
 
     @property
     def integer_share(self) -> float:
@@ -79,7 +87,8 @@ def placement_of(network: OnnxNetwork, measured: Mapping[str, Measured], choice:
             layers.append(FloatLayer(node.name or node.output[0], node.op_type, macs, reason))
         elif node.op_type not in _MOVING:
             others[node.op_type] += 1
-    return Placement(integer, tuple(layers), dict(others.most_common()))
+    bodies = [node.op_type for node in network.nodes if any(inner.op_type in LAYERS for inner in inner_nodes(node))]
+    return Placement(integer, tuple(layers), dict(others.most_common()), tuple(dict.fromkeys(bodies)))
 
 
 def macs_of(  # noqa: PLR0911
@@ -91,14 +100,17 @@ def macs_of(  # noqa: PLR0911
     if len(shapes) < 3 or made is None or shapes[0] is None or shapes[1] is None:
         return 0
     first, second = shapes[0], shapes[1]
-    if is_standard(node, "Conv"):
+    if node.op_type in ("Conv", "FusedConv"):
         return math.prod(made) * math.prod(second[1:])
     if is_standard(node, "ConvTranspose"):
         return math.prod(first) * math.prod(second[1:])
-    if is_standard(node, "Gemm"):
+    if node.op_type in ("Gemm", "FusedGemm"):
         return math.prod(made) * first[0 if attributes_of(node).get("transA", 0) else 1]
-    if is_standard(node, "MatMul"):
-        return math.prod(made) * (first[-1] if first else 1)
+    if node.op_type in ("MatMul", "FusedMatMul", "MatMulInteger", "MatMulNBits"):
+        turned = node.op_type == "FusedMatMul" and attributes_of(node).get("transA", 0)
+        return math.prod(made) * (first[-2 if turned else -1] if first else 1)
+    if node.op_type == "Attention" and node.domain:  # onnxruntime's, with the weights of queries, keys and values
+        return math.prod(first[:-1]) * math.prod(second)
     if is_standard(node, *_RECURRENT) and (recurrent := shapes[2]) is not None:
         steps = math.prod(first[:2])
         return steps * (math.prod(second) + math.prod(recurrent))
@@ -113,8 +125,13 @@ def _shape(network: OnnxNetwork, measured: Mapping[str, Measured], name: str) ->
 
 
 def _is_dequantized(network: OnnxNetwork, name: str) -> bool:
-    producer = network.producers.get(name)
-    return producer is not None and is_standard(network.nodes[producer], "DequantizeLinear")
+    """Return whether a tensor is dequantized, perhaps before it is moved."""
+    while (producer := network.producers.get(name)) is not None:
+        node = network.nodes[producer]
+        if node.op_type not in _MOVING:
+            return bool(node.op_type == "DequantizeLinear")
+        name = node.input[0]
+    return False
 
 
 def _reason(  # noqa: PLR0911

@@ -11,6 +11,7 @@ from cpt_deploy.integer.operations import OnnxPart
 from cpt_deploy.onnx_graph.finding.found import Found
 from cpt_deploy.onnx_graph.onnx_parts import read_names, renamed
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork, is_standard
+from cpt_deploy.onnx_graph.reading.running import Measured
 
 _OF_CODES = ":codes"
 
@@ -59,14 +60,13 @@ def stages_of(network: OnnxNetwork, operations: Sequence[Found]) -> Stages:
     )
 
 
-def crossing_values(network: OnnxNetwork, stages: Stages) -> list[str]:
+def crossing_values(network: OnnxNetwork, measured: Mapping[str, Measured], stages: Stages) -> list[str]:
     """Return values that are no tensors, such as sequences, but are read in another stage than they are made in."""
     at = {name: s for s, part in enumerate(stages.floats) for i in part for name in network.nodes[i].output}
     crossing = []
     for s, part in enumerate(stages.floats):
         for name in (name for i in part for name in read_names(network.nodes[i])):
-            kind = network.types.get(name)
-            if at.get(name, s) != s and (kind is None or kind.WhichOneof("value") != "tensor_type"):
+            if at.get(name, s) != s and name not in measured:
                 crossing.append(name)
     return crossing
 

@@ -154,7 +154,6 @@ class Lowering:
 
     def _lower(self, found: Found) -> None:
         sources = [self.quantized[name] for name in found.inputs]
-        names = tuple(source.name for source in sources)
         if found.kind == "movement":
             self._move(found, sources[0])
             return
@@ -163,11 +162,26 @@ class Lowering:
             self._quantize_entries({found.output})
             return
         output = self._new_tensor(found.output)
+        # saturating at 0 implements a clamp, which signed values need an operation for
+        clamps = found.clamped and output.signed
+        whole = replace(output, name=self._new_name(f"{found.output}_unclamped")) if clamps else output
+        made, whole = self._operation(found, sources, whole)
+        self.operations.append(made)
+        if clamps:
+            self.tensors[whole.name] = whole
+            made, whole = tabulate(nn.ReLU(), whole, replace(output, shape=whole.shape))
+            self.operations.append(made)
+        self._finish(found.output, whole)
+
+    def _operation(
+        self, found: Found, sources: list[QuantizedTensor], output: QuantizedTensor
+    ) -> tuple[Operation, QuantizedTensor]:
+        """Return an operation with its output tensor; others that it needs before it are added."""
+        names = tuple(source.name for source in sources)
         made: Operation
         match found.kind:
             case "convolution" | "transposed":
-                self._convolve(found, sources[0], output)
-                return
+                return self._convolution(found, sources[0], output)
             case "connected":
                 made = self._connected(found, sources[0], output.name)
             case "channelwise" if (kept := self.linear.reinterpreted(found, sources[0], output)) is not None:
@@ -186,8 +200,7 @@ class Lowering:
                 made = GlobalAverage(names, output.name)
             case _:
                 made, output = self._tabulate(found, sources[0], output)
-        self.operations.append(made)
-        self._finish(found.output, output)
+        return made, output
 
     def _folded(self, found: Found, source: QuantizedTensor) -> FoldedWeights:
         assert found.weight is not None
@@ -214,7 +227,9 @@ class Lowering:
             (source.name,), output, **fields, bits=self._bits_of(found), source=self._source_of(found)
         )
 
-    def _convolve(self, found: Found, source: QuantizedTensor, output: QuantizedTensor) -> None:
+    def _convolution(
+        self, found: Found, source: QuantizedTensor, output: QuantizedTensor
+    ) -> tuple[Operation, QuantizedTensor]:
         geometry, name = found.attributes, self._source_of(found)
         assert geometry is not None
         assert found.weight is not None
@@ -225,19 +240,17 @@ class Lowering:
                 kernel_size=folded.codes.shape[2:], stride=geometry["strides"], padding=geometry["pads"],
                 output_padding=geometry["output_padding"], dilation=geometry["dilations"], groups=geometry["groups"],
             )  # fmt: skip
-            for operation, tensor in transposed_convolution(
-                layer, folded, self._bits_of(found), (source, output, name)
-            ):
+            *before, last = transposed_convolution(layer, folded, self._bits_of(found), (source, output, name))
+            for operation, tensor in before:
                 self.operations.append(operation)
                 self.tensors[tensor.name] = tensor
-        else:
-            strides, pads, dilations = (tuple(geometry[key]) for key in ("strides", "pads", "dilations"))
-            operation = Convolution(
-                (source.name,), output.name, **fields_of(folded), bits=self._bits_of(found), source=name,
-                strides=strides, pads=pads, dilations=dilations, groups=geometry["groups"],
-            )  # fmt: skip
-            self.operations.append(operation)
-        self._finish(found.output, output)
+            return last
+        strides, pads, dilations = (tuple(geometry[key]) for key in ("strides", "pads", "dilations"))
+        convolution = Convolution(
+            (source.name,), output.name, **fields_of(folded), bits=self._bits_of(found), source=name,
+            strides=strides, pads=pads, dilations=dilations, groups=geometry["groups"],
+        )  # fmt: skip
+        return convolution, output
 
     def _depthwise(self, found: Found, source: QuantizedTensor, output: QuantizedTensor) -> Convolution:
         channels, dimensions = source.channels, len(source.shape) - 1

@@ -74,7 +74,7 @@ def quantize_onnx(network: OnnxNetwork, samples: Iterable[Sample], precision: Pr
     check_same(network, first)
     measured = measure_shapes(network, first)
     choice = choose(network, measured, Finder(network, measured).find())
-    if crossing_values(network, stages_of(network, choice.operations)):
+    if crossing_values(network, measured, stages_of(network, choice.operations)):
         choice = Choice((), frozenset(), ())
     begin = [first, *islice(rest, EQUALIZING - 1)]
     choice, factors = Equalizer(network, measured, choice).equalized(begin)
@@ -88,7 +88,7 @@ def quantize_onnx(network: OnnxNetwork, samples: Iterable[Sample], precision: Pr
         network, measured, {name: bits.quant_max(name) for name in choice.quantized}, axes, chain(begin, rest),
         factors=factors,
     )  # fmt: skip
-    signature = signature_of(network, first)
+    signature = signature_of(network, first, measured)
 
     def lower(choice: Choice) -> IntegerGraph:
         stages = stages_of(network, choice.operations)
@@ -106,7 +106,14 @@ def check_same(network: OnnxNetwork, sample: Sample) -> None:
     Raises:
         ConversionError: If it does not.
     """
-    expected = Runner(network.original, network).run(sample)
+    runner = Runner(network.original, network)
+    expected, again = runner.run(sample), runner.run(sample)
+    drawn = [name for name, wanted in expected.items() if not _is_near(wanted, again[name], 0.0)]
+    if drawn:
+        raise ConversionError(
+            f"Expected {network.name} to compute the same each time, but its output {drawn[0]!r} changes between calls",
+            hint="it draws random numbers: export the model in evaluation, or with these as an input",
+        )
     got = Runner(network.to_model(), network).run(sample)
     differing = [name for name, wanted in expected.items() if not _is_near(wanted, got[name], 0.0)]
     if not differing:

@@ -13,6 +13,7 @@ from onnx import helper
 
 from cpt_deploy.errors import ConversionError, DataError
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
+from cpt_deploy.onnx_graph.reading.ordering import in_order
 from cpt_deploy.onnx_graph.reading.rewriting import rewrite_activations
 from cpt_deploy.onnx_graph.reading.simplify import simplify
 
@@ -46,6 +47,7 @@ def read_onnx(source: Path | bytes, name: str = "") -> OnnxNetwork:
     name = name or ("the given bytes" if isinstance(source, bytes) else source.name)
     if not model.graph.output:
         raise DataError(f"Expected an ONNX model in {name}, but it has no outputs")
+    in_order(model.graph)
     plain = model.SerializeToString()
     _check_loads(model, name)
     inlined = _attempt(lambda: onnx.inliner.inline_local_functions(model), name) if model.functions else model

@@ -1,6 +1,7 @@
 """The signature of an ONNX network: names, types and shapes of its inputs and outputs."""
 
 import re
+from collections.abc import Mapping, Set
 
 import numpy as np
 import onnx
@@ -8,16 +9,22 @@ from onnx import helper
 
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
-from cpt_deploy.onnx_graph.reading.running import Sample
+from cpt_deploy.onnx_graph.reading.running import Measured, Sample
 from cpt_deploy.signature import BATCH, FreeSize, Signature, Size, TensorSpec
 
 _NAME = re.compile(r"[A-Za-z_]\w*")
 
 
-def signature_of(network: OnnxNetwork, sample: Sample) -> Signature:
+def signature_of(network: OnnxNetwork, sample: Sample, measured: Mapping[str, Measured]) -> Signature:
     """Return the signature of a network; the free sizes of a sample are the example.
 
-    The first dimension of a tensor is its batch dimension: N if it is free, otherwise a number.
+    The first dimension of a tensor is its batch dimension: N if it is free, otherwise a number. Outputs whose shape the
+    file does not declare, or declares otherwise than it is, have free sizes.
+
+    Args:
+        network: The network.
+        sample: A sample.
+        measured: The tensors as they were seen in a run on it.
 
     Raises:
         ConversionError: If an input or output is no tensor of numbers.
@@ -26,7 +33,8 @@ def signature_of(network: OnnxNetwork, sample: Sample) -> Signature:
     batches = {name for (name,) in first if isinstance(name, str)}
     batch = next((name for (name,) in first if isinstance(name, str)), "")
     inputs = tuple(_spec(value, _declared(value), batch) for value in network.inputs)
-    outputs = tuple(_spec(value, _declared(value), batch) for value in network.outputs)
+    rows = {len(sample[value.name]) for value in network.inputs if _declared(value)[:1] == [batch]}
+    outputs = tuple(_spec(value, _seen(value, measured, batch, rows), batch) for value in network.outputs)
     free: dict[str, FreeSize] = {}
     for tensor in inputs:
         sizes = sample[tensor.name].shape
@@ -46,6 +54,26 @@ def declared_inputs(network: OnnxNetwork) -> tuple[TensorSpec, ...]:
     return tuple(_spec(value, _declared(value), "") for value in network.inputs)
 
 
+def _seen(value: onnx.ValueInfoProto, measured: Mapping[str, Measured], batch: str, rows: Set[int]) -> list[Size]:
+    """Return the sizes of an output: as declared, if it had them in a run; otherwise free."""
+    declared = _declared(value)
+    if value.name not in measured:
+        return declared
+    made = measured[value.name].shape
+    if value.type.tensor_type.HasField("shape") and len(declared) == len(made):
+        fits = [not isinstance(size, int) or size == got for size, got in zip(declared, made, strict=True)]
+        return [
+            size if fit else _free(value, axis) for axis, (size, fit) in enumerate(zip(declared, fits, strict=True))
+        ]
+    return [batch if not axis and size in rows else _free(value, axis) for axis, size in enumerate(made)]
+
+
+def _free(value: onnx.ValueInfoProto, axis: int) -> str:
+    """Return a name for a free size."""
+    name = f"{re.sub(r'[^A-Za-z0-9_]', '_', value.name)}_{axis}"
+    return name if _NAME.fullmatch(name) else f"_{name}"
+
+
 def _declared(value: onnx.ValueInfoProto) -> list[Size]:
     """Return the sizes of an input or output; free ones have the file's names, or new ones."""
     sizes: list[Size] = []
@@ -54,8 +82,8 @@ def _declared(value: onnx.ValueInfoProto) -> list[Size]:
             sizes.append(int(size.dim_value))
         else:
             named = size.HasField("dim_param") and _NAME.fullmatch(size.dim_param)
-            sizes.append(size.dim_param if named else f"{re.sub(r'[^A-Za-z0-9_]', '_', value.name)}_{axis}")
-    return [f"_{size}" if isinstance(size, str) and not _NAME.fullmatch(size) else size for size in sizes]
+            sizes.append(size.dim_param if named else _free(value, axis))
+    return sizes
 
 
 def _spec(value: onnx.ValueInfoProto, sizes: list[Size], batch: str) -> TensorSpec:

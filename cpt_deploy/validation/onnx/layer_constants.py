@@ -74,9 +74,10 @@ class LayerComparison:
     def _product(self, operation: ops.FullyConnected, source: QuantizedTensor) -> None:
         name, bias = operation.output, operation.bias
         node = self.onnx.node(name)
-        added = np.zeros(bias.shape, np.float32)
+        added: Array = np.zeros(bias.shape, np.float32)
         if node.op_type == "Add":
-            node, added = self.onnx.node(node.input[0]), self.onnx.constant(node.input[1])
+            # of the sizes (1, 1, O) where onnxruntime would otherwise fuse it to a float Gemm
+            node, added = self.onnx.node(node.input[0]), self.onnx.constant(node.input[1]).reshape(-1)
         if node.op_type not in {"Gemm", "MatMul"} or self.onnx.source(node.input[0]) != source.name:
             raise UnexpectedStructureError(f"expected a layer that reads {source.name!r}, but got {node.op_type}")
         if node.op_type == "Gemm":

@@ -19,6 +19,9 @@ from cpt_deploy.validation.onnx_files.findings import Finding, find
 from cpt_deploy.validation.onnx_files.layers import Layer, integer_share, layers_of
 from cpt_deploy.validation.onnx_files.replay import Replay
 
+#: Parts of the names of operators that quantize, or compute on integers.
+_QUANTIZED = ("Quantize", "QLinear", "Integer", "QGemm", "QAttention", "NBits")
+
 
 @dataclass(frozen=True)
 class TensorFacts:
@@ -74,7 +77,10 @@ class Inspection:
     @property
     def quantized(self) -> bool:
         """Whether anything in it is quantized."""
-        return bool(self.integers) or any(layer.integers for layer in self.layers)
+        kinds = (*self.operators, *self.executed)
+        return any(word in kind for kind in kinds for word in _QUANTIZED) or any(
+            layer.integers for layer in self.layers
+        )
 
     @property
     def portable(self) -> bool:

@@ -97,8 +97,9 @@ class Replay:
         self._reproduced = True
 
     def run(self, inputs: Arrays) -> Arrays:
-        """Return every tensor of a call by name."""
-        return dict(zip(self._names, self.session.run(self._names, inputs), strict=True))
+        """Return every tensor of a call by name, without sequences and other values that are none."""
+        made = zip(self._names, self.session.run(self._names, inputs), strict=True)
+        return {name: value for name, value in made if isinstance(value, np.ndarray)}
 
     def add(self, inputs: Arrays, served: Mapping[str, npt.NDArray[Any]]) -> None:
         """Recompute the integer operators of a call.
@@ -108,7 +109,7 @@ class Replay:
             served: The outputs of the session that serves the file.
         """
         got = self.run(inputs)
-        self._reproduced &= all(_same(got[name], values) for name, values in served.items())
+        self._reproduced &= all(_same(got[name], values) for name, values in served.items() if name in got)
         values = _Values(self.network, {**inputs, **got})
         for node in list(self._nodes):
             if not self._reads_codes(node, values):

@@ -155,10 +155,24 @@ def tensor_samples(
             rows = len(next(iter(part.values()))) if joined else 1
             left -= rows
             if number not in truth:
-                truth[number] = dict(zip(names, session.run(names, part), strict=True))
+                truth[number] = dict(zip(names, _outputs(session, names, part, joined=joined), strict=True))
             yield Batch(part, np.full(rows, number, np.int64))
 
     compared = "the float model's" if source is not None else "its own with onnxruntime's optimizations off"
     scoring = SignalToNoise(names[0], truth, own=source is None)
     notes = (f"{scoring.metric.name} compares the outputs with {compared}",)
     return Samples(data.name, "rows", files.sha256(), size, count, batches, notes), scoring
+
+
+def _outputs(session: Any, names: list[str], inputs: Arrays, *, joined: bool) -> list[npt.NDArray[Any]]:
+    """Return the outputs of a model for rows, in calls of as many as it is written for if that number is fixed."""
+    sizes = {shape[0] for entry in session.get_inputs() if (shape := entry.shape)}
+    fixed = sizes.pop() if joined and len(sizes) == 1 else None
+    rows = len(next(iter(inputs.values())))
+    if not isinstance(fixed, int) or fixed == rows:
+        found: list[npt.NDArray[Any]] = session.run(names, inputs)
+        return found
+    # the last call is filled up with its last row
+    calls = [np.minimum(np.arange(start, start + fixed), rows - 1) for start in range(0, rows, fixed)]
+    parts = [session.run(names, {name: array[places] for name, array in inputs.items()}) for places in calls]
+    return [np.concatenate(values)[:rows] for values in zip(*parts, strict=True)]

@@ -120,10 +120,11 @@ def export_float_model(
 
 def _hint_of_bodies(network: "OnnxNetwork") -> str | None:
     """Return what to do if the layers of a network are in subgraphs, which are not quantized; None if they are not."""
+    from cpt_deploy.onnx_graph.finding.placement import LAYERS
     from cpt_deploy.onnx_graph.onnx_parts import inner_nodes
 
     for node in network.nodes:
-        if any(inner.op_type in ("Conv", "Gemm", "MatMul", "LSTM", "GRU") for inner in inner_nodes(node)):
+        if any(inner.op_type in LAYERS for inner in inner_nodes(node)):
             known = " and make its condition a constant, so that one branch remains" if node.op_type == "If" else ""
             return f"its layers are inside of {node.op_type}, which stays as it is: export the model without it{known}"
     return None
@@ -168,6 +169,8 @@ def _tensors(source: FloatModel, reporter: Reporter) -> _Given:
     from cpt_deploy.onnx_graph.reading.signatures import declared_inputs
 
     read = read_onnx(source.path)
+    if not read.inputs:
+        raise ConversionError(f"Expected a model with inputs in {source.path.name}, but it has none")
     files = InputFiles.find(Path(source.data), [value.name for value in read.inputs])
     shapes = {tensor.name: tensor.whole_shape for tensor in declared_inputs(read)}
     network, apart = with_free_batch(read), _no_rows(files, shapes)
@@ -231,6 +234,8 @@ def note_placement(quantized: "QuantizedOnnx", reporter: Reporter) -> None:
     reporter.note(
         f"{100 * quantized.placement.integer_share:.4g} % of the MACs run on integers; {_in_words(quantized)}"
     )
+    if quantized.placement.uncounted:
+        reporter.note(f"the MACs inside of {', '.join(quantized.placement.uncounted)} are in float, and not counted")
 
 
 def _in_words(quantized: "QuantizedOnnx") -> str:
@@ -267,10 +272,17 @@ def _why_apart(network: "OnnxNetwork", file: "OnnxNetwork", pair: Arrays) -> str
         pair: Two rows of each input.
     """
     from cpt_deploy.onnx_graph.reading.batches import fixed_batch
-    from cpt_deploy.onnx_graph.reading.running import Runner
-    from cpt_deploy.onnx_graph.reading.signatures import signature_of
+    from cpt_deploy.onnx_graph.reading.running import Runner, measure_shapes
+    from cpt_deploy.onnx_graph.reading.signatures import declared_inputs, signature_of
 
-    for tensor in (signature := signature_of(network, pair)).inputs + signature.outputs:
+    if all(tensor.batch for tensor in declared_inputs(network)):
+        try:
+            measured = measure_shapes(network, pair)
+        except (BundleError, ConversionError) as error:
+            return f"it does not run on two rows: {error}"
+    else:
+        measured = {}
+    for tensor in (signature := signature_of(network, pair, measured)).inputs + signature.outputs:
         if tensor.batch != BATCH:
             return f"the first dimension of {tensor.name!r} is {tensor.batch or 'none'}, not a free batch"
     runner, batch = Runner(file.original, file), fixed_batch(file) or 1
@@ -285,7 +297,7 @@ def _why_apart(network: "OnnxNetwork", file: "OnnxNetwork", pair: Arrays) -> str
     for row, alone in enumerate(rows):
         for name, several in alone.items():
             got, wanted = together[name][row : row + 1], several[:1]
-            scale = float(np.abs(wanted).max(initial=0)) or 1.0
+            scale = float(np.abs(wanted[np.isfinite(wanted)]).max(initial=0)) or 1.0
             if (
                 len(together[name]) != len(rows)
                 or got.shape != wanted.shape

@@ -68,6 +68,41 @@ def test_symmetric_activations_are_exact() -> None:
     assert all(tensor.signed and tensor.zero_point == 0 for tensor in graph.tensors.values())
 
 
+def clamped(kind: str) -> bytes:
+    """Return a network with a clamp at 0 behind an operation, and a convolution that reads it."""
+    network = Network(["N", *SHAPE[1:]])
+    x = network.conv("x", 3, 8)
+    match kind:
+        case "Relu":
+            x = network.op("Relu", x)
+        case "Clip":
+            x = network.op("Clip", x, np.array(0, np.float32), np.array(0.5, np.float32))
+        case "HardSigmoid":
+            x = network.op("HardSigmoid", network.op("Mul", x, np.array(8, np.float32)), alpha=1 / 6, beta=0.5)
+        case "Add":
+            x = network.op("Relu", network.op("Add", x, network.conv("x", 3, 8)))
+        case "Concat":
+            x = network.op("Relu", network.op("Concat", x, network.conv("x", 3, 8), axis=1))
+        case "ConvTranspose":
+            x = network.op("ConvTranspose", x, network.weight(8, 8, 2, 2), network.weight(8), strides=[2, 2])
+            x = network.op("Relu", x)
+        case _:
+            x = network.op("Relu", network.op("GlobalAveragePool", x))
+    return network.file(x, network.conv(x, 16 if kind == "Concat" else 8, 4, 1, pads=[0] * 4))
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("kind", ["Relu", "Clip", "HardSigmoid", "Add", "Concat", "ConvTranspose", "GlobalAveragePool"])
+def test_clamps_are_kept(kind: str, symmetric: bool) -> None:
+    file, given = clamped(kind), samples(SHAPE)
+    result = quantize_onnx(read_onnx(file), given, Precision(symmetric=symmetric))
+    written = write_onnx(result.graph)
+    assert compare_integers(result.graph, written, given[0]).mismatches == 0
+    wanted, got = run(file, given[0]), run(written, given[0])
+    assert got[0].min() >= 0
+    assert min(map(sqnr, wanted, got)) > (25 if symmetric else 30)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

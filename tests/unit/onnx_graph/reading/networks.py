@@ -65,7 +65,8 @@ class Network:
         infos = [onnx.ValueInfoProto(name=name) for name in outputs]
         graph = helper.make_graph(self.nodes, "network", self.inputs, infos, self.constants)
         opsets = [helper.make_opsetid("", self.opset)]
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets))
+        opsets += [helper.make_opsetid(domain, 1) for domain in {node.domain for node in self.nodes} if domain]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets[:1]))
         typed = onnx.shape_inference.infer_shapes(model)
         types = {value.name: value for value in typed.graph.value_info}
         del typed.graph.output[:]

@@ -40,7 +40,7 @@ def file_with(batch: int | str, output_batch: int | str | None, folder: Path) ->
 def test_the_batch_is_free_and_has_one_name(batch: int | str, output: int | str | None, tmp_path: Path) -> None:
     path = file_with(batch, output, tmp_path)
     network = with_free_batch(read_onnx(path))
-    signature = signature_of(network, {"x": ROWS})
+    signature = signature_of(network, {"x": ROWS}, {})
     assert [tensor.batch for tensor in (*signature.inputs, *signature.outputs)] == [BATCH, BATCH]
     (got,) = onnxruntime.InferenceSession(network.to_model().SerializeToString()).run(None, {"x": ROWS})
     np.testing.assert_allclose(got, ROWS.reshape(5, 2, 3) @ np.arange(12, dtype=np.float32).reshape(3, 4), rtol=1e-5)
