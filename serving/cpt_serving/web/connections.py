@@ -88,7 +88,7 @@ class _Connection(HttpToolsProtocol):
             return
         self._all.open.add(self)
         super().connection_made(transport)
-        self._answers = _Joined(transport, self.loop)
+        self._answers = _Joined(transport, self.loop, self._close)
         self._start(self._all.head_timeout_s, self._give_up)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -163,9 +163,17 @@ class _Connection(HttpToolsProtocol):
         else:  # Earlier requests are answered first.
             self.shutdown()
 
+    def _close(self) -> None:
+        """Close the connection after an answer; later if the client is still sending the request."""
+        if self._in_body:
+            self._end()
+        else:
+            self.transport.close()
+
     def _end(self) -> None:
         """Close the connection in a moment: closing it while the client still sends resets it, and loses the answer."""
         self._ended = True
+        self.flow.resume_reading()  # what arrives is dropped
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._stop()
@@ -215,10 +223,12 @@ class _Connection(HttpToolsProtocol):
 class _Joined:
     """The part of a transport that uvicorn's answers use; sends head and beginning of a body in one packet."""
 
-    __slots__ = ("_head", "_loop", "_transport", "is_closing")
+    __slots__ = ("_close", "_head", "_loop", "_transport", "is_closing")
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport, self._loop = transport, loop
+    def __init__(
+        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, close: Callable[[], None]
+    ) -> None:
+        self._transport, self._loop, self._close = transport, loop, close
         self._head = b""
         self.is_closing = transport.is_closing
 
@@ -236,7 +246,7 @@ class _Joined:
 
     def close(self) -> None:
         self._flush()
-        self._transport.close()
+        self._close()
 
     def _flush(self) -> None:
         if self._head and not self.is_closing():

@@ -102,6 +102,20 @@ def test_a_client_that_closes_its_side_too_early_is_not_waited_for(connection, s
         pass
 
 
+@pytest.mark.parametrize("megabytes", [60, 300])
+def test_a_client_that_sends_too_much_can_read_why(server, connection, megabytes):
+    """A connection that is closed while its client sends is reset, and the answer in it is lost."""
+    process, _ = server
+    before = resident_mb(process)
+    connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % (megabytes * 2**20))
+    for _ in range(megabytes):
+        connection.sendall(bytes(2**20))
+    status, said = answer(connection)
+    assert (status, "Expected a body of at most" in said["error"]) == (413, True)
+    assert connection.recv(1) == b""
+    assert resident_mb(process) - before < 16
+
+
 @pytest.mark.parametrize(
     "nonsense",
     [
