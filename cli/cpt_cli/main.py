@@ -1,5 +1,6 @@
 """The Typer app `cpt` and its `main`, the one place where an error becomes a line on stderr and an exit code."""
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,10 @@ from cpt_deploy.errors import (
 )
 
 INTERRUPTED = 130
+
+_COLLECT_AFTER = 10_000
+"""New objects before garbage is looked for. Importing torch makes hundreds of thousands that stay; with Python's 700
+they are looked through so often that it takes a tenth of a short command."""
 
 # Distributions of the extra `train`, by the module that a user without it cannot import.
 _TRAIN_MODULES = ("matplotlib", "onnx", "onnxscript", "sklearn", "tensorboard", "torch", "torchvision")
@@ -83,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rank=_torchrun("RANK"),
     )
     _tolerate_narrow_encodings()
+    gc.set_threshold(_COLLECT_AFTER, *gc.get_threshold()[1:])
     try:
         code = app(words, prog_name="cpt", standalone_mode=False)
     except typer.TyperException as error:
