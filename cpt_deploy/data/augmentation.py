@@ -84,6 +84,18 @@ def _transforms() -> Any:
     return v2
 
 
+def _one(transform: str, image: Tensor, **settings: Any) -> Tensor:
+    """Augment one image by a transform of torchvision, made at the first image: most runs augment whole batches."""
+    augmented: Tensor = _made(transform, **settings)(image)
+    return augmented
+
+
+@functools.cache
+def _made(transform: str, **settings: Any) -> ImageTransform:
+    made: ImageTransform = getattr(_transforms(), transform)(**settings)
+    return made
+
+
 def _numbers(values: Any) -> Any:
     """Convert a list from YAML to the tuple that torchvision expects."""
     return tuple(values) if isinstance(values, list) else values
@@ -93,8 +105,9 @@ def _numbers(values: Any) -> Any:
 def _random_crop(size: tuple[int, int], padding: int = 4, fill: int = 0) -> Augmentation:
     if not (isinstance(padding, int) and isinstance(fill, int)) or padding < 0:
         raise ValueError(f"padding {padding!r} and fill {fill!r}, which are integers, the padding at least 0")
-    crop = functools.partial(_cropped, size=size, padding=padding, fill=fill)
-    return Augmentation("random_crop", _transforms().RandomCrop(size, padding=padding, fill=fill), crop)
+    settings: dict[str, Any] = {"size": size, "padding": padding, "fill": fill}
+    one, batch = functools.partial(_one, "RandomCrop", **settings), functools.partial(_cropped, **settings)
+    return Augmentation("random_crop", one, batch)
 
 
 def _cropped(images: Tensor, part: slice, whole: int, size: tuple[int, int], padding: int, fill: int) -> Tensor:
@@ -110,7 +123,7 @@ def _cropped(images: Tensor, part: slice, whole: int, size: tuple[int, int], pad
 def _hflip(size: tuple[int, int], p: float = 0.5) -> Augmentation:
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"p {p}")
-    return Augmentation("hflip", _transforms().RandomHorizontalFlip(p), functools.partial(_flipped, p=p))
+    return Augmentation("hflip", functools.partial(_one, "RandomHorizontalFlip", p=p), functools.partial(_flipped, p=p))
 
 
 def _flipped(images: Tensor, part: slice, whole: int, p: float) -> Tensor:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from cpt_deploy.integer.executor import IntegerExecutor
 from cpt_deploy.integer.graph import IntegerGraph
@@ -44,6 +43,8 @@ class FloatCosts:
 
 def float_costs(graph: IntegerGraph) -> FloatCosts:
     """Measure the float operators and multiply-accumulates of a graph; its executor runs once, on zeros."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton and, at the first operator, the compiler
+
     executor = IntegerExecutor(graph).eval()
     # only PyTorch's plain form of attention is counted, as two matrix products
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():

@@ -1,11 +1,11 @@
 """Count the parameters and multiply-accumulates of a model."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cpt_deploy.models.catalog import build_model
 from cpt_deploy.quantization.modes import in_evaluation
@@ -57,7 +57,36 @@ def summarize(model: nn.Module, input_shape: tuple[int, ...]) -> ModelSummary:
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
     device = next((parameter.device for parameter in model.parameters()), None)
-    with torch.no_grad(), in_evaluation(model), FlopCounterMode(display=False) as counter:
+    counter = _ProductCounter()
+    with torch.no_grad(), in_evaluation(model), counter:
         model(torch.zeros(1, *input_shape, device=device))
-    # The counter counts a multiplication and an addition as two operations.
-    return ModelSummary(parameters, counter.get_total_flops() // 2)
+    # A formula counts a multiplication and an addition as two operations.
+    return ModelSummary(parameters, counter.operations // 2)
+
+
+class _Counting:
+    """Adds up torch's formulas of the operators that run, as torch's `FlopCounterMode` does."""
+
+    def __init__(self) -> None:
+        from torch.utils.flop_counter import flop_registry  # imports Triton
+
+        super().__init__()
+        self.operations = 0
+        self._formulas = flop_registry
+
+    def __torch_dispatch__(self, operator: Any, _: Any, args: Any = (), settings: Any = None) -> Any:
+        settings = settings or {}
+        formula = self._formulas.get(operator.overloadpacket)
+        if formula is None:
+            with cast(TorchDispatchMode, self):
+                parts = operator.decompose(*args, **settings)
+            if parts is not NotImplemented:
+                return parts
+        result = operator(*args, **settings)
+        if formula is not None:
+            self.operations += formula(*args, **settings, out_val=result)
+        return result
+
+
+class _ProductCounter(_Counting, TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The mode. Its method is inherited, since torch imports its whole compiler to call a mode's own method."""

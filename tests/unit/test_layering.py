@@ -64,7 +64,7 @@ def test_help_and_usage_errors_load_neither_torch_nor_a_runtime_nor_a_server():
         (["train", "--help"], {"rich", "numpy"}),
         (["schedules"], {"numpy", "onnxruntime", "torch", "yaml"}),
         (["recipes"], {"numpy", "onnxruntime", "torch"}),
-        (["models", "tiny"], {"torchvision", "matplotlib", "fastapi", "sklearn", "tensorboard", "onnxscript"}),
+        (["models", "tiny"], {"torchvision", "matplotlib", "fastapi", "sklearn", "tensorboard", "onnxscript", "sympy"}),
         (["info"], {"torchvision", "matplotlib", "fastapi", "sklearn", "onnx", "onnxscript", "sympy"}),
         (["predict", "no-bundle", "image.png"], {*HEAVY, "fastapi", "uvicorn"}),
         (["validate", "no-bundle"], {*HEAVY, "fastapi", "uvicorn"} - {"onnx"}),
@@ -78,7 +78,13 @@ def test_a_command_imports_only_what_it_uses(words, absent):
 
 def test_export_imports_the_exporter_of_torch_only_for_float_parts():
     loaded = loaded_after("import cpt_deploy.workflows.export, cpt_deploy.export, cpt_deploy.quantization")[0]
-    assert loaded.isdisjoint({"onnxscript", "sympy", "torchvision", "matplotlib", "tensorboard", "fastapi"})
+    assert loaded.isdisjoint({"onnxscript", "sympy", "torchvision", "matplotlib", "tensorboard", "fastapi", "triton"})
+
+
+def test_training_on_the_cpu_imports_neither_the_compiler_of_torch_nor_torchvision(tmp_path):
+    words = ["train", "digits-quickstart", "train.epochs=1", "--quiet", "--out", str(tmp_path / "run")]
+    code = f"from cpt_cli.main import main; assert main({words!r}) == 0"
+    assert loaded_after(code)[0].isdisjoint({"sympy", "torchvision", "triton", "sklearn", "scipy", "fastapi"})
 
 
 def test_preparing_a_residual_network_imports_no_compiler():

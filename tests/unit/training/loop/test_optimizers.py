@@ -1,3 +1,6 @@
+import copy
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -34,6 +37,28 @@ def test_norms_and_biases_can_be_spared_from_weight_decay(model):
     assert {parameter.ndim for parameter in plain["params"]} == {1}
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
     assert len(decayed["params"]) + len(plain["params"]) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        (OptimizerSettings(lr=0.1, nesterov=True), partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True)),
+        (OptimizerSettings(name="adamw", lr=0.1), partial(torch.optim.AdamW, lr=0.1)),
+    ],
+    ids=["sgd", "adamw"],
+)
+def test_steps_are_bit_identical_to_those_of_the_optimizer_of_torch(model, settings, kind):
+    settings = settings.model_copy(update={"weight_decay": 0.01})
+    other = copy.deepcopy(model)
+    ours, torchs = build_optimizer(model, settings), kind(other.parameters(), weight_decay=0.01)
+    for _ in range(3):
+        for network, optimizer in ((model, ours), (other, torchs)):
+            optimizer.zero_grad()
+            network(torch.linspace(-1, 1, 32).reshape(2, 1, 4, 4)).square().sum().backward()
+            optimizer.step()
+    assert all(map(torch.equal, model.parameters(), other.parameters()))
+    torchs.load_state_dict(ours.state_dict())  # checkpoints are the same, both ways
+    ours.load_state_dict(torchs.state_dict())
 
 
 def test_learning_rate_is_set_for_all(model):
