@@ -1,7 +1,5 @@
 """The Typer app `cpt` and its `main`, the one place where an error becomes a line on stderr and an exit code."""
 
-import atexit
-import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -9,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cpt_cli import garbage
 from cpt_cli.command import examples
 from cpt_cli.commands import COMMANDS
 from cpt_cli.help_pages import MAX_WIDTH, CommandGroup
@@ -25,10 +24,6 @@ from cpt_deploy.errors import (
 )
 
 INTERRUPTED = 130
-
-_COLLECT_AFTER = 10_000
-"""New objects before garbage is looked for. Importing torch makes hundreds of thousands that stay; with Python's 700
-they are looked through so often that it takes a tenth of a short command."""
 
 # Distributions of the extra `train`, by the module that a user without it cannot import.
 _TRAIN_MODULES = ("matplotlib", "onnx", "onnxscript", "sklearn", "tensorboard", "torch", "torchvision")
@@ -89,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rank=_torchrun("RANK"),
     )
     _tolerate_narrow_encodings()
-    _collect_less()
+    garbage.look_less_often()
     try:
         code = app(words, prog_name="cpt", standalone_mode=False)
     except typer.TyperException as error:
@@ -167,16 +162,6 @@ def _as_known(error: Exception) -> CptError | None:
 
 def _sentence(message: str) -> str:
     return message.strip().removesuffix(".")
-
-
-def _collect_less() -> None:
-    """Look for garbage less often, and not once more at the end of the process, when all memory is given back anyway.
-
-    With torch that last look takes a fifth of the time of its import.
-    """
-    gc.set_threshold(_COLLECT_AFTER, *gc.get_threshold()[1:])
-    atexit.unregister(gc.freeze)  # of an earlier command in this process
-    atexit.register(gc.freeze)
 
 
 def _tolerate_narrow_encodings() -> None:

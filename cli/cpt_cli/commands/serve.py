@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cpt_cli import garbage
 from cpt_cli.command import PROVIDER_HELP, Command
 from cpt_cli.output import out
 from cpt_deploy import readable
@@ -226,6 +227,7 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
             }
         )
 
+    garbage.look_as_usual()
     run(settings, on_listening=announce)
 
 
