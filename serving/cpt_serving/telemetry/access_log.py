@@ -1,6 +1,5 @@
 """The access log: one line per request, written by a thread of its own so that requests do not wait."""
 
-import logging
 import os
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -12,7 +11,7 @@ from opentelemetry.trace import format_span_id, format_trace_id
 
 from cpt_deploy.errors import DataError
 from cpt_serving.settings import ServeSettings
-from cpt_serving.telemetry.log_queue import QueuedLog
+from cpt_serving.telemetry.line_queue import LineQueue
 from cpt_serving.telemetry.records import RequestRecord
 
 QUIET_ROUTES = frozenset({
@@ -21,6 +20,9 @@ QUIET_ROUTES = frozenset({
     "/inference.GRPCInferenceService/ServerLive", "/inference.GRPCInferenceService/ServerReady",
 })  # fmt: skip
 """Routes polled by machines, which are neither logged nor traced."""
+
+Fields = dict[str, Any]
+"""What is logged of a request, by name."""
 
 _STDOUT = 1
 _WRITE_EVERY_S = 0.05
@@ -31,14 +33,14 @@ class AccessLog:
 
     Args:
         descriptor: File descriptor that lines are written to.
-        formatter: Formats the line of a request, whose fields are the message of its record.
+        line: Returns the line of a request from its fields.
         dropped: Called for each request that is left out because writing is too slow.
     """
 
     def __init__(
-        self, descriptor: int, formatter: logging.Formatter, *, dropped: Callable[[], None] = lambda: None
+        self, descriptor: int, line: Callable[[Fields], bytes], *, dropped: Callable[[], None] = lambda: None
     ) -> None:
-        self._log = QueuedLog(descriptor, formatter, gather_s=_WRITE_EVERY_S, dropped=dropped)
+        self._lines = LineQueue(descriptor, line, gather_s=_WRITE_EVERY_S, dropped=dropped)
 
     def add(self, scope: Mapping[str, Any], record: RequestRecord, route: str, status: int, duration_s: float) -> None:
         """Log an answered request.
@@ -52,7 +54,7 @@ class AccessLog:
         """
         if route in QUIET_ROUTES:
             return
-        fields: dict[str, Any] = {
+        fields: Fields = {
             "time": datetime.now(UTC),
             "request_id": record.request_id,
             "method": scope["method"],
@@ -74,33 +76,26 @@ class AccessLog:
         if record.trace is not None:
             fields["trace_id"] = format_trace_id(record.trace.trace_id)
             fields["span_id"] = format_span_id(record.trace.span_id)
-        self._log.put(logging.makeLogRecord({"msg": fields}))
+        self._lines.put(fields)
 
     def close(self) -> None:
         """Write the waiting lines, and end the thread."""
-        self._log.close()
+        self._lines.close()
 
 
-class JsonLine(logging.Formatter):
-    """A request as one line of JSON; fields that do not apply are left out."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
-        return orjson.dumps(record.msg, option=orjson.OPT_UTC_Z).decode()
+def json_line(fields: Fields) -> bytes:
+    """Return a request as one line of JSON; fields that do not apply are left out."""
+    return orjson.dumps(fields, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE)
 
 
-class TextLine(logging.Formatter):
-    """A request as one line for people."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
-        fields: Any = record.msg
-        parts = [f"{fields['time']:%Y-%m-%dT%H:%M:%S}Z", fields["client"] or "-", fields["method"], fields["route"]]
-        parts += [str(fields["status"]), f"{fields['duration_ms']:.1f}ms"]
-        if "model" in fields:
-            parts.append(f"{fields['model']}/{fields['version']}")
-        parts += [f"{name}={fields[name]}" for name in ("rows", "key") if name in fields]
-        return " ".join([*parts, f"id={fields['request_id']}"])
+def text_line(fields: Fields) -> bytes:
+    """Return a request as one line for people."""
+    parts = [f"{fields['time']:%Y-%m-%dT%H:%M:%S}Z", fields["client"] or "-", fields["method"], fields["route"]]
+    parts += [str(fields["status"]), f"{fields['duration_ms']:.1f}ms"]
+    if "model" in fields:
+        parts.append(f"{fields['model']}/{fields['version']}")
+    parts += [f"{name}={fields[name]}" for name in ("rows", "key") if name in fields]
+    return (" ".join([*parts, f"id={fields['request_id']}"]) + "\n").encode()
 
 
 def open_access_log(settings: ServeSettings, dropped: Callable[[], None] = lambda: None) -> AccessLog | None:
@@ -118,8 +113,7 @@ def open_access_log(settings: ServeSettings, dropped: Callable[[], None] = lambd
     target = _STDOUT if settings.access_log_file is None else _open(settings.access_log_file)
     read_by_people = target == _STDOUT and os.isatty(_STDOUT)
     as_text = settings.log_format == "text" or (settings.log_format == "auto" and read_by_people)
-    formatter = TextLine() if as_text else JsonLine()
-    return AccessLog(target, formatter, dropped=dropped)
+    return AccessLog(target, text_line if as_text else json_line, dropped=dropped)
 
 
 def _open(path: Path) -> int:

@@ -11,7 +11,7 @@ import orjson
 from uvicorn.logging import DefaultFormatter
 
 from cpt_serving.settings import ServeSettings
-from cpt_serving.telemetry.log_queue import QueuedLog
+from cpt_serving.telemetry.line_queue import LineQueue
 
 _STDERR = 2
 
@@ -32,6 +32,37 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps(fields, option=orjson.OPT_UTC_Z, default=str).decode()
 
 
+class QueuedHandler(logging.Handler):
+    """Writes records by a thread, so that the server never waits for whoever reads them.
+
+    Args:
+        descriptor: File descriptor that lines are written to.
+        formatter: Formats the line of a record.
+        dropped: Called for each line that is left out.
+        most: Maximum waiting records.
+    """
+
+    def __init__(
+        self, descriptor: int, formatter: logging.Formatter, dropped: Callable[[], None], most: int = 65_536
+    ) -> None:
+        super().__init__()
+        self.setFormatter(formatter)
+        self._lines: LineQueue[logging.LogRecord] = LineQueue(descriptor, self._line, most=most, dropped=dropped)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Format the message now, as its arguments may change later, and leave the rest to the thread."""
+        record.msg, record.args = record.getMessage(), None
+        self._lines.put(record)
+
+    def _line(self, record: logging.LogRecord) -> bytes:
+        return (self.format(record) + "\n").encode()
+
+    def close(self) -> None:
+        """Write the waiting records, for at most a second if nobody reads."""
+        self._lines.close()
+        super().close()
+
+
 @contextmanager
 def logging_to_stderr(settings: ServeSettings, dropped: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Write the log of the server and of uvicorn to stderr while the context is open.
@@ -42,7 +73,7 @@ def logging_to_stderr(settings: ServeSettings, dropped: Callable[[], None] = lam
     """
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
     formatter = JsonFormatter() if as_json else DefaultFormatter("%(levelprefix)s %(message)s")
-    handler = QueuedLog(_STDERR, formatter, dropped=dropped)
+    handler = QueuedHandler(_STDERR, formatter, dropped)
     loggers = [logging.getLogger(name) for name in ("uvicorn", "cpt_serving")]
     for logger in loggers:
         logger.setLevel(settings.log_level.upper())

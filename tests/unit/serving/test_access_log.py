@@ -10,9 +10,9 @@ import pytest
 from cpt_deploy.errors import DataError
 from cpt_serving import create_app, load_settings
 from cpt_serving.access.api_keys import add_key
-from cpt_serving.telemetry.access_log import AccessLog, JsonLine, TextLine
-from cpt_serving.telemetry.log_queue import QueuedLog
+from cpt_serving.telemetry.access_log import AccessLog, json_line, text_line
 from cpt_serving.telemetry.records import RequestRecord
+from cpt_serving.telemetry.server_log import QueuedHandler
 
 SCOPE = {"method": "GET", "client": ("10.0.0.7", 4711)}
 
@@ -126,7 +126,7 @@ def pipe():
 
 def test_a_pipe_that_nobody_reads_holds_up_neither_requests_nor_the_end(pipe):
     dropped = []
-    log = QueuedLog(os.dup(pipe[1]), logging.Formatter("%(message)s"), most=10, dropped=lambda: dropped.append(1))
+    log = QueuedHandler(os.dup(pipe[1]), logging.Formatter("%(message)s"), lambda: dropped.append(1), most=10)
     for number in range(100):
         log.handle(logging.makeLogRecord({"msg": f"line {number}"}))
     # The thread holds one, and has taken another at most.
@@ -136,7 +136,7 @@ def test_a_pipe_that_nobody_reads_holds_up_neither_requests_nor_the_end(pipe):
 
 
 def test_lines_come_whole_and_in_order_through_a_pipe_that_is_read_late(pipe):
-    log = AccessLog(os.dup(pipe[1]), JsonLine())
+    log = AccessLog(os.dup(pipe[1]), json_line)
     for number in range(2000):
         log.add(SCOPE, RequestRecord(f"{number:060}"), "/v2", 200, 0.1)
     os.set_blocking(pipe[0], False)
@@ -152,7 +152,7 @@ def test_lines_come_whole_and_in_order_through_a_pipe_that_is_read_late(pipe):
 def test_a_log_whose_reader_is_gone_costs_no_request_and_counts_what_it_lost(pipe):
     os.close(pipe[0])
     dropped = []
-    log = AccessLog(os.dup(pipe[1]), TextLine(), dropped=lambda: dropped.append(1))
+    log = AccessLog(os.dup(pipe[1]), text_line, dropped=lambda: dropped.append(1))
     for _ in range(3):
         log.add({"method": "GET", "client": None}, RequestRecord("a"), "/v2", 200, 0.1)
     log.close()
