@@ -250,7 +250,7 @@ def test_head_and_body_of_an_answer_leave_together_unless_the_body_is_still_to_c
 def test_an_answer_to_a_client_that_left_goes_nowhere():
     async def serve():
         wire = Wire()
-        answers = _Joined(wire, asyncio.get_running_loop())
+        answers = _Joined(wire, asyncio.get_running_loop(), wire.close)
         answers.write(b"HTTP/1.1 200 OK\r\n\r\n")
         wire.closed = True
         wire.write = pytest.fail  # as uvloop's, which raises for a closed connection
