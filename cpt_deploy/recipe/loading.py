@@ -246,7 +246,10 @@ def _nearest_keys(location: tuple[str, ...]) -> str:
         elsewhere = difflib.get_close_matches(wrong, list(everywhere), n=2, cutoff=0.8)
         if elsewhere:
             return f"did you mean {', '.join(everywhere[name] for name in elsewhere)}?"
-    return nearest_names(wrong, known) if not parents else nearest_names(wrong, known) + f" (in {'.'.join(parents)})"
+    near = difflib.get_close_matches(wrong, known, n=4, cutoff=0.5)
+    if not near:
+        return nearest_names(wrong, known)
+    return f"did you mean {', '.join('.'.join((*parents, name)) for name in near)}?"
 
 
 def _all_keys(section: type[BaseModel], prefix: str) -> Iterator[str]:

@@ -12,6 +12,8 @@ RUNS = Path("runs")
 """Folder of the runs that are given no other place."""
 RECIPE_FILE = "recipe.yaml"
 """The file that makes a directory a run."""
+REPORT_FILE = "report.json"
+"""The file that a finished run has."""
 
 
 def run_at(given: Path) -> Path:
@@ -47,6 +49,11 @@ def bundle_at(given: Path) -> Path:
     if not (path / RECIPE_FILE).is_file():
         return path
     found = sorted(entry for entry in path.iterdir() if (entry / SUMS_FILE).is_file())
+    if not found and not (path / REPORT_FILE).is_file():
+        raise BundleError(
+            f"Expected a bundle in the run {readable.path(path)}, but it has not been trained to its end",
+            hint=f"cpt train --resume {readable.argument(path)}, then cpt export {readable.argument(path)}",
+        )
     if not found:
         raise BundleError(
             f"Expected a bundle in the run {readable.path(path)}, but it has none yet",

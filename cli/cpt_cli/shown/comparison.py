@@ -18,8 +18,10 @@ _NAMED = 5
 def show_groups(groups: "list[RunGroup]") -> list[dict[str, Any]]:
     """Print a table with one line per group, and return its figures as JSON types."""
     entries = [_entry(group, groups[0]) for group in groups]
-    for run in (run for group in groups for run in group.repeated):
-        out.warning(f"{readable.path(run.path)} has the settings and the seed of another run and is not counted")
+    for one in groups:
+        for run in one.repeated:
+            same = readable.path(next(other.path for other in one.runs if other.seed == run.seed))
+            out.warning(f"{readable.path(run.path)} has the settings and the seed of {same} and is not counted")
     metric = groups[0].metric
     difference = "against the first, points" if metric.percent else "against the first"
     named = ("label",) if len(groups) > 1 else ()

@@ -29,5 +29,6 @@ def require_passed(evidence: "Evidence") -> None:
     if evidence.reasons:
         raise ValidationFailedError("; ".join(evidence.reasons))
     raise ValidationFailedError(
-        f"Undecided: {'; '.join(evidence.undecided)}", hint="measure on more samples, or accept it: --allow-undecided"
+        f"Undecided: {'; '.join(evidence.undecided)}",
+        hint="measure on more samples, allow a larger loss (--max-drop), or accept it (--allow-undecided)",
     )

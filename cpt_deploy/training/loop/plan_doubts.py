@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 STEPS_PER_CYCLE = 3
 """A cycle of fewer steps misses most bits between its bounds; the paper's cycles have 2,000."""
 
+_LOOKED_AT = 1_000
+
 DROPPED = 0.25
 """Share of the training samples that an epoch may leave out without a word."""
 
@@ -59,6 +61,11 @@ def _of_precision(task: "TrainingTask", objects: "RunObjects") -> Iterator[str]:
                 f"{readable.figure(total / schedule.cycles)} to a cycle, fewer than {STEPS_PER_CYCLE}: "
                 f"train longer{fewer}"
             )
+        elif isinstance(schedule, CyclicSchedule) and (most := _most_bits(schedule, total)) < schedule.max_bits:
+            yield (
+                f"{key}={schedule.cycles} over {readable.counted(total, 'step')} reaches {most} bits, not "
+                f"{schedule.max_bits}: longer cycles do"
+            )
     if precision.schedule != "static" and not any(
         layer.role not in ("fixed", "float") for layer in objects.meter.layers
     ):
@@ -66,6 +73,11 @@ def _of_precision(task: "TrainingTask", objects: "RunObjects") -> Iterator[str]:
             f"no layer has scheduled precision, so that all are trained at {precision.max_bits} bits: "
             "precision.ends=scheduled includes the first and the last one"
         )
+
+
+def _most_bits(schedule: PrecisionSchedule, total: int) -> int:
+    """Return the most bits of a run; of a long one, whose cycles reach the bound, of its last steps."""
+    return max(schedule.bits_at(step, total) for step in range(max(total - _LOOKED_AT, 0), total))
 
 
 def _of_length(task: "TrainingTask") -> Iterator[str]:

@@ -183,7 +183,7 @@ def test_the_shell_completes_commands_and_presets():
     [
         (["digits-quikstart"], "did you mean digits-quickstart?"),
         (["nowhere.yaml"], "presets are named without .yaml"),
-        (["train.epoch=3"], "did you mean epochs?"),
+        (["train.epoch=3"], "did you mean train.epochs?"),
         (["precision.min_bits=9"], "min_bits <= max_bits <= 32, but got 9..8"),
         (["precision.min_bits=1"], "precision.min_bits"),
         (["precision.schedule=cosin", "--dry-run"], "did you mean cosine"),

@@ -144,6 +144,12 @@ def test_a_run_without_a_bundle_says_what_to_type(run, tmp_path):
     code, _, err = run("serve", tmp_path / "a run")
 
     assert code == 5
+    assert err[1].startswith(f"hint: cpt train --resume '{tmp_path / 'a run'}'")
+
+    (tmp_path / "a run" / "report.json").write_text("")
+    code, _, err = run("serve", tmp_path / "a run")
+
+    assert code == 5
     assert err[1] == f"hint: cpt export '{tmp_path / 'a run'}'"
 
 
@@ -236,6 +242,7 @@ def test_automatic_resume_begins_and_then_goes_on(run, place):
 
 DOUBTS = {
     "cycles": (["precision.cycles=10"], "fewer than 3: train longer, or precision.cycles=1"),
+    "low cycles": (["precision.cycles=4"], "precision.cycles=4 over 12 steps reaches 7 bits, not 8"),
     "batch": (["train.batch_size=17", "precision.cycles=1"], "leaves out 29 % of the training set"),
     "large batch": (["train.batch_size=25", "precision.cycles=1"], "more than the 24 training samples"),
     "one cycle": (

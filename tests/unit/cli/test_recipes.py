@@ -57,8 +57,8 @@ def test_experiments_are_trained_by_name(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["precision.progressive.treshold=1"], "did you mean threshold? (in precision.progressive)"),
-        (["precision.groups=[{mach: x}]"], "did you mean match? (in precision.groups.0)"),
+        (["precision.progressive.treshold=1"], "did you mean precision.progressive.threshold?"),
+        (["precision.groups=[{mach: x}]"], "did you mean precision.groups.0.match?"),
         (["precision.groups=[{match: x, max_bits: 9}]"], "at most the model's 8, but got 9"),
         (["precision.groups=[{match: x, schedule: cosin}]"], "did you mean cosine"),
         (["precision.schedule=progressive", "precision.progressive.stages=[4, 8]"], "min_bits 3"),

@@ -74,8 +74,8 @@ def test_all_mistakes_are_reported_at_once_with_lines_and_near_names(tmp_path):
     message = str(caught.value)
     assert "7 settings are wrong" in message
     assert "sede (line 1): unknown setting; did you mean seed" in message
-    assert "model.nme (line 3): unknown setting; did you mean name" in message
-    assert "precision.max_bts (line 5): unknown setting; did you mean max_bits" in message
+    assert "model.nme (line 3): unknown setting; did you mean model.name" in message
+    assert "precision.max_bts (line 5): unknown setting; did you mean precision.max_bits" in message
     assert "train.batch_size (line 6)" in message
     assert "min_bits (line 7): unknown setting; did you mean precision.min_bits" in message
     assert "optimizer.name: Expected 'sgd' or 'adamw', but got 'adam'" in message
