@@ -21,6 +21,8 @@ from cpt_deploy.signature import TensorSpec
 
 #: Domain of the placeholders that stand for integer operations in what `torch.onnx` writes.
 DOMAIN = "cpt_deploy"
+#: The first opset that multiplies int8.
+_INT8_PRODUCTS = 14
 
 
 def real_bias(operation: WeightedOperation, source: QuantizedTensor) -> NDArray[np.float32]:
@@ -148,13 +150,17 @@ class GraphNodes:
         """Return the int8 weights that multiply activations; packed ones are unpacked and shifted at load.
 
         Weights that several layers have are stored once; each layer reads a copy that is made at load, since
-        onnxruntime does not let operators share weights if it converts them.
+        onnxruntime does not let operators share weights if it converts them. The copy is a product with a 1 of its own:
+        onnxruntime removes operators that only copy, and joins those that compute the same.
         """
+        if self.opset < _INT8_PRODUCTS:
+            return self._new_codes(operation, codes)
         key = (codes.shape, operation.bits, operation.shift, hashlib.sha256(codes.tobytes()).digest())
         first = self.stored_codes.setdefault(key, operation.output)
         if first != operation.output:
             same = f"{operation.output}.weight_same"
-            self.node("Identity", [self.executed[first]], same)
+            one = self.constant(f"{same}.one", np.ones((1,) * codes.ndim, dtype=np.int8))
+            self.node("Mul", [self.executed[first], one], same)
             return same
         self.executed[first] = made = self._new_codes(operation, codes)
         return made

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
@@ -42,6 +43,15 @@ def shared_weights() -> tuple[onnx.ModelProto, dict[str, Array]]:
     for _ in range(5):
         x = network.op("Tanh", network.op("MatMul", x, weight))
     return network.model(x), {"x": draw(ROWS, 64)}
+
+
+def shared_weights_in_opset_13() -> tuple[onnx.ModelProto, dict[str, Array]]:
+    """Convolutions of the same weights, in a file without products of int8."""
+    network, x = Network(["N", 4, 8, 8], opset=13), "x"
+    weight = network.constant(network.weight(4, 4, 3, 3))
+    for _ in range(3):
+        x = network.op("Relu", network.op("Conv", x, weight, pads=[1] * 4))
+    return network.model(x), {"x": draw(ROWS, 4, 8, 8)}
 
 
 def unsorted() -> tuple[onnx.ModelProto, dict[str, Array]]:
@@ -108,8 +118,8 @@ def images(rows_of_a_call: int = 0) -> dict[str, Array]:
 @pytest.mark.parametrize(
     "made",
     [
-        fixed_batch, real_bias_by_call, shared_weights, unsorted, undeclared_output, wrongly_declared_output,
-        number_as_input, number_as_output, sequence_inside, not_finite_output,
+        fixed_batch, real_bias_by_call, shared_weights, shared_weights_in_opset_13, unsorted, undeclared_output,
+        wrongly_declared_output, number_as_input, number_as_output, sequence_inside, not_finite_output,
     ],
 )  # fmt: skip
 def test_it_is_exported_validated_and_inspected(
@@ -141,6 +151,12 @@ def test_weights_that_layers_share_are_stored_once(tmp_path: Path) -> None:
     assert (bundle / "model.onnx").stat().st_size < file.stat().st_size
     weights = [array for array in Bundle.open(bundle).load_tensors().values() if array.shape == (64, 64)]
     assert len(weights) == 1
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    plain = onnxruntime.InferenceSession(bundle / "model.onnx", options).run(None, arrays)
+    options.add_session_config_entry("session.x64quantprecision", "1")  # converts weights, each of one layer
+    exact = onnxruntime.InferenceSession(bundle / "model.onnx", options).run(None, arrays)
+    np.testing.assert_array_equal(plain[0], exact[0])
 
 
 def drawing() -> onnx.ModelProto:
