@@ -10,6 +10,9 @@ from cpt_deploy.recipe import load_recipe
 from cpt_deploy.tasks.evidence import Origin
 from cpt_deploy.tasks.exporting import SOURCE_DIGEST, SOURCE_FILE, SOURCE_MODEL, TRAINED_DIGEST
 
+REPORT_FILE = "report.json"
+"""The file that a finished run has."""
+
 
 def find_origin(bundle: Bundle, run: Path | None = None, source: Path | None = None) -> Origin:
     """Find the run or float model that a bundle was made from, if available.
@@ -37,7 +40,7 @@ def find_origin(bundle: Bundle, run: Path | None = None, source: Path | None = N
 def find_run(bundle: Bundle) -> Path | None:
     """Return the run that a bundle was exported from, if the bundle is inside of it and the weights are the same."""
     for folder in bundle.path.resolve().parents:
-        if (folder / "report.json").is_file() and is_run_of(folder, bundle):
+        if (folder / REPORT_FILE).is_file() and is_run_of(folder, bundle):
             return folder
     return None
 

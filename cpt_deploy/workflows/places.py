@@ -6,14 +6,12 @@ from cpt_deploy import readable
 from cpt_deploy.bundle import Bundle
 from cpt_deploy.bundle.layout import SUMS_FILE
 from cpt_deploy.errors import BundleError, UsageError
-from cpt_deploy.workflows.origins import find_run
+from cpt_deploy.workflows.origins import REPORT_FILE, find_run
 
 RUNS = Path("runs")
 """Folder of the runs that are given no other place."""
 RECIPE_FILE = "recipe.yaml"
 """The file that makes a directory a run."""
-REPORT_FILE = "report.json"
-"""The file that a finished run has."""
 
 
 def run_at(given: Path) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpt_deploy.errors import BundleError, ConversionError, UsageError
-from cpt_deploy.signature import BATCH, INPUT_NAME, OUTPUT_NAME
+from cpt_deploy.signature import BATCH, INPUT_NAME, OUTPUT_NAME, TensorSpec
 from cpt_deploy.tasks import SILENT, ExportOptions, Reporter
 from cpt_deploy.tasks.exporting import MAX_BITS, dataset_name, folder_name
 from cpt_deploy.workflows.imported.float_models import (
@@ -263,6 +263,14 @@ def _check_options(source: FloatModel, options: ExportOptions) -> None:
                 raise UsageError(f"Expected {option} with a data set of images only, but got it with {source.data}")
 
 
+def _not_free(tensors: Sequence[TensorSpec]) -> str | None:
+    """Return which tensor has no free batch; None if all have one."""
+    tensor = next((tensor for tensor in tensors if tensor.batch != BATCH), None)
+    if tensor is None:
+        return None
+    return f"the first dimension of {tensor.name!r} is {tensor.batch or 'none'}, not a free batch"
+
+
 def _why_apart(network: "OnnxNetwork", file: "OnnxNetwork", pair: Arrays) -> str | None:
     """Return why rows of several requests cannot be computed together; None if they can.
 
@@ -272,28 +280,23 @@ def _why_apart(network: "OnnxNetwork", file: "OnnxNetwork", pair: Arrays) -> str
         pair: Two rows of each input.
     """
     from cpt_deploy.onnx_graph.reading.batches import fixed_batch
-    from cpt_deploy.onnx_graph.reading.running import Runner, measure_shapes
-    from cpt_deploy.onnx_graph.reading.signatures import declared_inputs, signature_of
+    from cpt_deploy.onnx_graph.reading.running import Measured, Runner
+    from cpt_deploy.onnx_graph.reading.signatures import signature_of
 
-    if all(tensor.batch for tensor in declared_inputs(network)):
-        try:
-            measured = measure_shapes(network, pair)
-        except (BundleError, ConversionError) as error:
-            return f"it does not run on two rows: {error}"
-    else:
-        measured = {}
-    for tensor in (signature := signature_of(network, pair, measured)).inputs + signature.outputs:
-        if tensor.batch != BATCH:
-            return f"the first dimension of {tensor.name!r} is {tensor.batch or 'none'}, not a free batch"
+    if (why := _not_free(signature_of(network, pair, {}).inputs)) is not None:
+        return why
+    try:
+        together = Runner(network.original, network).run(pair)
+    except (BundleError, ConversionError) as error:
+        return f"it does not run on two rows: {error}"
+    measured = {name: Measured(array.shape, array.dtype.kind == "f") for name, array in together.items()}
+    if (why := _not_free(signature_of(network, pair, measured).outputs)) is not None:
+        return why
     runner, batch = Runner(file.original, file), fixed_batch(file) or 1
     rows = [
         runner.run({name: np.repeat(array[row : row + 1], batch, axis=0) for name, array in pair.items()})
         for row in (0, 1)
     ]
-    try:
-        together = Runner(network.original, network).run(pair)
-    except (BundleError, ConversionError) as error:
-        return f"it does not run on two rows: {error}"
     for row, alone in enumerate(rows):
         for name, several in alone.items():
             got, wanted = together[name][row : row + 1], several[:1]
