@@ -23,6 +23,8 @@ from cpt_deploy.signature import TensorSpec
 DOMAIN = "cpt_deploy"
 #: The first opset that multiplies int8.
 _INT8_PRODUCTS = 14
+#: Weights of fewer elements are stored once a layer: an operator that copies them is hardly smaller.
+_LEAST_SHARED = 1024
 
 
 def real_bias(operation: WeightedOperation, source: QuantizedTensor) -> NDArray[np.float32]:
@@ -153,7 +155,7 @@ class GraphNodes:
         onnxruntime does not let operators share weights if it converts them. The copy is a product with a 1 of its own:
         onnxruntime removes operators that only copy, and joins those that compute the same.
         """
-        if self.opset < _INT8_PRODUCTS:
+        if self.opset < _INT8_PRODUCTS or codes.size < _LEAST_SHARED:
             return self._new_codes(operation, codes)
         key = (codes.shape, operation.bits, operation.shift, hashlib.sha256(codes.tobytes()).digest())
         first = self.stored_codes.setdefault(key, operation.output)
