@@ -20,12 +20,15 @@ learning rate at static 8 bits, which restarts in the cycles of the schedules, t
 Not part of it yet, and to be registered the same way before their first run: the authors' own quantizer, a language
 model, sharpness.
 
-    CPT_DATA_DIR=... OMP_NUM_THREADS=1 nice -n 19 python benchmarks/learning_study.py [--minutes 60] [--table]
+    CPT_DATA_DIR=... OMP_NUM_THREADS=1 nice -n 19 python benchmarks/learning_study.py [--minutes 60] [--share 1/2]
 
-Each finished run is added to `results/learning_study.json`; repeating the command goes on with the missing ones.
+Each finished run is added to `results/learning_study.json`; repeating the command goes on with the missing ones. Two
+processes beside each other take a share each (`--share 1/2` and `--share 2/2`); `--table` only writes the table.
 """
 
 import argparse
+import fcntl
+import itertools
 import json
 import math
 import statistics
@@ -159,6 +162,31 @@ def read_results() -> dict[str, Any]:
     return content
 
 
+def add_run(cell: str, run: dict[str, Any], info: dict[str, Any]) -> None:
+    """Add a finished run to the results, which another process may be adding to as well."""
+    with (RESULTS / "learning_study.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        content = read_results()
+        content["machine"] = info  # of the last runs; each run names its processor
+        content["processors"][run["processor"]] = info
+        content["runs"][cell] = run
+        unfinished = RESULTS / "learning_study.json.new"
+        unfinished.write_text(json.dumps(content, indent=1) + "\n")
+        unfinished.replace(RESULTS / "learning_study.json")
+
+
+def share(text: str) -> tuple[int, int]:
+    """Return which part of how many a text such as `1/2` names, counted from zero.
+
+    Raises:
+        argparse.ArgumentTypeError: If it names none.
+    """
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"expected a part of a whole such as 1/2, got {text!r}")
+    return int(part) - 1, int(parts)
+
+
 # --- analysis -------------------------------------------------------------------------------------------------------
 
 
@@ -249,25 +277,23 @@ def main() -> None:
     """Train missing runs until the time is over, and write the results after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no run after this time")
+    parser.add_argument("--share", type=share, default=(0, 1), help="train this part of the cells only, such as 1/2")
     parser.add_argument("--table", action="store_true", help="train nothing; write the table of what there is")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    content = read_results()
-    runs: Runs = content["runs"]
     info = machine()
-    content["machine"] = info  # of the last runs; each run names its processor
-    content["processors"][processor_name(info)] = info
     end = time.monotonic() + 60 * arguments.minutes
-    for cell in () if arguments.table else cells():
-        if key(*cell) in runs:
+    first, parts = arguments.share
+    for cell in () if arguments.table else itertools.islice(cells(), first, None, parts):
+        if key(*cell) in read_results()["runs"]:
             continue
         if time.monotonic() > end:
             break
-        runs[key(*cell)] = {**trained(*cell), "processor": processor_name(info)}
+        add_run(key(*cell), {**trained(*cell), "processor": processor_name(info)}, info)
         print(f"{time.strftime('%H:%M:%S')} {key(*cell)}", file=sys.stderr, flush=True)  # no accuracy: nobody looks
-        (RESULTS / "learning_study.json").write_text(json.dumps(content, indent=1) + "\n")
-    if runs:
-        write_results("learning_study", content, table(runs))
+    if arguments.table or parts == 1:
+        content = read_results()
+        write_results("learning_study", content, table(content["runs"]))
 
 
 if __name__ == "__main__":
