@@ -143,7 +143,7 @@ def main() -> None:
     served = predict_over_http(run / f"bundle-{arguments.bits[0]}bit", index=1)
     info = machine()
     header = [
-        "weights", "trained model, 8 bits", "integer executor", "onnxruntime (95 % interval)", "codes that differ",
+        "weights", "trained model, 8 bits", "integer executor", "onnxruntime (95 % interval)", "integers that differ",
         "model.onnx (of float32)", "speed-up over float32, batch 1, 32",
     ]  # fmt: skip
     table = (

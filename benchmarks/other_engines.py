@@ -268,8 +268,8 @@ def row(result: dict[str, Any]) -> list[str]:
 
 
 HEADER = [
-    "bundle", "engine", "accuracy", "other labels", "differing logit codes", "worst difference, codes",
-    "codes changed without VNNI",
+    "bundle", "engine", "accuracy", "other labels", "logit integers that differ", "worst difference of integers",
+    "integers changed without VNNI",
     *(f"time / {REFERENCE}, batch {batch}" for batch in BATCHES),
 ]  # fmt: skip
 

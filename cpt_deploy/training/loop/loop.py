@@ -43,7 +43,7 @@ class TrainingLoop:
         self.total, self.per_epoch = task.total_steps, task.steps_per_epoch
         self.on_gpu = objects.device.type == "cuda"
         self.autocast = self.settings.amp == "bf16" or (self.settings.amp == "auto" and self.on_gpu)
-        self.recorded = cuda_graph_step(run, autocast=self.autocast)
+        self.cuda_graph_step = cuda_graph_step(run, autocast=self.autocast)
         # Each read of a loss waits for the device, so on a GPU losses are read at log steps only.
         self.read_each_step = not self.on_gpu
         self.signal: int | None = None
@@ -117,9 +117,9 @@ class TrainingLoop:
 
     def _replayed(self, batch: Any) -> StepOutcome | None:
         """Return the outcome of a step computed by the CUDA-graph step, or `None` if it has to be computed eagerly."""
-        if self.recorded is None or (self.profiler is not None and self.profiler.is_on):
+        if self.cuda_graph_step is None or (self.profiler is not None and self.profiler.is_on):
             return None
-        return self.recorded(batch, self.objects.model.precision.branches)
+        return self.cuda_graph_step(batch, self.objects.model.precision.branches)
 
     def _after_step(self) -> None:
         step, settings, last = self.progress.step, self.settings, self.progress.step == self.total
