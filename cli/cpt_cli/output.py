@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,6 +192,15 @@ class Output:
             bar = Bar(progress, description, total)
             bar.advance(start, total)
             yield bar
+
+    @contextmanager
+    def waiting(self, text: str) -> Iterator[Callable[[], None]]:
+        """Show on a terminal what is awaited, until the context ends or the function that it gives is called."""
+        if not self.shows_progress:
+            yield lambda: None
+            return
+        with self.console(stderr=True).status(text) as status:
+            yield status.stop
 
     @contextmanager
     def writing(self, path: Path) -> Iterator[None]:

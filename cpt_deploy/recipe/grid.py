@@ -12,6 +12,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from cpt_deploy.errors import DataError, RecipeError, UsageError
+from cpt_deploy.invalid_values import place_of, problem_of
 from cpt_deploy.recipe.fields import Settings
 from cpt_deploy.recipe.loading import load_recipe, recipe_path
 from cpt_deploy.recipe.schema import Recipe
@@ -114,7 +115,7 @@ def _read(path: Path) -> GridSettings:
 
 
 def _describe(entry: Mapping[str, Any]) -> str:
-    key = ".".join(str(part) for part in entry["loc"])
+    key = place_of(entry)
     if entry["type"] == "extra_forbidden":
         return f"{key}: unknown; {nearest_names(key, list(GridSettings.model_fields))}"
-    return f"{key}: {entry['msg']}"
+    return f"{key}: {problem_of(entry)}"

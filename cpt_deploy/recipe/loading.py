@@ -11,31 +11,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from cpt_deploy.errors import DataError, RecipeError, UsageError
+from cpt_deploy.invalid_values import place_of, problem_of
 from cpt_deploy.recipe.experiments import experiments
 from cpt_deploy.recipe.schema import Recipe
 from cpt_deploy.registry import nearest_names
 
 _PRESETS = Path(__file__).parent / "presets"
-# What settings expect, by pydantic's type of error, in the words of recipes.
-_EXPECTED = {
-    "int_type": "an integer",
-    "int_parsing": "an integer",
-    "int_from_float": "an integer",
-    "float_type": "a number",
-    "float_parsing": "a number",
-    "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "bool_parsing": "true or false",
-    "string_type": "text",
-    "tuple_type": "a list as [a, b]",
-    "too_long": "at most {max_length} values",
-    "dict_type": "settings as {{key: value}}",
-    "model_type": "settings as {{key: value}}",
-    "greater_than": "a value above {gt:g}",
-    "greater_than_equal": "at least {ge:g}",
-    "less_than": "a value below {lt:g}",
-    "less_than_equal": "at most {le:g}",
-}
 _SUFFIXES = {".yaml", ".yml"}
 
 
@@ -217,20 +198,12 @@ def _child(target: Any, part: str) -> Any:
 
 def _describe(entry: Mapping[str, Any], lines: Mapping[tuple[str, ...], int]) -> str:
     """Format one of pydantic's errors as one line: the key, its line, the problem, and similar keys."""
-    location = tuple(str(part) for part in entry["loc"])
-    key = ".".join(location) or "recipe"
+    location, key = tuple(map(str, entry["loc"])), place_of(entry) or "recipe"
     line = next((lines[location[:end]] for end in range(len(location), 0, -1) if location[:end] in lines), None)
     where = f"{key} (line {line})" if line is not None and location in lines else key
     if entry["type"] == "extra_forbidden":
         return f"{where}: unknown setting; {_nearest_keys(location)}"
-    if entry["type"] == "value_error":
-        return f"{where}: {str(entry['msg']).removeprefix('Value error, ')}"
-    if entry["type"] == "missing":
-        return f"{where}: Expected a value, but got none"
-    context = entry.get("ctx", {})
-    expected = _EXPECTED[entry["type"]].format(**context) if entry["type"] in _EXPECTED else None
-    message = f"Expected {expected}" if expected else str(entry["msg"]).replace("Input should be", "Expected")
-    return f"{where}: {message}, but got {entry['input']!r}"
+    return f"{where}: {problem_of(entry)}"
 
 
 def _nearest_keys(location: tuple[str, ...]) -> str:

@@ -15,6 +15,7 @@ from pydantic_settings import (
 
 from cpt_deploy.bundle import MAX_PIXELS
 from cpt_deploy.errors import UsageError
+from cpt_deploy.invalid_values import place_of, problem_of
 from cpt_serving.cores import available_cores
 
 ENV_PREFIX = "CPT_SERVE_"
@@ -199,12 +200,7 @@ def load_settings(**values: Any) -> ServeSettings:
     try:
         return ServeSettings(**{name: value for name, value in values.items() if value is not None})
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}, but got {problem['input']!r}"
-            if problem["type"] != "missing"
-            else f"{'.'.join(map(str, problem['loc']))} is missing"
-            for problem in error.errors()
-        )
+        problems = "; ".join(f"{place_of(dict(each))}: {problem_of(dict(each))}" for each in error.errors())
         raise UsageError(
             f"Expected valid settings, but got: {problems}",
             hint=f"each can be an option, an environment variable, e.g. {ENV_PREFIX}PORT=8000, or a line in the file "

@@ -191,6 +191,7 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
     )
 
     def announce(url: str) -> None:
+        loaded()
         locations = {location.address()[0]: location for location in find_models(settings.bundle)}
         models = sorted(locations)
         first = models[0] if models else "NAME"
@@ -228,7 +229,8 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
         )
 
     garbage.look_as_usual()
-    run(settings, on_listening=announce)
+    with out.waiting(f"loading {readable.path(settings.bundle)}") as loaded:
+        run(settings, on_listening=announce)
 
 
 def _example(bundle: Path, address: str) -> str:

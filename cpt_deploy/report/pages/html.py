@@ -18,6 +18,7 @@ p { margin: .5rem 0; max-width: 46rem; }
 .verdict ul { margin: .5rem 0 0; padding-left: 1.2rem; overflow-wrap: anywhere; }
 .passed { border-color: #0a7d4f; background: #eaf6f0; }
 .failed { border-color: #b3261e; background: #fcedec; }
+.undecided { border-color: #9a6700; background: #fff8e5; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .75rem; padding: 0; }
 .figures div { border: 1px solid #ddd; border-radius: .4rem; padding: .6rem .8rem; }
 .figures dt { font-size: .85rem; color: #555; }

@@ -43,11 +43,13 @@ def render_validation_page(report: Report, labels: Sequence[str]) -> str:
 def _head(report: Report) -> str:
     dataset, verdict = report["dataset"], report["verdict"]
     reasons = "".join(f"<li>{escape(reason)}</li>" for reason in (*report["reasons"], *report["undecided"]))
+    decided = report["reasons"] or not report["undecided"]
+    look = ("passed" if report["passed"] else "failed") if decided else "undecided"
     return (
         f"<header><h1>Validation of {escape(report['bundle'])}</h1>\n"
         f'<p class="lead">{dataset["samples"]:,} {escape(dataset["unit"])} of {escape(dataset["name"])} '
         f"({escape(dataset['split'])}), {escape(_moment(report['validated_at']))}</p>\n"
-        f'<div class="verdict {"passed" if report["passed"] else "failed"}"><strong>{verdict.capitalize()}</strong> '
+        f'<div class="verdict {look}"><strong>{verdict.capitalize()}</strong> '
         f"<span>{escape(_gate(report))}</span>{f'<ul>{reasons}</ul>' if reasons else ''}</div></header>"
     )
 

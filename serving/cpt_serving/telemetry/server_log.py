@@ -52,6 +52,8 @@ class QueuedHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Format the message now, as its arguments may change later, and leave the rest to the thread."""
         record.msg, record.args = record.getMessage(), None
+        # uvicorn's formatter would show this template, whose arguments are gone, instead of the message.
+        record.__dict__.pop("color_message", None)
         self._lines.put(record)
 
     def _line(self, record: logging.LogRecord) -> bytes:
@@ -72,7 +74,9 @@ def logging_to_stderr(settings: ServeSettings, dropped: Callable[[], None] = lam
         dropped: Called for each line that is left out because nobody reads them.
     """
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
-    formatter = JsonFormatter() if as_json else DefaultFormatter("%(levelprefix)s %(message)s")
+    formatter = (
+        JsonFormatter() if as_json else DefaultFormatter("%(levelprefix)s %(message)s", use_colors=sys.stderr.isatty())
+    )
     handler = QueuedHandler(_STDERR, formatter, dropped)
     loggers = [logging.getLogger(name) for name in ("uvicorn", "cpt_serving")]
     for logger in loggers:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from cpt_deploy.errors import CptError, ImageError, ImageTooLargeError
+from cpt_deploy.invalid_values import place_of, problem_of
 from cpt_serving.inference.errors import (
     DeadlineExceededError,
     InvalidRequestError,
@@ -114,9 +115,7 @@ def add_error_handlers(app: "FastAPI", authorize: "Callable[[Request], None]") -
 
     async def invalid_parameters(_request: "Request", error: Exception) -> JsonResponse:
         found = error.errors() if isinstance(error, RequestValidationError) else []
-        problems = "; ".join(
-            f"{'.'.join(map(str, each['loc']))}: {each['msg']}, but got {shown(each.get('input'))}" for each in found
-        )
+        problems = "; ".join(f"{place_of(each)}: {problem_of(each, shown)}" for each in found)
         return error_response(422, f"Expected valid parameters, but got: {problems}")
 
     async def bug(_request: "Request", _error: Exception) -> JsonResponse:

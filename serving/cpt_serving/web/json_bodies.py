@@ -8,6 +8,7 @@ import numpy as np
 import orjson
 from pydantic import BaseModel, ValidationError
 
+from cpt_deploy.invalid_values import place_of, problem_of
 from cpt_serving.web.bodies import INLINE_BYTES, charge, running_body
 from cpt_serving.web.errors import RequestError, bad_request
 from cpt_serving.web.shown import near_name, shown
@@ -82,11 +83,9 @@ def checked(model: type[B], content: Mapping[str, Any]) -> B:
 
 
 def _problem(model: type[BaseModel], entry: dict[str, Any]) -> str:
-    where = ".".join(map(str, entry["loc"]))
+    where = place_of(entry)
     if entry["type"] != "extra_forbidden":
-        return f"{where[:100]}: {entry['msg']}" + (
-            "" if entry["type"] == "missing" else f", not {shown(entry['input'])}"
-        )
+        return f"{where[:100]}: {problem_of(entry, shown)}"
     return f"{shown(where)}, which is unknown{near_name(where, model.model_fields)}"
 
 

@@ -102,7 +102,7 @@ def test_all_mistakes_are_reported_at_once_with_lines_and_near_names(tmp_path):
         ("optimizer.lr=fast", "optimizer.lr: Expected a number, but got 'fast'"),
         ("train.swa.enabled=perhaps", "Expected true or false, but got 'perhaps'"),
         ("lr.milestones=0.5", r"Expected a list as \[a, b\], but got 0.5"),
-        ("train=3", "train: Expected settings as {key: value}, but got 3"),
+        ("train=3", "train: Expected entries as {key: value}, but got 3"),
         ("name=a/b", "name: Expected a name of letters, digits"),
         ("precision.points=[[0]]", "precision.points.0.1: Expected a value, but got none"),
     ],

@@ -168,6 +168,20 @@ def test_a_failure_comes_first_and_in_full():
     assert "expected 3, but got 4" in text
 
 
+@pytest.mark.parametrize(
+    ("change", "look"),
+    [
+        ({}, "passed"),
+        ({"undecided": ["too few samples"]}, "undecided"),  # although the gate lets it pass
+        ({"passed": False, "undecided": ["too few samples"]}, "undecided"),
+        ({"passed": False, "undecided": ["too few samples"], "reasons": ["one integer differs"]}, "failed"),
+    ],
+    ids=["passed", "passed, undecided", "undecided", "failed and undecided"],
+)
+def test_what_cannot_be_decided_looks_neither_passed_nor_failed(change, look):
+    assert f'<div class="verdict {look}">' in render_validation_page(make_report(**change), LABELS)
+
+
 def test_what_was_not_measured_is_left_out():
     report = make_report(
         tensors=None, unoptimized_tensors=None, integers=None, constants=None, output_pairs=None, graph=None,

@@ -108,14 +108,14 @@ def test_parameters_of_clients_are_accepted(client):
         ({"shape": [3, 8, 8]}, "[-1, 3, 8, 8]"),
         ({"shape": []}, "[-1, 3, 8, 8]"),
         ({"shape": [0, 3, 8, 8], "data": []}, "at least one row"),
-        ({"shape": [-1, 3, 8, 8]}, "inputs.0.shape.0: Input should be greater than or equal to 0, not -1"),
-        ({"shape": [3, 3, 8, True]}, "inputs.0.shape.3: Input should be a valid integer, not True"),
+        ({"shape": [-1, 3, 8, 8]}, "inputs.0.shape.0: Expected at least 0, but got -1"),
+        ({"shape": [3, 3, 8, True]}, "inputs.0.shape.3: Expected an integer, but got True"),
         ({"shape": [2, 3, 8, 8]}, "[2, 3, 8, 8]"),
-        ({"shape": "3"}, "inputs.0.shape: Input should be a valid list"),
-        ({"parameters": []}, "inputs.0.parameters: Input should be"),
+        ({"shape": "3"}, "inputs.0.shape: Expected a list, but got '3'"),
+        ({"parameters": []}, "inputs.0.parameters: Expected entries as {key: value}, but got []"),
         (
             {"parameters": {"shared_memory_region": "r"}},
-            "inputs.0.parameters.shared_memory_region: Input should be None",
+            "inputs.0.parameters.shared_memory_region: Expected nothing, but got 'r'",
         ),
         ({"parameters": {"binary_data_size": 3}}, "Inference-Header-Content-Length"),
         ({"data": None}, "array of numbers"),
@@ -161,23 +161,23 @@ def test_two_inputs_and_unknown_outputs_are_400(client):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"id": 3}, "id: Input should be a valid string"),
-        ({"outputs": {}}, "outputs: Input should be a valid list"),
-        ({"outputs": [{}]}, "outputs.0.name: Field required"),
+        ({"id": 3}, "id: Expected text, but got 3"),
+        ({"outputs": {}}, "outputs: Expected a list, but got {}"),
+        ({"outputs": [{}]}, "outputs.0.name: Expected a value, but got none"),
         (
             {"outputs": [{"name": "logits", "parameters": {"classification": -1}}]},
-            "classification: Input should be greater",
+            "classification: Expected at least 0, but got -1",
         ),
         (
             {"outputs": [{"name": "logits", "parameters": {"binary_data": 1}}]},
-            "binary_data: Input should be a valid boolean",
+            "binary_data: Expected true or false, but got 1",
         ),
         (
             {"outputs": [{"name": "logits", "parameters": {"shared_memory_region": "r"}}]},
-            "shared_memory_region: Input should be None",
+            "shared_memory_region: Expected nothing, but got 'r'",
         ),
-        ({"parameters": {"timeout": "soon"}}, "parameters.timeout: Input should be a valid integer"),
-        ({"parameters": {"binary_data_output": "yes"}}, "binary_data_output: Input should be a valid boolean"),
+        ({"parameters": {"timeout": "soon"}}, "parameters.timeout: Expected an integer"),
+        ({"parameters": {"binary_data_output": "yes"}}, "binary_data_output: Expected true or false, but got 'yes'"),
     ],
     ids=lambda value: str(value)[:60],
 )
@@ -254,7 +254,7 @@ def test_the_repository_can_be_looked_at_and_not_changed_by_default(client):
         {"name": "colours", "version": "1", "state": "READY", "reason": ""}
     ]
     assert "scope admin" in refusal(client.post("/v2/repository/models/colours/unload"), 403)
-    assert "ready: Input should be a valid boolean" in refusal(client.post("/v2/repository/index", json={"ready": 1}))
+    assert "ready: Expected true or false" in refusal(client.post("/v2/repository/index", json={"ready": 1}))
 
 
 def test_models_are_loaded_and_unloaded_by_administrators(shared_bundle, connect_to, tmp_path):
@@ -270,9 +270,7 @@ def test_models_are_loaded_and_unloaded_by_administrators(shared_bundle, connect
         refusal(client.post(f"{change}/load", json={"parameters": {"version": "9"}}), 404)
         refusal(client.post("/v2/repository/models/other/load"), 404)
         assert "as it is there" in refusal(client.post(f"{change}/load", json={"parameters": {"config": "{}"}}))
-        assert "version: Input should be a valid string" in refusal(
-            client.post(f"{change}/load", json={"parameters": {"version": 1}})
-        )
+        assert "version: Expected text" in refusal(client.post(f"{change}/load", json={"parameters": {"version": 1}}))
 
 
 @pytest.mark.parametrize(

@@ -276,12 +276,12 @@ def test_contradictory_messages_are_refused(call):
         "Expected the 2 tensors in raw_input_contents or in contents, but got 1 in the one and 'none'": missing,
         "got 2 in the one and ['input_ids', 'seen']": both,
         "but got 'probabilities'": unknown,
-        "shared_memory_region: Input should be None": shared,
+        "shared_memory_region: Expected nothing, but got 'here'": shared,
         "elements of INT64 in int64_contents": wrong_field,
         "once, and all or none of the states ['past', 'seen'], but got ['input_ids', 'input_ids']": twice,
-        "parameters.timeout: Input should be a valid integer": late,
+        "parameters.timeout: Expected an integer": late,
         "to have 16 bytes, but got 8": typed_request([2], shape=[1, 2]),
-        "inputs.0.shape.1: Input should be greater": typed_request([2], shape=[1, -1]),
+        "inputs.0.shape.1: Expected at least 0": typed_request([2], shape=[1, -1]),
     }.items():
         with pytest.raises(grpc.RpcError) as caught:
             call(request)

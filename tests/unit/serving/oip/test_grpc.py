@@ -231,7 +231,7 @@ def test_contradictory_contents_are_refused(call):
         "elements of FP32 in fp32_contents": typed_request("FP32", "fp64_contents", [1.0], [1, 3, 8, 8]),
         "768 bytes": typed_request("FP32", "fp32_contents", [1.0], [1, 3, 8, 8]),
         "0..255": typed_request("UINT8", "uint_contents", [256] * 192, [1, 8, 8, 3]),
-        "inputs.0.shape.0: Input should be greater": typed_request("FP32", "fp32_contents", [1.0], [-1, 3, 8, 8]),
+        "inputs.0.shape.0: Expected at least 0": typed_request("FP32", "fp32_contents", [1.0], [-1, 3, 8, 8]),
         "the inputs ['image'] once, but got []": service_pb2.ModelInferRequest(model_name=MODEL),
     }
     for message, request in wrong.items():
