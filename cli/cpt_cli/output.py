@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 JSON_SCHEMA = 1
 """Version of the JSON objects; increased when a field changes its meaning or is removed."""
 
+_GAP = 3
+"""Columns of the terminal between two of a table."""
+
 PIPE_WIDTH = 200
 """Columns assumed if the output is not a terminal, so that tables in files and pipes are not wrapped."""
 
@@ -104,10 +107,23 @@ class Output:
             sys.stdout.write(part)
             sys.stdout.flush()
 
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
-        """Print a table; in quiet mode only its first column.
+    def table(
+        self,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[object]],
+        *,
+        title: str | None = None,
+        optional: Sequence[str] = (),
+    ) -> None:
+        """Print a table; in quiet mode only its first column, whose cells are names that people copy.
 
         Numeric columns are aligned right. A column is numeric if each of its cells starts with a digit or a sign.
+
+        Args:
+            columns: Their headings.
+            rows: Cells of each row.
+            title: Title above the table.
+            optional: Columns that are left out, one after the other, while a terminal is too narrow for all.
         """
         if self.json_mode:
             return
@@ -118,15 +134,25 @@ class Output:
         from rich import box
         from rich.table import Table
 
+        cells = [[str(cell) for cell in row] for row in rows]
+        widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+        room, shown = self.console(stderr=False).width, list(range(len(columns)))
+        for name in optional:
+            if sum(widths[index] + _GAP for index in shown) - 1 > room:  # one column of the terminal at each edge
+                shown.remove(columns.index(name))
         table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-        for index, column in enumerate(columns):
-            numeric = bool(rows) and all(_looks_numeric(str(row[index])) for row in rows)
-            table.add_column(column, justify="right" if numeric else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*(str(cell) for cell in row))
+        for index in shown:
+            numeric = bool(rows) and all(_looks_numeric(row[index]) for row in cells)
+            least = min(widths[0], room // 2) if index == 0 else None
+            table.add_column(columns[index], justify="right" if numeric else "left", overflow="fold", min_width=least)
+        for row in cells:
+            table.add_row(*(row[index] for index in shown))
         if title is not None:
             self._print("")
         self._print(table)
+        if len(shown) < len(columns):
+            missing = ", ".join(name for index, name in enumerate(columns) if index not in shown)
+            self.note(f"a wider terminal, a pipe or --json also shows: {missing}")
 
     def fields(self, title: str, fields: Mapping[str, object]) -> None:
         """Print a titled list of names and values: a summary before or after the work of a command."""

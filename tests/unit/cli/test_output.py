@@ -115,3 +115,23 @@ def test_long_lines_are_not_folded_in_a_pipe(capsys):
     printed = capsys.readouterr()
     assert printed.err == f"error: {'x' * 500}\n"
     assert printed.out == f"{'y' * 500}\n"
+
+
+@pytest.mark.parametrize(
+    ("columns", "headings", "said"),
+    [
+        (80, ["recipe", "steps", "source", "saved"], ""),
+        (34, ["recipe", "steps", "saved"], "also shows: source"),
+        (26, ["recipe", "saved"], "also shows: steps, source"),
+    ],
+)
+def test_columns_are_left_out_rather_than_names_folded(capsys, monkeypatch, columns, headings, said):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    rows = [("resnet38-cpt3-8", "64,000", "printed in a table", "36 %")]
+    Output().table(("recipe", "steps", "source", "saved"), rows, optional=("source", "steps"))
+    shown = capsys.readouterr()
+    lines = shown.out.splitlines()
+    assert lines[1].split() == headings
+    assert lines[3].split()[0] == "resnet38-cpt3-8"
+    assert said in shown.err
+    assert bool(said) == bool(shown.err)

@@ -64,6 +64,7 @@ def datasets(
     out.table(
         ("data set", "what", "classes", "train", "test", "here"),
         [(entry.name, entry.summary, *entry.sizes, "yes" if entry.problem is None else "no") for entry in found],
+        optional=("classes",),
     )
     for entry in found:
         if entry.problem is not None and len(found) <= 2:

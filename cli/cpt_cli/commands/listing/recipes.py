@@ -39,12 +39,24 @@ def recipes(
         _show(names[0])
         return
     rows = [_describe(name) for name in names]
-    out.table(
-        ("recipe", "steps", "BitOPs", "saved", "by the paper's count", "paper prints", "paper reports", "baseline"),
-        [_cells(row) for row in rows],
-    )
-    out.note("10^9 BitOPs; cpt recipes NAME shows all settings and where the figures come from")
+    starters = [(row["name"], _length(row), row["model"], row["data"]) for row in rows if "gbitops" not in row]
+    experiments = [_cells(row) for row in rows if "gbitops" in row]
+    if starters:
+        out.table(("recipe", "length", "model", "data"), starters, title="To start with")
+    if experiments:
+        out.table(
+            ("recipe", "steps", "BitOPs", "saved", "by the paper's count", "paper prints", "paper reports", "baseline"),
+            experiments,
+            title="The paper's experiments",
+            optional=("by the paper's count", "paper prints", "baseline", "BitOPs"),
+        )
+        out.note("10^9 BitOPs; cpt recipes NAME shows all settings and where the figures come from")
     out.result({"recipes": rows})
+
+
+def _length(row: dict[str, Any]) -> str:
+    steps = row["steps"]
+    return f"{steps:,} steps" if isinstance(steps, int) else str(steps)
 
 
 def _describe(name: str) -> dict[str, Any]:
@@ -77,8 +89,6 @@ def _figures(experiment: "Experiment") -> list[tuple[str, Any]]:
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    if "gbitops" not in row:
-        return (row["name"], f"{row['steps']}", "", "", "", "", f"{row['model']} on {row['data']}", "")
     published, cycles = row["published"], row["baseline"] is not None
     return (
         row["name"],

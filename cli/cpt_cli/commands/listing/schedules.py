@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from cpt_cli.shown.schedules import ShownSchedule
     from cpt_deploy.precision import PrecisionSchedule
 
-LINE_WIDTH = 32
-SHOWN_CYCLES = 8
+LINE_WIDTH = 24
+SHOWN_CYCLES = 4
 """Maximum number of cycles that are visible in a line of `LINE_WIDTH`."""
 
 
@@ -126,6 +126,7 @@ def _table(shown: "list[ShownSchedule]", steps: int, cycles: int, title: str) ->
             for entry in shown
         ],
         title=title,
+        optional=("published group", "short", "mean bits"),
     )
 
 
