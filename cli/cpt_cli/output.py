@@ -123,7 +123,7 @@ class Output:
             columns: Their headings.
             rows: Cells of each row.
             title: Title above the table.
-            optional: Columns that are left out, one after the other, while a terminal is too narrow for all.
+            optional: Columns that are left out if there are any, one after the other, while the terminal is too narrow.
         """
         if self.json_mode:
             return
@@ -135,16 +135,29 @@ class Output:
         from rich.table import Table
 
         cells = [[str(cell) for cell in row] for row in rows]
-        widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-        room, shown = self.console(stderr=False).width, list(range(len(columns)))
+        numeric = [bool(rows) and all(map(_looks_numeric, column)) for column in zip(*cells, strict=True)]
+        numeric = numeric or [False] * len(columns)
+        # Words are never broken, names and numbers are not even wrapped.
+        least = [
+            max(_longest_word(name), *(len(row[index]) if whole else _longest_word(row[index]) for row in cells), 0)
+            for index, (name, whole) in enumerate(zip(columns, [True, *numeric[1:]], strict=True))
+        ]
+        shown, left = list(range(len(columns))), self.console(stderr=False).width - sum(least) - _GAP * len(columns) + 1
         for name in optional:
-            if sum(widths[index] + _GAP for index in shown) - 1 > room:  # one column of the terminal at each edge
+            if left < 0 and name in columns:
                 shown.remove(columns.index(name))
+                left += least[columns.index(name)] + _GAP
         table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
         for index in shown:
-            numeric = bool(rows) and all(_looks_numeric(row[index]) for row in cells)
-            least = min(widths[0], room // 2) if index == 0 else None
-            table.add_column(columns[index], justify="right" if numeric else "left", overflow="fold", min_width=least)
+            whole = max(len(columns[index]), *(len(row[index]) for row in cells), 0)
+            more = min(whole - least[index], max(left, 0))
+            table.add_column(
+                columns[index],
+                justify="right" if numeric[index] else "left",
+                overflow="fold",
+                width=least[index] + more if left >= 0 else None,
+            )
+            left -= more
         for row in cells:
             table.add_row(*(row[index] for index in shown))
         if title is not None:
@@ -267,6 +280,10 @@ class Output:
 
         line = Text.assemble((f"{label}:", f"bold {colour}"), " ", text)
         self.console(stderr=True).print(line, soft_wrap=True)
+
+
+def _longest_word(text: str) -> int:
+    return max(map(len, text.split()), default=0)
 
 
 def _looks_numeric(cell: str) -> bool:

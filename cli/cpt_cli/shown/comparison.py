@@ -28,6 +28,7 @@ def show_groups(groups: "list[RunGroup]") -> list[dict[str, Any]]:
     out.table(
         ("run", *_HEADINGS[: len(named)], "seeds", metric.title, "± s.d.", difference, *_HEADINGS[1:]),
         [(entry["name"], *(entry[key] for key in named), *_figures(entry, entries[0], metric)) for entry in entries],
+        optional=("of the first", "time", "± s.d."),
     )
     if unnamed := groups[0].unnamed:
         more = f" and {len(unnamed) - _NAMED} more settings" if len(unnamed) > _NAMED else ""

@@ -18,7 +18,12 @@ def show_evidence(evidence: "Evidence") -> None:
     if out.quiet:
         out.line(evidence.verdict)
         return
-    out.table(summary.table.columns, summary.table.rows, title=summary.table.title)
+    out.table(
+        summary.table.columns,
+        summary.table.rows,
+        title=summary.table.title,
+        optional=("worst output difference",),
+    )
     out.fields(verdict, summary.facts)
 
 

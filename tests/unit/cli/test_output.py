@@ -121,8 +121,9 @@ def test_long_lines_are_not_folded_in_a_pipe(capsys):
     ("columns", "headings", "said"),
     [
         (80, ["recipe", "steps", "source", "saved"], ""),
-        (34, ["recipe", "steps", "saved"], "also shows: source"),
-        (26, ["recipe", "saved"], "also shows: steps, source"),
+        (44, ["recipe", "steps", "source", "saved"], ""),  # words wrap
+        (43, ["recipe", "steps", "saved"], "also shows: source"),
+        (25, ["recipe", "saved"], "also shows: steps, source"),
     ],
 )
 def test_columns_are_left_out_rather_than_names_folded(capsys, monkeypatch, columns, headings, said):
@@ -133,5 +134,7 @@ def test_columns_are_left_out_rather_than_names_folded(capsys, monkeypatch, colu
     lines = shown.out.splitlines()
     assert lines[1].split() == headings
     assert lines[3].split()[0] == "resnet38-cpt3-8"
+    assert set(shown.out.split()) - {"─" * len(lines[2].strip())} <= {*headings, *" ".join(rows[0]).split()}
+    assert max(map(len, lines)) <= columns
     assert said in shown.err
     assert bool(said) == bool(shown.err)

@@ -60,7 +60,12 @@ def sweep(
         limit=limit,
         reporter=out,
     )
-    out.table(swept.table.columns, swept.table.rows, title=swept.table.title)
+    out.table(
+        swept.table.columns,
+        swept.table.rows,
+        title=swept.table.title,
+        optional=("activations", "95 % interval", "weights at their bits", "latency"),
+    )
     exports = swept.content["exports"]
     for entry in exports:
         if entry["mismatching_integers"]:
