@@ -139,7 +139,10 @@ def train(  # noqa: PLR0913, PLR0917  the options are its parameters
     if report is None:
         return
     out.result({"run": directory, "report": report.to_dict(), "files_bytes": files_bytes(directory)})
-    out.hint(f"cpt export {readable.argument(directory)}" + (" --bits 8" if report.bits["max_bits"] == 8 else ""))
+    if recipe.quantization.scheme == "sbm":
+        out.note("this run cannot be exported: quantization.scheme=sbm trains only, since zero points are real-valued")
+    else:
+        out.hint(f"cpt export {readable.argument(directory)}" + (" --bits 8" if report.bits["max_bits"] == 8 else ""))
 
 
 def _given_bounds(bits: str | None) -> list[str]:
