@@ -191,5 +191,6 @@ COMMAND = Command(
     "cpt train fashion-mnist-resnet20 train.epochs=20 --bits auto  # finds min_bits first, as cpt range-test",
     "cpt train my-recipe.yaml data.name=photos/ model.name=torchvision/resnet18 model.weights=resnet18.pth",
     "cpt train resnet74-cifar100-cpt3-8 --smoke  # two steps of one of the paper's experiments (cpt recipes)",
+    "cpt train digits-quickstart quantization.scheme=sbm  # the quantizers of the paper's code; it cannot be exported",
     "cpt train --resume runs/fashion-mnist-resnet20",
 )
