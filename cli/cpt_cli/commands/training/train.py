@@ -89,6 +89,8 @@ def train(  # noqa: PLR0913, PLR0917  the options are its parameters
     A recipe has all settings: defaults, then a preset or a YAML file, then key=value. Ctrl-C finishes the step, saves,
     and shows how to resume; a second Ctrl-C stops at once.
 
+    With quantization.scheme=sbm it trains with the quantizers of the paper's code; such a run cannot be exported.
+
     On several processors: torchrun --no-python --nproc-per-node 4 cpt train … (docs/how-to/distributed.md).
     """
     from cpt_deploy.recipe import load_recipe, smoke_recipe, with_made_up_data
@@ -191,6 +193,5 @@ COMMAND = Command(
     "cpt train fashion-mnist-resnet20 train.epochs=20 --bits auto  # finds min_bits first, as cpt range-test",
     "cpt train my-recipe.yaml data.name=photos/ model.name=torchvision/resnet18 model.weights=resnet18.pth",
     "cpt train resnet74-cifar100-cpt3-8 --smoke  # two steps of one of the paper's experiments (cpt recipes)",
-    "cpt train digits-quickstart quantization.scheme=sbm  # the quantizers of the paper's code; it cannot be exported",
     "cpt train --resume runs/fashion-mnist-resnet20",
 )
