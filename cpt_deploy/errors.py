@@ -43,6 +43,17 @@ class ConversionError(UsageError):
     """A model contains an operation that has no quantized form; the message names the operation and the module."""
 
 
+class TrainingOnlyError(ConversionError):
+    """A model of the scheme "sbm" is to be exported, whose quantizers have no integer form."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Expected a model with integer zero points to export, but got one trained with quantization.scheme=sbm, "
+            "whose real-valued zero points have no integer form",
+            hint="train with quantization.scheme=integers (the default); model.weights=RUN begins from this run",
+        )
+
+
 class MissingExtraError(CptError):
     """An optional dependency is not installed.
 

@@ -54,7 +54,7 @@ def prepare(
 
     Then follows a trial: the untrained network is frozen, written to ONNX and run by onnxruntime, so that a model that
     cannot be deployed is found before training. If the trial fails for an all-integer network, it is repeated with
-    operations in float.
+    operations in float. There is no trial with the scheme "sbm", which trains only.
 
     Args:
         model: A float model that takes tensors (N, ...) and returns tensors (N, ...), alone or in tuples, lists,
@@ -63,7 +63,7 @@ def prepare(
             dictionary of tensors by the names of the arguments. float32 or int64 (token ids), the batch first. A single
             tensor and a single result are named "image" ("input_ids" if it has integers) and "logits" in `signature`;
             others have the names of arguments, keys and fields.
-        config: Bounds of the bits, and which layers are scheduled.
+        config: Bounds of the bits, which layers are scheduled, and the quantizers.
         dynamic_shapes: Free dimensions beside the batch, as in `torch.export`: `{2: Dim("height")}` for one tensor, a
             tuple or dictionary of these for several; `8 * Dim("height")` where sizes have to be multiples. A size that
             only states have may be 0: `Dim("past", min=0)`.
@@ -78,8 +78,9 @@ def prepare(
         UsageError: If the example inputs are not such tensors, or `dynamic_shapes` or `states` do not fit them.
         ConversionError: If the model cannot be captured, frozen, written or run; names the operation and the module.
     """
+    trial = try_out if config.scheme == "integers" else None
     return quantization.prepare(
-        model, example_inputs, config, dynamic_shapes=dynamic_shapes, states=states, trial=try_out
+        model, example_inputs, config, dynamic_shapes=dynamic_shapes, states=states, trial=trial
     )
 
 

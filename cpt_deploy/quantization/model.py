@@ -16,7 +16,7 @@ from cpt_deploy.quantization.graph.results import Structure
 from cpt_deploy.quantization.kernels import active
 from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer
 from cpt_deploy.quantization.scheduled_model import LayerInfo, ScheduledModel
-from cpt_deploy.quantization.state.config import QuantizationConfig
+from cpt_deploy.quantization.state.config import REAL_ZERO_POINTS, QuantizationConfig
 from cpt_deploy.quantization.state.precision_state import PrecisionState
 from cpt_deploy.quantization.training_step.execution_path import ExecutionPath
 from cpt_deploy.quantization.training_step.fused_operations import Engine
@@ -147,6 +147,7 @@ class QuantizedModel(ScheduledModel):
         """Return why no step on such a device and dtypes can be fused, whatever the settings; None if it can."""
         bits = self.precision.most_bits
         reasons = {
+            REAL_ZERO_POINTS: self.config.scheme == "sbm",
             "the model is in evaluation mode": not self.training,
             "gradients are off": not torch.is_grad_enabled(),
             f"there are no kernels for {device!r}": device not in ("cpu", "cuda"),

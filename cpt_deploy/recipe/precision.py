@@ -1,4 +1,4 @@
-"""The precision section of a recipe: the schedules of forward and backward bits, and those of groups of layers."""
+"""The sections quantization and precision of a recipe: quantizers, and schedules of forward and backward bits."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -50,6 +50,18 @@ class GroupSettings(Settings):
     max_bits: Bits | None = None
     cycles: Count | None = None
     points: Points | None = None
+
+
+class QuantizationSettings(Settings):
+    """The quantizers of weights, activations and gradients.
+
+    `integers` are those of ONNX, which `cpt export` freezes. `sbm` are those of the CPT paper's published code, with
+    real-valued zero points, to compare with: such a run trains only and cannot be exported. It quantizes weights and
+    inputs of convolutions, all of them at scheduled precision (`precision.ends` does not apply), and leaves the rest in
+    float.
+    """
+
+    scheme: Literal["integers", "sbm"] = "integers"
 
 
 class PrecisionSettings(Settings):

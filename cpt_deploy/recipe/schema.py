@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from cpt_deploy.recipe.fields import Count, Finite, Fraction, Interval, Name, Settings, matching
-from cpt_deploy.recipe.precision import PrecisionSettings
+from cpt_deploy.recipe.precision import PrecisionSettings, QuantizationSettings
 from cpt_deploy.recipe.tasks import AUTO, tasks
 from cpt_deploy.registry import nearest_names
 
@@ -210,10 +210,10 @@ class TrainSettings(Settings):
     "390 steps"; a bare number means epochs (null: only at the end). `log_every` is in steps (null: 200 rows in a run,
     and at least one per 100 steps). `calibration_batches` is the number of training batches that calibrate BatchNorm
     statistics and activation ranges at max_bits after the last step; `final` is the state that is calibrated: the last
-    one, or that of the best evaluation. `amp: auto` means bfloat16 autocast on CUDA only. `compute` selects how a CPU
-    trains quantized layers: `float32` and `bf16` run the fused training step on integers, with backward products of
-    that type; `modules` runs each module by itself; `auto` uses the fastest of them. `cuda_graph` captures a
-    classifier's step as a CUDA graph on one GPU and replays it.
+    one, or that of the best evaluation. `amp: auto` means bfloat16 autocast on CUDA only, and not with scheme sbm.
+    `compute` selects how a CPU trains quantized layers: `float32` and `bf16` run the fused training step on integers,
+    with backward products of that type; `modules` runs each module by itself; `auto` uses the fastest of them.
+    `cuda_graph` captures a classifier's step as a CUDA graph on one GPU and replays it.
     """
 
     epochs: Count | None = None
@@ -268,6 +268,7 @@ class Recipe(Settings):
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
     precision: PrecisionSettings = PrecisionSettings()
+    quantization: QuantizationSettings = QuantizationSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     lr: LearningRateSettings = LearningRateSettings()
     train: TrainSettings = TrainSettings()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from cpt_deploy.bundle import Bundle, ImageProcessor
-from cpt_deploy.errors import UsageError
+from cpt_deploy.errors import TrainingOnlyError, UsageError
 from cpt_deploy.export import ModelIdentity, export_bundle
 from cpt_deploy.quantization import calibrate, make_native, make_symmetric, measure_sensitivity
 from cpt_deploy.tasks.exporting import (
@@ -138,8 +138,12 @@ def begin_export(task: Task, run_dir: Path, options: ExportOptions, data_dir: Pa
 
     Raises:
         CheckpointError: If the run is missing, unfinished or damaged.
+        ConversionError: If the run is of the scheme "sbm", which trains only.
     """
-    return RunExport(task, load_run(run_dir, data_dir=data_dir), options)
+    run = load_run(run_dir, data_dir=data_dir)
+    if run.recipe.quantization.scheme == "sbm":
+        raise TrainingOnlyError
+    return RunExport(task, run, options)
 
 
 def _first_samples(batches: Iterator[Any], count: int) -> list[Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpt_deploy.bundle import Bundle, OnnxRuntimeModel
+from cpt_deploy.errors import TrainingOnlyError
 from cpt_deploy.recipe import load_recipe, save_recipe
 from cpt_deploy.tasks import SILENT, ExportOptions, ExportSummary, Reporter, task_of_run
 from cpt_deploy.tasks.exporting import weights_in_words
@@ -39,7 +40,7 @@ def export_run(
     Raises:
         UsageError: If the run never trained at these bits and `force` is not set,
             or the budget cannot be met.
-        ConversionError: If the model cannot be written in one of the formats.
+        ConversionError: If the model cannot be written in one of the formats, or is of a scheme that trains only.
         CheckpointError: If the run is unfinished or damaged.
         BundleError: If the bundle cannot be written.
     """
@@ -67,6 +68,7 @@ def best_of(run_dir: Path, reporter: Reporter = SILENT) -> Path:
 
     Raises:
         CheckpointError: If the run is unfinished or damaged.
+        ConversionError: If the run is of the scheme "sbm", which trains only.
         DataError: If its data cannot be read.
     """
     from cpt_deploy.training import RunDirectory, RunReport, train
@@ -74,6 +76,8 @@ def best_of(run_dir: Path, reporter: Reporter = SILENT) -> Path:
     origin, best = RunDirectory(run_dir), RunDirectory(run_dir / "best")
     report = RunReport.read(origin.report)
     recipe = load_recipe(origin.recipe)
+    if recipe.quantization.scheme == "sbm":
+        raise TrainingOnlyError
     if recipe.train.final == "best":
         return run_dir
     if best.report.is_file() and filecmp.cmp(origin.best, best.best, shallow=False):

@@ -5,7 +5,8 @@ from pathlib import Path
 from cpt_deploy import readable
 from cpt_deploy.bundle import Bundle
 from cpt_deploy.bundle.layout import SUMS_FILE
-from cpt_deploy.errors import BundleError, UsageError
+from cpt_deploy.errors import BundleError, TrainingOnlyError, UsageError
+from cpt_deploy.recipe import load_recipe
 from cpt_deploy.workflows.origins import REPORT_FILE, find_run
 
 RUNS = Path("runs")
@@ -40,6 +41,7 @@ def bundle_at(given: Path) -> Path:
     Raises:
         BundleError: If the run has no bundle, or a path with the suffix of an ONNX file does not exist.
         UsageError: If it has several.
+        ConversionError: If the run is of the scheme "sbm", which trains only.
     """
     path = _existing(given)
     if path.suffix == ".onnx" and not path.exists():
@@ -47,6 +49,8 @@ def bundle_at(given: Path) -> Path:
     if not (path / RECIPE_FILE).is_file():
         return path
     found = sorted(entry for entry in path.iterdir() if (entry / SUMS_FILE).is_file())
+    if not found and load_recipe(path / RECIPE_FILE).quantization.scheme == "sbm":
+        raise TrainingOnlyError
     if not found and not (path / REPORT_FILE).is_file():
         raise BundleError(
             f"Expected a bundle in the run {readable.path(path)}, but it has not been trained to its end",

@@ -12,6 +12,10 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
+
+from cpt_deploy.quantization import QuantizationConfig, prepare
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -75,6 +79,17 @@ def test_the_tuning_of_kernels_runs_in_the_interpreter(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "gpu_tuning.json").read_text(encoding="utf-8"))
     assert all(min(times) > 0 for by in content["kernels"].values() for times in by.values())
     assert {"cuDNN bfloat16", "as set"} < set(content["convolutions"][0]["microseconds"])
+
+
+def test_the_authors_scheme_of_the_benchmarks_is_that_of_the_library(benchmark) -> None:
+    variants = benchmark("training_variants")
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3, stride=2))
+    x = torch.randn(5, 3, 8, 8)
+    model = prepare(network, torch.zeros(2, 3, 8, 8), QuantizationConfig(scheme="sbm")).train()
+    for bits in (3, 8):
+        model.set_bits(bits, 8)
+        assert torch.allclose(model(x), variants.like_the_authors(network, bits)(x), atol=1e-5)
 
 
 def test_what_fails_or_is_not_reached_is_said(benchmark) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from cpt_deploy.errors import UsageError
+from cpt_deploy.errors import TrainingOnlyError, UsageError
 from cpt_deploy.integer.accumulators import check_accumulators
 from cpt_deploy.integer.convolutions import fields_of, pads_of
 from cpt_deploy.integer.graph import IntegerGraph, with_names
@@ -69,9 +69,11 @@ def freeze(
 
     Raises:
         UsageError: If the bits are out of range, or given for a layer that the model does not have.
-        ConversionError: If an activation has not seen any data, an operation cannot be executed in integers, or a sum
-            could leave int32.
+        ConversionError: If an activation has not seen any data, an operation cannot be executed in integers, a sum
+            could leave int32, or the model is of the scheme "sbm", which trains only.
     """
+    if model.config.scheme == "sbm":
+        raise TrainingOnlyError
     max_bits = min(model.config.max_bits, MAX_INTEGER_BITS)
     given = weight_bits.values() if isinstance(weight_bits, Mapping) else [weight_bits or max_bits]
     for bits in given:

@@ -32,6 +32,8 @@ def round_biases(model: QuantizedModel) -> None:
     network, precision = model.network, model.precision
     if max(*precision.weight_bits.values(), *precision.activation_bits.values()) > MAX_INTEGER_BITS:
         return  # integer kernels execute none of it
+    if model.config.scheme == "sbm":
+        return  # there are no integer models of it
     for node in network.graph.nodes:
         if kind_of(node, network) is Kind.RECURRENT:
             _round_recurrent(node, network)

@@ -12,6 +12,7 @@ from cpt_deploy.quantization.graph.shapes import is_tensor
 from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer, Requantize
 from cpt_deploy.quantization.modules.layers import CONVOLUTIONS, QuantizedEmbedding, QuantizedLayer
 from cpt_deploy.quantization.modules.recurrent import QuantizedRecurrent
+from cpt_deploy.quantization.modules.sbm import SbmQuantizer
 from cpt_deploy.quantization.state.config import QuantizationConfig
 from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
 
@@ -34,8 +35,12 @@ def insert_quantizers(traced: fx.GraphModule, precision: PrecisionState, config:
 
     An activation that is read only by layers of one role gets that role. Every other one stays at max_bits, and the
     scheduled layers that read it get an input quantizer of their own. In a graph with float operations, layers read
-    float values through quantizers of the same kind, and other readers get the values themselves.
+    float values through quantizers of the same kind, and other readers get the values themselves. With the scheme
+    "sbm" only layers read quantized values.
     """
+    if config.scheme == "sbm":
+        _insert_at_layers(traced, precision, config)
+        return
     floats = has_float_operations(traced)
     for operation in fused_operations(traced):
         if not floats or _makes_codes(operation, traced):
@@ -58,6 +63,18 @@ def insert_quantizers(traced: fx.GraphModule, precision: PrecisionState, config:
         role = _common({_role(node, traced) for node in layers})
         quantizer = ActivationQuantizer(precision, role, config.range_momentum)
         _insert_all(traced, source, source.name, quantizer, layers, layers)
+
+
+def _insert_at_layers(traced: fx.GraphModule, precision: PrecisionState, config: QuantizationConfig) -> None:
+    """Insert a quantizer between a value and the layers of one role that read it; all other readers get the value."""
+    by_source: dict[tuple[fx.Node, Role], list[fx.Node]] = {}
+    for node in traced.graph.nodes:
+        module = module_of(node, traced)
+        if isinstance(module, QuantizedLayer):
+            by_source.setdefault((node.all_input_nodes[0], module.role), []).append(node)
+    for (source, role), layers in by_source.items():
+        quantizer = SbmQuantizer(precision, role, config.range_momentum)
+        _insert(traced, source, add_quantizer(traced, "activation_quantizers", source.name, quantizer), layers)
 
 
 def _common(roles: set[Role | None]) -> Role:

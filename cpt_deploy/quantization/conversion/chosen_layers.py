@@ -7,7 +7,8 @@ from fnmatch import fnmatchcase
 
 from torch import fx, nn
 
-from cpt_deploy.errors import UsageError
+from cpt_deploy.errors import ConversionError, UsageError
+from cpt_deploy.quantization.modules.layers import CONVOLUTIONS
 from cpt_deploy.quantization.scheduled_model import LayerInfo
 from cpt_deploy.quantization.state.config import Choice, QuantizationConfig
 from cpt_deploy.registry import nearest_names
@@ -23,10 +24,12 @@ def excluded_modules(model: nn.Module, config: QuantizationConfig) -> frozenset[
 
     Args:
         model: The float model.
-        config: Its `include` (nothing means all layers) and `exclude`, which takes precedence.
+        config: Its `include` (nothing means all layers) and `exclude`, which takes precedence; its scheme, as "sbm"
+            quantizes convolutions only.
 
     Raises:
         UsageError: If a choice matches no module; the hint has the nearest names.
+        ConversionError: If the scheme is "sbm" and no convolution is left to quantize.
     """
     names = [name for name, _ in model.named_modules() if name]
     for choice in (*config.include, *config.exclude):
@@ -34,13 +37,18 @@ def excluded_modules(model: nn.Module, config: QuantizationConfig) -> frozenset[
             shown = repr(choice) if isinstance(choice, str) else choice.__name__
             hint = nearest_names(choice, names) if isinstance(choice, str) else None
             raise UsageError(f"Expected include and exclude to match modules, but {shown} matches none", hint=hint)
-    excluded = set()
+    excluded, convolutions = set(), 0
     for name, module in model.named_modules():
         if next(module.parameters(recurse=False), None) is None:
             continue
         included = not config.include or _chosen(model, name, config.include)
+        included &= config.scheme != "sbm" or isinstance(module, CONVOLUTIONS)
         if not included or _chosen(model, name, config.exclude):
             excluded.add(name)
+        else:
+            convolutions += isinstance(module, CONVOLUTIONS)
+    if config.scheme == "sbm" and not convolutions:
+        raise ConversionError("Expected a model with convolutions, which the scheme 'sbm' quantizes, but got none")
     return frozenset(excluded)
 
 

@@ -18,7 +18,7 @@ from cpt_deploy.quantization.graph.results import complete_signature
 from cpt_deploy.quantization.graph.signature import DynamicShapes, ExampleInputs, States
 from cpt_deploy.quantization.model import Calling, QuantizedModel
 from cpt_deploy.quantization.modules.recurrent import QuantizedRecurrent
-from cpt_deploy.quantization.state.config import QuantizationConfig
+from cpt_deploy.quantization.state.config import REAL_ZERO_POINTS, QuantizationConfig
 from cpt_deploy.quantization.state.conversion import Conversion
 from cpt_deploy.quantization.state.precision_state import PrecisionState
 
@@ -41,7 +41,7 @@ def prepare(
     Args:
         model: The float model.
         example_inputs: Its inputs.
-        config: Bounds of the bits, and which layers are scheduled.
+        config: Bounds of the bits, which layers are scheduled, and the quantizers.
         dynamic_shapes: Free dimensions beside the batch.
         states: Pairs (input, output) of names.
         trial: Raises a ConversionError for a prepared model that cannot be deployed; then a model that keeps operations
@@ -64,7 +64,10 @@ def prepare(
             CptWarning,
             stacklevel=2,
         )
-    prepared.conversion = Conversion("float parts" if reason else "integers", reason, dropped)
+    if config.scheme == "sbm":
+        prepared.conversion = Conversion("training only", REAL_ZERO_POINTS, dropped)
+    else:
+        prepared.conversion = Conversion("float parts" if reason else "integers", reason, dropped)
     prepared.train(given.network.training)
     return prepared.to(given.device)
 
@@ -76,7 +79,7 @@ def _first_that_is_the_same(
     reasons: list[NoIntegerFormError] = []
     excluded = excluded_modules(reference.given.model, config)
     *integers, with_float_parts = graphs_of(reference, excluded)
-    for graph_of in integers:
+    for graph_of in integers if config.scheme == "integers" else []:
         try:
             prepared = _prepared(graph_of(reference), config, reference)
             _try(prepared, trial)

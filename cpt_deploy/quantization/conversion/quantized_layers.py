@@ -29,7 +29,7 @@ def replace_layers(
     Args:
         traced: A captured graph; it is changed.
         precision: The bits that the layers have.
-        config: Which layers are scheduled.
+        config: Which layers are scheduled, and their quantizers.
         ends: Paths of modules at the ends of the network.
 
     Raises:
@@ -50,6 +50,7 @@ def replace_layers(
             infos += _products(target, recurrent, sum(_steps(node) for node in nodes))
             continue
         layer = quantized_layer(module, precision, role, index)
+        layer.scheme = config.scheme
         traced.set_submodule(target, layer)
         macs = sum(_macs(node, layer) for node in nodes)
         infos.append(LayerInfo(target, macs, role, layer.weight_shape.numel()))

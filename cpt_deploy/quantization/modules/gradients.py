@@ -7,6 +7,8 @@ from torch import Tensor
 
 from cpt_deploy.quantization.kernels import kernels_on
 from cpt_deploy.quantization.kernels.layout import dense
+from cpt_deploy.quantization.modules.sbm import round_gradient
+from cpt_deploy.quantization.state.config import Scheme
 
 
 def quantize_gradient(gradient: Tensor, quant_max: Tensor, seed: int | Tensor) -> Tensor:
@@ -35,16 +37,17 @@ class _QuantizeGradient(torch.autograd.Function):
     """The identity with a quantized gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, quant_max: Tensor, seed: int | Tensor) -> Tensor:
-        ctx.quant_max, ctx.seed = quant_max, seed
+    def forward(ctx: Any, x: Tensor, quant_max: Tensor, seed: int | Tensor, scheme: Scheme) -> Tensor:
+        ctx.quant_max, ctx.seed, ctx.scheme = quant_max, seed, scheme
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        return quantize_gradient(grad_outputs[0], ctx.quant_max, ctx.seed), None, None
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
+        quantize = round_gradient if ctx.scheme == "sbm" else quantize_gradient
+        return quantize(grad_outputs[0], ctx.quant_max, ctx.seed), None, None, None
 
 
-def with_quantized_gradient(x: Tensor, quant_max: Tensor, seed: int | Tensor) -> Tensor:
-    """Return `x`, with its gradient quantized by `quantize_gradient` in the backward pass."""
-    result: Tensor = _QuantizeGradient.apply(x, quant_max, seed)
+def with_quantized_gradient(x: Tensor, quant_max: Tensor, seed: int | Tensor, scheme: Scheme = "integers") -> Tensor:
+    """Return `x`, with its gradient quantized in the backward pass: by `quantize_gradient`, or as the scheme does."""
+    result: Tensor = _QuantizeGradient.apply(x, quant_max, seed, scheme)
     return result

@@ -9,10 +9,12 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from cpt_deploy.quantization.modules.gradients import with_quantized_gradient
+from cpt_deploy.quantization.modules.sbm import fake_quantize_channels
 from cpt_deploy.quantization.modules.strided import seen_pixels, skips_pixels
 from cpt_deploy.quantization.numerics.accumulator_range import can_overflow, summed_quant_max
 from cpt_deploy.quantization.numerics.affine import fake_quantize_weight
 from cpt_deploy.quantization.numerics.saturation import portable_quant_max
+from cpt_deploy.quantization.state.config import Scheme
 from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
 
 
@@ -25,6 +27,7 @@ class QuantizedLayer(nn.Module):
         weight_shape: Shape of the weight with output channels first, (O, ...).
         role: "scheduled", "fixed" (always max_bits) or a group's name.
         index: Position among the model's layers; seeds the gradient's stochastic-rounding noise.
+        scheme: The quantizers of weight and gradient.
     """
 
     weight: nn.Parameter | None
@@ -34,6 +37,7 @@ class QuantizedLayer(nn.Module):
     precision: PrecisionState
     role: Role
     index: int
+    scheme: Scheme = "integers"
 
     def attach(self, precision: PrecisionState, role: Role, index: int) -> None:
         """Connect the layer to the model's bits."""
@@ -73,6 +77,8 @@ class QuantizedLayer(nn.Module):
         if not self.precision.quantizes_weights(self.index, self.role):
             return self.float_weight
         weight, quant_max = self.channel_weight, self.precision.weight_quant_max_of(self.index, self.role)
+        if self.scheme == "sbm":
+            return self.turned(fake_quantize_channels(weight, 2 * quant_max + 1))  # 2^(b−1) − 1 becomes 2^b − 1
         limited = (
             self.trained_quant_max(quant_max, weight) if self.training else self.limited_quant_max(quant_max, weight)
         )
@@ -104,7 +110,7 @@ class QuantizedLayer(nn.Module):
     def _with_quantized_gradient(self, y: Tensor) -> Tensor:
         if not (self.training and self.precision.quantizes_gradients):
             return y
-        return with_quantized_gradient(y, self.precision.gradient_quant_max, self.gradient_seed(y))
+        return with_quantized_gradient(y, self.precision.gradient_quant_max, self.gradient_seed(y), self.scheme)
 
 
 class QuantizedConv1d(QuantizedLayer, nn.Conv1d):  # type: ignore[misc]  # torch declares the same attributes wider

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Literal
+from typing import Literal, get_args
 
 from cpt_deploy.errors import UsageError
 
 EndLayers = Literal["fixed", "scheduled"]
+Scheme = Literal["integers", "sbm"]
 Choice = str | type
 """Modules of a model: a shell pattern of their names, or their type."""
 
@@ -15,6 +16,8 @@ MIN_BITS = 2
 MAX_BITS = 32
 #: Max bits that integer kernels execute, hence the max bits of a frozen model.
 MAX_INTEGER_BITS = 8
+#: Why a model of the scheme "sbm" trains only.
+REAL_ZERO_POINTS = "the quantizers of scheme 'sbm' have real-valued zero points, which have no integer form"
 #: From this number of bits on, a tensor stays in float32, whose significand has no more precision.
 FLOAT_BITS = 24
 
@@ -63,9 +66,12 @@ class QuantizationConfig:
         include: Shell patterns of module names, or types of modules, whose layers are quantized; empty means all.
         exclude: Likewise those that stay in float, with all modules inside of them. Operations next to them may then
             stay in float too, see docs/explanation/float-parts.md.
+        scheme: The quantizers: "integers", which can be exported, or "sbm", those of the CPT paper's published code,
+            which train only. With it weights and inputs of convolutions are quantized, at scheduled precision in all of
+            them (`ends` is "scheduled"), and all else is float; see docs/explanation/authors-code.md.
 
     Raises:
-        UsageError: If the bounds are out of order or out of range.
+        UsageError: If the bounds are out of order or out of range, or there is no such scheme.
     """
 
     min_bits: int = 3
@@ -76,8 +82,13 @@ class QuantizationConfig:
     groups: tuple[LayerGroup, ...] = ()
     include: Sequence[Choice] = ()
     exclude: Sequence[Choice] = ()
+    scheme: Scheme = "integers"
 
     def __post_init__(self) -> None:
+        if self.scheme not in get_args(Scheme):
+            raise UsageError(f"Expected a scheme of {' or '.join(get_args(Scheme))}, but got {self.scheme!r}")
+        if self.scheme == "sbm":
+            object.__setattr__(self, "ends", "scheduled")
         for name in ("include", "exclude"):
             choices: object = getattr(self, name)
             if isinstance(choices, str) or not isinstance(choices, Sequence):

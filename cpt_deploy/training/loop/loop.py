@@ -42,7 +42,8 @@ class TrainingLoop:
         self.settings = task.recipe.train
         self.total, self.per_epoch = task.total_steps, task.steps_per_epoch
         self.on_gpu = objects.device.type == "cuda"
-        self.autocast = self.settings.amp == "bf16" or (self.settings.amp == "auto" and self.on_gpu)
+        fits = task.recipe.quantization.scheme != "sbm"  # whose quantized values are not exact in bfloat16
+        self.autocast = self.settings.amp == "bf16" or (self.settings.amp == "auto" and self.on_gpu and fits)
         self.cuda_graph_step = cuda_graph_step(run, autocast=self.autocast)
         # Each read of a loss waits for the device, so on a GPU losses are read at log steps only.
         self.read_each_step = not self.on_gpu

@@ -243,6 +243,7 @@ def prepare_network(
         ),
         include=precision.include,
         exclude=precision.exclude,
+        scheme=recipe.quantization.scheme,
     )
     convert = quantization.prepare if trained else preparation.prepare
     prepared = convert(network, example_inputs, config, dynamic_shapes=dynamic_shapes, states=states)

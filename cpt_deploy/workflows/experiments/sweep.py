@@ -79,10 +79,10 @@ def sweep_run(  # noqa: PLR0913  the options of a sweep
         UsageError: If the run never trained at some of the bits and `force` is not set; nothing is written then.
         CptError: As export and validation do.
     """
-    from cpt_deploy.training import load_run
+    from cpt_deploy.tasks.run_export import begin_export
 
     task = task_of_run(run_dir)
-    run = load_run(run_dir, data_dir=data_dir)
+    run = begin_export(task, run_dir, ExportOptions(), data_dir).run
     chosen = bits or [b for b in USUAL_BITS if b in bits_trained_at(run)] or [run.recipe.precision.max_bits]
     pairs = list(dict.fromkeys((b, a or b) for a in activation_bits or [run.recipe.precision.max_bits] for b in chosen))
     for pair in pairs:

@@ -24,6 +24,7 @@ VARIANTS = {
     "adamw": ("optimizer.name=adamw", "optimizer.lr=0.003", "optimizer.decay_norm_and_bias=false"),
     "swa": ("train.swa.enabled=true", "train.swa.start=0.5", "train.swa.lr=0.02", "train.label_smoothing=0.1"),
     "dropout": ("model={name: own_dropout:build}",),
+    "sbm": ("quantization.scheme=sbm",),
     "between": ("train.checkpoint_every=null", "train.eval_every=5 steps", "train.grad_clip=1.0"),
 }
 
@@ -31,7 +32,17 @@ VARIANTS = {
 @pytest.mark.by_default("sgd-11", "swa-15", "between-5")
 @pytest.mark.parametrize(
     ("variant", "step"),
-    [("sgd", 1), ("sgd", 11), ("sgd", 13), ("adamw", 13), ("swa", 15), ("dropout", 4), ("between", 5), ("between", 18)],
+    [
+        ("sgd", 1),
+        ("sgd", 11),
+        ("sgd", 13),
+        ("adamw", 13),
+        ("swa", 15),
+        ("dropout", 4),
+        ("sbm", 13),
+        ("between", 5),
+        ("between", 18),
+    ],
 )
 def test_interrupted_and_resumed_run_is_the_uninterrupted_one(
     recipe, tmp_path, train_until, outcome, finished, own_module, variant, step, interrupt

@@ -89,6 +89,8 @@ def train(  # noqa: PLR0913, PLR0917  the options are its parameters
     A recipe has all settings: defaults, then a preset or a YAML file, then key=value. Ctrl-C finishes the step, saves,
     and shows how to resume; a second Ctrl-C stops at once.
 
+    With quantization.scheme=sbm it trains with the quantizers of the paper's code; such a run cannot be exported.
+
     On several processors: torchrun --no-python --nproc-per-node 4 cpt train … (docs/how-to/distributed.md).
     """
     from cpt_deploy.recipe import load_recipe, smoke_recipe, with_made_up_data
@@ -139,7 +141,10 @@ def train(  # noqa: PLR0913, PLR0917  the options are its parameters
     if report is None:
         return
     out.result({"run": directory, "report": report.to_dict(), "files_bytes": files_bytes(directory)})
-    out.hint(f"cpt export {readable.argument(directory)}" + (" --bits 8" if report.bits["max_bits"] == 8 else ""))
+    if recipe.quantization.scheme == "sbm":
+        out.note("this run cannot be exported: quantization.scheme=sbm trains only, since zero points are real-valued")
+    else:
+        out.hint(f"cpt export {readable.argument(directory)}" + (" --bits 8" if report.bits["max_bits"] == 8 else ""))
 
 
 def _given_bounds(bits: str | None) -> list[str]:
