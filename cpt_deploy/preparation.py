@@ -42,7 +42,7 @@ def prepare(
     integer execution needs gets a quantizer: after each layer (with its BatchNorm and ReLU, which fuse into it), sum,
     product, concatenation and average, at the inputs and at the outputs. Activations that only scheduled layers read
     follow the schedule; all others stay at max_bits, so the residual stream is never cut to min_bits. An Embedding has
-    the role of the first and the last layer; so have all layers in the modules that the model's attribute `ends` names.
+    the precision of the first and the last layer; so have layers in modules that the model's attribute `ends` names.
 
     A model with operations that have no integer form (LayerNorm, softmax, GELU, parameters outside of layers) keeps
     them in float: quantizers are then inserted at the input of each Linear and around each Conv, and the operations

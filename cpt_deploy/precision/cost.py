@@ -13,7 +13,7 @@ from cpt_deploy.precision.schedules import CyclicSchedule, PrecisionSchedule, St
 
 FLOAT_BITS = 32
 
-Role = str
+PrecisionGroup = str
 """The precision a layer follows: "scheduled", "fixed", "float", or a group's name."""
 
 
@@ -61,13 +61,13 @@ class LayerCost:
     Args:
         name: Its name in the model.
         macs: Multiply-accumulates per sample in forward.
-        role: "scheduled" follows the schedule, "fixed" stays at max_bits, "float" runs at 32 bits; any other value
+        group: "scheduled" follows the schedule, "fixed" stays at max_bits, "float" runs at 32 bits; any other value
             names a group.
     """
 
     name: str
     macs: int
-    role: Role
+    group: PrecisionGroup
 
 
 @dataclass(frozen=True)
@@ -105,13 +105,15 @@ class BitOpsMeter:
         groups: The max_bits of each group of layers.
     """
 
-    def __init__(self, layers: Sequence[LayerCost], max_bits: int, groups: Mapping[Role, int] | None = None) -> None:
+    def __init__(
+        self, layers: Sequence[LayerCost], max_bits: int, groups: Mapping[PrecisionGroup, int] | None = None
+    ) -> None:
         self.layers = tuple(layers)
         self.max_bits = max_bits
         self.groups = dict(groups or {})
-        self._macs: dict[Role, int] = dict.fromkeys(("scheduled", "fixed", "float", *self.groups), 0)
+        self._macs: dict[PrecisionGroup, int] = dict.fromkeys(("scheduled", "fixed", "float", *self.groups), 0)
         for layer in layers:
-            self._macs[layer.role] += layer.macs
+            self._macs[layer.group] += layer.macs
         self._total = 0
         self._static_max_bits = 0
 
@@ -121,7 +123,7 @@ class BitOpsMeter:
         return self._total
 
     def step_cost(
-        self, forward_bits: int, backward_bits: int, samples: int, groups: Mapping[Role, int] | None = None
+        self, forward_bits: int, backward_bits: int, samples: int, groups: Mapping[PrecisionGroup, int] | None = None
     ) -> int:
         """Return the BitOPs of one training step.
 
@@ -133,11 +135,13 @@ class BitOpsMeter:
                 lower.
         """
         bits = {"scheduled": forward_bits, "fixed": self.max_bits}
-        bits |= {role: min(forward_bits, max_bits) for role, max_bits in self.groups.items()} | dict(groups or {})
-        per_sample = sum(self._macs[role] * _weight(own, backward_bits) for role, own in bits.items())
+        bits |= {group: min(forward_bits, max_bits) for group, max_bits in self.groups.items()} | dict(groups or {})
+        per_sample = sum(self._macs[group] * _weight(own, backward_bits) for group, own in bits.items())
         return (per_sample + self._macs["float"] * _weight(FLOAT_BITS, FLOAT_BITS)) * samples
 
-    def add(self, forward_bits: int, backward_bits: int, samples: int, groups: Mapping[Role, int] | None = None) -> int:
+    def add(
+        self, forward_bits: int, backward_bits: int, samples: int, groups: Mapping[PrecisionGroup, int] | None = None
+    ) -> int:
         """Count one training step and return its BitOPs; the arguments are those of `step_cost`."""
         cost = self.step_cost(forward_bits, backward_bits, samples, groups)
         self._total += cost
@@ -150,7 +154,7 @@ class BitOpsMeter:
         backward: PrecisionSchedule,
         total_steps: int,
         samples: int,
-        groups: Mapping[Role, PrecisionSchedule] | None = None,
+        groups: Mapping[PrecisionGroup, PrecisionSchedule] | None = None,
     ) -> BitOpsSummary:
         """Count the BitOPs of a complete run under its schedules, and return the new totals.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cpt_deploy.errors import CptWarning, UsageError
 from cpt_deploy.quantization.state.config import QuantizationConfig, whole_bits
 from cpt_deploy.quantization.state.conversion import Conversion
-from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
+from cpt_deploy.quantization.state.precision_state import PrecisionGroup, PrecisionState
 
 WeightBits = int | Mapping[str, int] | None
 """Bits of the scheduled layers' weights; or bits by layer name, where an omitted layer has max_bits; or None for
@@ -32,13 +32,13 @@ class LayerInfo:
     Attributes:
         name: Its module path.
         macs: Multiply-accumulates per sample in forward.
-        role: "scheduled", "fixed" (always max_bits), or the name of its group.
+        group: "scheduled", "fixed" (always max_bits), or the name of its group.
         weights: Number of weights, without the bias.
     """
 
     name: str
     macs: int
-    role: Role
+    group: PrecisionGroup
     weights: int
 
 
@@ -70,7 +70,7 @@ class ScheduledModel(nn.Module):
         """Return the quantized layers in order of execution."""
         return list(self._layers)
 
-    def set_bits(self, forward: int, backward: int, groups: Mapping[Role, int] | None = None) -> None:
+    def set_bits(self, forward: int, backward: int, groups: Mapping[PrecisionGroup, int] | None = None) -> None:
         """Set the bits of all scheduled weights and activations, and of the gradients.
 
         Args:
@@ -153,11 +153,11 @@ class ScheduledModel(nn.Module):
             UsageError: If bits are out of range, or given for a layer that the model does not have.
         """
         state = self.precision
-        max_bits = {layer.name: state.max_bits_of(layer.role) for layer in self._layers}
+        max_bits = {layer.name: state.max_bits_of(layer.group) for layer in self._layers}
         if not isinstance(weight_bits, Mapping):
             given = state.max_bits if weight_bits is None else whole_bits("weights", weight_bits)
-            most = {"scheduled": given, **{role: min(given, max_bits) for role, max_bits in state.groups.items()}}
-            return {layer.name: most.get(layer.role, state.max_bits) for layer in self._layers}
+            most = {"scheduled": given, **{group: min(given, max_bits) for group, max_bits in state.groups.items()}}
+            return {layer.name: most.get(layer.group, state.max_bits) for layer in self._layers}
         names = [layer.name for layer in self._layers]
         for name, bits in weight_bits.items():
             whole_bits(name, bits)

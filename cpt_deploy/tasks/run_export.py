@@ -71,7 +71,7 @@ class RunExport:
         """
         model, training = self.run.model, self._training()
         batches = _first_samples(training.calibration_inputs(), SENSITIVITY_SAMPLES)
-        scheduled = sum(layer.role != "fixed" for layer in model.layers())
+        scheduled = sum(layer.group != "fixed" for layer in model.layers())
         with reporter.bar("measuring sensitivity", scheduled) as bar:
             layers = measure_sensitivity(
                 model,

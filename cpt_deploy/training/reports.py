@@ -56,7 +56,7 @@ class TrainPlan:
         workers: Loading processes of each of them.
         parameters: Number of trainable parameters.
         macs: Multiply-accumulates per sample in the quantized layers.
-        layers: Number of quantized layers by role: "scheduled", "fixed", and the names of groups.
+        layers: Number of quantized layers by group: "scheduled", "fixed", and the names of groups.
         train_images: Number of training samples: images, or tokens.
         test_images: Number of test samples.
         classes: Number of classes, or size of the vocabulary.
@@ -157,7 +157,7 @@ class RunReport:
 
     Args:
         name: The recipe's name.
-        model: Name, parameters, MACs, quantized layers by role, how it was converted and why, and its pretrained
+        model: Name, parameters, MACs, quantized layers by group, how it was converted and why, and its pretrained
             weights, if any.
         data: Name, numbers of images, and digests of the data set if it is in memory.
         classes: Names of the classes; none if the task has no classes.

@@ -254,15 +254,15 @@ def test_a_text_in_parts_has_the_scores_of_the_whole(case: Case) -> None:
 
 def test_ends_are_fixed_and_shared_weights_have_the_same_integers(case: Case) -> None:
     network, model = case.network, case.model
-    roles = {layer.name: layer.role for layer in model.layers()}
+    groups = {layer.name: layer.group for layer in model.layers()}
     if not isinstance(network, TransformerLanguageModel):
-        assert [name for name, role in roles.items() if role == "fixed"] in (
+        assert [name for name, group in groups.items() if group == "fixed"] in (
             ["tokens", "logits"],
             ["wte", "wpe", "lm_head"],
         )
         return
-    assert {name.partition(".")[0] for name, role in roles.items() if role == "fixed"} == {"embedding", "head"}
-    assert {name.partition(".")[0] for name, role in roles.items() if role != "fixed"} == {"blocks"}
+    assert {name.partition(".")[0] for name, group in groups.items() if group == "fixed"} == {"embedding", "head"}
+    assert {name.partition(".")[0] for name, group in groups.items() if group != "fixed"} == {"blocks"}
     native, model.precision.native = model.precision.native, True  # otherwise weights of products are limited
     weighted = {operation.source: operation for operation in freeze(model).weighted()}
     model.precision.native = native

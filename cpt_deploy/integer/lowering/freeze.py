@@ -50,7 +50,7 @@ from cpt_deploy.quantization.modules.layers import (
 from cpt_deploy.quantization.modules.recurrent import QuantizedRecurrent
 from cpt_deploy.quantization.scheduled_model import WeightBits
 from cpt_deploy.quantization.state.config import MAX_INTEGER_BITS
-from cpt_deploy.quantization.state.precision_state import Role
+from cpt_deploy.quantization.state.precision_state import PrecisionGroup
 
 
 def freeze(
@@ -157,7 +157,7 @@ class _Lowering:
         name, real = own_name(node), self.floats.names.get(node.all_input_nodes[0])
         if real is not None and self.has_floats:
             name = self._new_name(f"{name}_codes")
-        bits = max(self._bits_of(quantizer.role), quantizer.min_bits)
+        bits = max(self._bits_of(quantizer.group), quantizer.min_bits)
         tensor = quantized_tensor(name, quantizer, bits, sizes_of(node))
         if real is not None:
             self.operations.append(Quantize((real,), name))
@@ -175,7 +175,7 @@ class _Lowering:
         self._finish(node, tensor)
 
     def _lower_requantize(self, node: fx.Node, module: Requantize) -> None:
-        source, bits = self.finished[node.all_input_nodes[0]], self._bits_of(module.role)
+        source, bits = self.finished[node.all_input_nodes[0]], self._bits_of(module.group)
         if bits == self.max_bits:
             self.finished[node] = source
             return
@@ -185,9 +185,9 @@ class _Lowering:
         self.operations.append(operation)
         self._finish(node, tensor)
 
-    def _bits_of(self, role: Role) -> int:
-        """Return the bits at which the activations of a role are frozen."""
-        return self.max_bits if role == "fixed" else min(self.activation_bits, self.precision.max_bits_of(role))
+    def _bits_of(self, group: PrecisionGroup) -> int:
+        """Return the bits at which the activations of a group are frozen."""
+        return self.max_bits if group == "fixed" else min(self.activation_bits, self.precision.max_bits_of(group))
 
     def _finish(self, node: fx.Node, tensor: QuantizedTensor) -> None:
         self.finished[node] = tensor
@@ -260,7 +260,7 @@ class _Lowering:
         source, name, path = self.finished[x], self.floats.real_name(node), str(node.target)
         shape = (x.meta["shape"][1], layer.hidden_size)
         hidden = quantized_tensor(
-            self._new_name(f"{name}_hidden"), layer.hidden_quantizer, self._bits_of(layer.role), shape
+            self._new_name(f"{name}_hidden"), layer.hidden_quantizer, self._bits_of(layer.group), shape
         )
         bits = self.layer_bits[f"{path}.input_layer"], self.layer_bits[f"{path}.hidden_layer"]
         before = tuple(self.floats.name_of(part) for part in state if isinstance(part, fx.Node))

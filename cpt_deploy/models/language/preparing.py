@@ -4,7 +4,7 @@ A language model is a network `forward(input_ids, *state) -> (scores, *state)`, 
 `input_ids` int64 (N, T) and scores float32 (N, T, vocabulary): logits or log-probabilities of each next token. One with
 a state has `initial_state(rows)`, which returns the state before the first token: a tuple of tensors with the batch
 first, of size 0 where they grow with the tokens. An attribute `context` bounds the number of tokens, past and present
-ones; `ends` names modules that have the role of the first and the last layer.
+ones; `ends` names modules that have the precision of the first and the last layer.
 """
 
 from typing import Any, NamedTuple

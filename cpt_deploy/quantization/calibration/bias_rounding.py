@@ -43,7 +43,7 @@ def round_biases(model: QuantizedModel) -> None:
             continue
         input_scale, module = _scale(source), module_of(operation.head, network)
         if isinstance(module, QuantizedLayer):
-            bits = precision.weight_bits_of(module.index, module.role)
+            bits = precision.weight_bits_of(module.index, module.group)
             _round_layer(module, operation.norm, bits, input_scale)
         elif isinstance(module, Norm):
             factor, offset = normalisation(module, module.num_features)
@@ -56,7 +56,7 @@ def _round_recurrent(node: fx.Node, network: fx.GraphModule) -> None:
     assert isinstance(layer, QuantizedRecurrent)
     assert source is not None, "the inputs of layers are quantized"
     for product, quantizer in ((layer.input_layer, source), (layer.hidden_layer, layer.hidden_quantizer)):
-        bits = product.precision.weight_bits_of(product.index, product.role)
+        bits = product.precision.weight_bits_of(product.index, product.group)
         _round_layer(product, None, bits, _scale(quantizer))
 
 
@@ -86,6 +86,6 @@ def _shift_norm(norm: Norm, change: Tensor) -> None:
 
 def _scale(source: ActivationQuantizer | Requantize) -> float:
     qparams = (
-        source.kept_qparams() if isinstance(source, ActivationQuantizer) else source.source.kept_qparams(source.role)
+        source.kept_qparams() if isinstance(source, ActivationQuantizer) else source.source.kept_qparams(source.group)
     )
     return float(qparams.scale)

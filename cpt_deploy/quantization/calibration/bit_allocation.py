@@ -103,9 +103,9 @@ def _measure(
 ) -> list[LayerSensitivity]:
     """Set each scheduled layer alone to each of the candidate bits up to max_bits, and return the costs."""
     results = []
-    scheduled = [layer for layer in model.layers() if layer.role != "fixed"]
+    scheduled = [layer for layer in model.layers() if layer.group != "fixed"]
     for done, layer in enumerate(scheduled, start=1):
-        costs, max_bits = {}, model.precision.max_bits_of(layer.role)
+        costs, max_bits = {}, model.precision.max_bits_of(layer.group)
         for bits in (candidate for candidate in candidates if candidate <= max_bits):
             with model.at_max_bits({layer.name: bits}, activation_bits):
                 costs[bits] = cost()

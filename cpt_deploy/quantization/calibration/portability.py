@@ -37,7 +37,7 @@ def reduced_layers(model: QuantizedModel, weight_bits: WeightBits = None) -> lis
     found = []
     with torch.no_grad(), model.at_max_bits(weight_bits):
         for name, layer in _layers(model):
-            bits = min(layer.precision.weight_bits_of(layer.index, layer.role), _EXECUTED_BITS)
+            bits = min(layer.precision.weight_bits_of(layer.index, layer.group), _EXECUTED_BITS)
             weight = layer.channel_weight
             full = torch.tensor(float(symmetric_quant_max(bits)), device=weight.device)
             quant_max = layer.limited_quant_max(full, weight).expand(len(weight))

@@ -14,7 +14,7 @@ from cpt_deploy.quantization.modules.layers import CONVOLUTIONS, QuantizedEmbedd
 from cpt_deploy.quantization.modules.recurrent import QuantizedRecurrent
 from cpt_deploy.quantization.modules.sbm import SbmQuantizer
 from cpt_deploy.quantization.state.config import QuantizationConfig
-from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
+from cpt_deploy.quantization.state.precision_state import PrecisionGroup, PrecisionState
 
 #: No layer reads the logits, so fewer bits for them would save nothing.
 MIN_LOGITS_BITS = 8
@@ -33,7 +33,7 @@ def reads_codes(module: nn.Module | None) -> TypeGuard[QuantizedLayer | Quantize
 def insert_quantizers(traced: fx.GraphModule, precision: PrecisionState, config: QuantizationConfig) -> None:
     """Insert activation quantizers into a graph whose layers are quantized.
 
-    An activation that is read only by layers of one role gets that role. Every other one stays at max_bits, and the
+    An activation that is read only by layers of one group gets that group. Every other one stays at max_bits, and the
     scheduled layers that read it get an input quantizer of their own. In a graph with float operations, layers read
     float values through quantizers of the same kind, and other readers get the values themselves. With the scheme
     "sbm" only layers read quantized values.
@@ -45,10 +45,10 @@ def insert_quantizers(traced: fx.GraphModule, precision: PrecisionState, config:
     for operation in fused_operations(traced):
         if not floats or _makes_codes(operation, traced):
             readers = list(_readers(operation.end, traced))
-            roles = {_role(reader, traced) for reader in readers}
+            groups = {_group(reader, traced) for reader in readers}
             is_logits = any(reader.op == "output" for reader in readers)
             quantizer = ActivationQuantizer(
-                precision, _common(roles), config.range_momentum, min_bits=MIN_LOGITS_BITS if is_logits else 0
+                precision, _common(groups), config.range_momentum, min_bits=MIN_LOGITS_BITS if is_logits else 0
             )
             _insert_all(traced, operation.end, operation.head.name, quantizer, None, readers)
     if not floats:
@@ -60,26 +60,26 @@ def insert_quantizers(traced: fx.GraphModule, precision: PrecisionState, config:
             if not isinstance(module_of(source, traced), ActivationQuantizer | Requantize):
                 by_source.setdefault(source, []).append(node)
     for source, layers in by_source.items():
-        role = _common({_role(node, traced) for node in layers})
-        quantizer = ActivationQuantizer(precision, role, config.range_momentum)
+        group = _common({_group(node, traced) for node in layers})
+        quantizer = ActivationQuantizer(precision, group, config.range_momentum)
         _insert_all(traced, source, source.name, quantizer, layers, layers)
 
 
 def _insert_at_layers(traced: fx.GraphModule, precision: PrecisionState, config: QuantizationConfig) -> None:
-    """Insert a quantizer between a value and the layers of one role that read it; all other readers get the value."""
-    by_source: dict[tuple[fx.Node, Role], list[fx.Node]] = {}
+    """Insert a quantizer between a value and the layers of one group that read it; all other readers get the value."""
+    by_source: dict[tuple[fx.Node, PrecisionGroup], list[fx.Node]] = {}
     for node in traced.graph.nodes:
         module = module_of(node, traced)
         if isinstance(module, QuantizedLayer):
-            by_source.setdefault((node.all_input_nodes[0], module.role), []).append(node)
-    for (source, role), layers in by_source.items():
-        quantizer = SbmQuantizer(precision, role, config.range_momentum)
+            by_source.setdefault((node.all_input_nodes[0], module.group), []).append(node)
+    for (source, group), layers in by_source.items():
+        quantizer = SbmQuantizer(precision, group, config.range_momentum)
         _insert(traced, source, add_quantizer(traced, "activation_quantizers", source.name, quantizer), layers)
 
 
-def _common(roles: set[Role | None]) -> Role:
-    """Return the role that all readers of an activation have; fixed where groups share it, or no layer reads it."""
-    return (roles.pop() if len(roles) == 1 else None) or "fixed"
+def _common(groups: set[PrecisionGroup | None]) -> PrecisionGroup:
+    """Return the group that all readers of an activation have; fixed where groups share it, or no layer reads it."""
+    return (groups.pop() if len(groups) == 1 else None) or "fixed"
 
 
 def _insert_all(
@@ -101,15 +101,15 @@ def _insert_all(
         readers: The nodes that read it, perhaps through operations that move it.
     """
     _insert(traced, source, add_quantizer(traced, "activation_quantizers", name, quantizer), users)
-    if quantizer.role != "fixed":
+    if quantizer.group != "fixed":
         return
-    by_source: dict[tuple[fx.Node, Role], list[fx.Node]] = {}
-    for layer in readers:  # layers of one role share the result
-        role = _role(layer, traced)
-        if role not in (None, "fixed"):
-            by_source.setdefault((layer.all_input_nodes[0], role), []).append(layer)
-    for (value, role), layers in by_source.items():
-        target = add_quantizer(traced, "requantize", layers[0].name, Requantize(quantizer, role))
+    by_source: dict[tuple[fx.Node, PrecisionGroup], list[fx.Node]] = {}
+    for layer in readers:  # layers of one group share the result
+        group = _group(layer, traced)
+        if group not in (None, "fixed"):
+            by_source.setdefault((layer.all_input_nodes[0], group), []).append(layer)
+    for (value, group), layers in by_source.items():
+        target = add_quantizer(traced, "requantize", layers[0].name, Requantize(quantizer, group))
         _insert(traced, value, target, layers)
 
 
@@ -131,9 +131,9 @@ def _readers(node: fx.Node, traced: fx.GraphModule) -> Iterator[fx.Node]:
             yield user
 
 
-def _role(reader: fx.Node, traced: fx.GraphModule) -> Role | None:
+def _group(reader: fx.Node, traced: fx.GraphModule) -> PrecisionGroup | None:
     module = module_of(reader, traced)
-    return module.role if isinstance(module, QuantizedLayer | QuantizedRecurrent) else None
+    return module.group if isinstance(module, QuantizedLayer | QuantizedRecurrent) else None
 
 
 def _insert(traced: fx.GraphModule, source: fx.Node, target: str, readers: Sequence[fx.Node] | None) -> None:

@@ -17,7 +17,7 @@ from cpt_deploy.quantization.modules.layers import (
 from cpt_deploy.quantization.modules.recurrent import QuantizedRecurrent, RecurrentLayer, quantized_recurrent
 from cpt_deploy.quantization.scheduled_model import LayerInfo
 from cpt_deploy.quantization.state.config import QuantizationConfig
-from cpt_deploy.quantization.state.groups import layer_roles
+from cpt_deploy.quantization.state.groups import groups_of_layers
 from cpt_deploy.quantization.state.precision_state import PrecisionState
 
 
@@ -39,21 +39,21 @@ def replace_layers(
     if not calls:
         raise ConversionError("Expected a model with at least one Conv, Linear, LSTM or GRU layer, but got none")
     targets = list(dict.fromkeys(str(node.target) for node in calls))
-    roles = layer_roles(targets, config, {target for target in targets if _is_end(target, traced, ends)})
+    groups = groups_of_layers(targets, config, {target for target in targets if _is_end(target, traced, ends)})
     infos: list[LayerInfo] = []
     for target in targets:
-        module, index, role = traced.get_submodule(target), len(infos), roles[target]
+        module, index, group = traced.get_submodule(target), len(infos), groups[target]
         nodes = [node for node in calls if node.target == target]
         if isinstance(module, RecurrentLayer):
-            recurrent = quantized_recurrent(module, precision, role, index, config.range_momentum)
+            recurrent = quantized_recurrent(module, precision, group, index, config.range_momentum)
             traced.set_submodule(target, recurrent)
             infos += _products(target, recurrent, sum(_steps(node) for node in nodes))
             continue
-        layer = quantized_layer(module, precision, role, index)
+        layer = quantized_layer(module, precision, group, index)
         layer.scheme = config.scheme
         traced.set_submodule(target, layer)
         macs = sum(_macs(node, layer) for node in nodes)
-        infos.append(LayerInfo(target, macs, role, layer.weight_shape.numel()))
+        infos.append(LayerInfo(target, macs, group, layer.weight_shape.numel()))
     return infos
 
 
@@ -68,7 +68,7 @@ def _products(target: str, layer: QuantizedRecurrent, steps: int) -> list[LayerI
     """Return the two products of a recurrent layer that runs `steps` steps per sample."""
     parts = (("input_layer", layer.input_layer), ("hidden_layer", layer.hidden_layer))
     sizes = ((part, product.weight_shape.numel()) for part, product in parts)
-    return [LayerInfo(f"{target}.{part}", steps * size, layer.role, size) for part, size in sizes]
+    return [LayerInfo(f"{target}.{part}", steps * size, layer.group, size) for part, size in sizes]
 
 
 def _steps(node: fx.Node) -> int:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from cpt_deploy.quantization.kernels import Average, Kernels, Observed, QuantizationParameters, QuantMax, parameters
 from cpt_deploy.quantization.numerics.affine import fake_quantize, including_zero, range_of, unsigned_quant_max
-from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
+from cpt_deploy.quantization.state.precision_state import PrecisionGroup, PrecisionState
 
 
 class ActivationQuantizer(nn.Module):
@@ -15,7 +15,7 @@ class ActivationQuantizer(nn.Module):
 
     Args:
         precision: The model's bits.
-        role: "scheduled" or a group's role if only such layers read the tensor, else "fixed".
+        group: That of the layers that read the tensor if all have the same, else "fixed".
         momentum: Weight of a new batch in the moving average of the range.
         min_bits: Min bits of the tensor; the logits keep 8 whatever max_bits, since no layer reads them.
     """
@@ -24,10 +24,10 @@ class ActivationQuantizer(nn.Module):
     high: Tensor
     batches: Tensor
 
-    def __init__(self, precision: PrecisionState, role: Role, momentum: float, *, min_bits: int = 0) -> None:
+    def __init__(self, precision: PrecisionState, group: PrecisionGroup, momentum: float, *, min_bits: int = 0) -> None:
         super().__init__()
         self.precision = precision
-        self.role: Role = role
+        self.group: PrecisionGroup = group
         self.momentum = momentum
         self.min_bits = min_bits
         #: Whether quantized values are signed with zero point 0, for runtimes that support nothing else.
@@ -45,7 +45,7 @@ class ActivationQuantizer(nn.Module):
     @property
     def bits(self) -> int:
         """The current bits of this tensor."""
-        return max(self.precision.activation_bits[self.role], self.min_bits)
+        return max(self.precision.activation_bits[self.group], self.min_bits)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` fake-quantized at the current bits, same shape."""
@@ -53,26 +53,26 @@ class ActivationQuantizer(nn.Module):
             self.take(*range_of(x))
         else:
             self.current, self._observed = (self.low, self.high), None
-        return self.quantize(x, self.role, self.min_bits)
+        return self.quantize(x, self.group, self.min_bits)
 
-    def quantize(self, x: Tensor, role: Role, min_bits: int = 0) -> Tensor:
-        """Fake-quantize `x` in the range of the last forward pass, at the bits of a role."""
-        if not self.precision.quantizes_activations(role):
+    def quantize(self, x: Tensor, group: PrecisionGroup, min_bits: int = 0) -> Tensor:
+        """Fake-quantize `x` in the range of the last forward pass, at the bits of a group."""
+        if not self.precision.quantizes_activations(group):
             return x
-        return fake_quantize(x, *self._qparams(self.current, role, min_bits))
+        return fake_quantize(x, *self._qparams(self.current, group, min_bits))
 
-    def qparams(self, role: Role | None = None) -> QuantizationParameters:
-        """Return the quantization parameters of the last forward pass, or those at a role's bits in the same range."""
-        if self._observed is not None and role in (None, "scheduled"):
-            return self._observed.own if role is None else self._observed.scheduled
-        return self._qparams(self.current, role or self.role, 0 if role else self.min_bits)
+    def qparams(self, group: PrecisionGroup | None = None) -> QuantizationParameters:
+        """Return the quantization parameters of the last forward pass, or those at a group's bits in the same range."""
+        if self._observed is not None and group in (None, "scheduled"):
+            return self._observed.own if group is None else self._observed.scheduled
+        return self._qparams(self.current, group or self.group, 0 if group else self.min_bits)
 
-    def kept_qparams(self, role: Role | None = None) -> QuantizationParameters:
+    def kept_qparams(self, group: PrecisionGroup | None = None) -> QuantizationParameters:
         """Return the quantization parameters in the averaged range, as evaluation uses it."""
-        return self._qparams((self.low, self.high), role or self.role, 0 if role else self.min_bits)
+        return self._qparams((self.low, self.high), group or self.group, 0 if group else self.min_bits)
 
-    def _qparams(self, limits: tuple[Tensor, Tensor], role: Role, min_bits: int) -> QuantizationParameters:
-        quant_max = self.precision.activation_quant_max(role)
+    def _qparams(self, limits: tuple[Tensor, Tensor], group: PrecisionGroup, min_bits: int) -> QuantizationParameters:
+        quant_max = self.precision.activation_quant_max(group)
         if min_bits:
             quant_max = quant_max.clamp(min=float(unsigned_quant_max(min_bits)))
         return parameters.qparams_on(*limits, quant_max, symmetric=self.symmetric)
@@ -93,7 +93,7 @@ class ActivationQuantizer(nn.Module):
             return
         state = self.precision
         own_min = float(unsigned_quant_max(self.min_bits)) if self.min_bits else 0.0
-        own, scheduled = state.activation_quant_max(self.role), state.activation_quant_max("scheduled")
+        own, scheduled = state.activation_quant_max(self.group), state.activation_quant_max("scheduled")
         quant_max = QuantMax(own, scheduled, own_min, self.symmetric)
         self._observed = kernels.observe(low, high, None if self.deferred else self._average(), quant_max)
         self.current = (self._observed.low, self._observed.high)
@@ -114,7 +114,7 @@ class ActivationQuantizer(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the attributes that `print(model)` shows."""
-        return f"role={self.role}"
+        return f"group={self.group}"
 
 
 class Requantize(nn.Module):
@@ -125,12 +125,12 @@ class Requantize(nn.Module):
 
     Args:
         source: The activation quantizer of the tensor.
-        role: The role whose bits the layer has.
+        group: The group whose bits the layer has.
     """
 
-    def __init__(self, source: ActivationQuantizer, role: Role = "scheduled") -> None:
+    def __init__(self, source: ActivationQuantizer, group: PrecisionGroup = "scheduled") -> None:
         super().__init__()
-        self.role = role
+        self.group = group
         self._source = (source,)  # in a tuple, so that this module does not register the source's buffers again
 
     @property
@@ -143,6 +143,6 @@ class Requantize(nn.Module):
         source = self.source
         bits = source.precision.activation_bits
         # A compiled graph serves all bits, so there values that already have these bits are quantized once more.
-        if not torch.compiler.is_compiling() and bits[self.role] == bits["fixed"]:
+        if not torch.compiler.is_compiling() and bits[self.group] == bits["fixed"]:
             return x
-        return source.quantize(x, self.role)
+        return source.quantize(x, self.group)

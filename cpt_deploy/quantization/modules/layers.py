@@ -15,7 +15,7 @@ from cpt_deploy.quantization.numerics.accumulator_range import can_overflow, sum
 from cpt_deploy.quantization.numerics.affine import fake_quantize_weight
 from cpt_deploy.quantization.numerics.saturation import portable_quant_max
 from cpt_deploy.quantization.state.config import Scheme
-from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
+from cpt_deploy.quantization.state.precision_state import PrecisionGroup, PrecisionState
 
 
 class QuantizedLayer(nn.Module):
@@ -25,7 +25,7 @@ class QuantizedLayer(nn.Module):
         weight: The parameter, in torch's layout; None if the weight is computed by a parametrization.
         weight_of: The parametrization that computes the weight, in torch's layout; None if the weight is a parameter.
         weight_shape: Shape of the weight with output channels first, (O, ...).
-        role: "scheduled", "fixed" (always max_bits) or a group's name.
+        group: "scheduled", "fixed" (always max_bits) or a group's name.
         index: Position among the model's layers; seeds the gradient's stochastic-rounding noise.
         scheme: The quantizers of weight and gradient.
     """
@@ -35,13 +35,13 @@ class QuantizedLayer(nn.Module):
     weight_shape: torch.Size
     bias: nn.Parameter | None
     precision: PrecisionState
-    role: Role
+    group: PrecisionGroup
     index: int
     scheme: Scheme = "integers"
 
-    def attach(self, precision: PrecisionState, role: Role, index: int) -> None:
+    def attach(self, precision: PrecisionState, group: PrecisionGroup, index: int) -> None:
         """Connect the layer to the model's bits."""
-        self.precision, self.role, self.index = precision, role, index
+        self.precision, self.group, self.index = precision, group, index
         precision.add_layer(index)
 
     def take_weight(self, module: nn.Module) -> None:
@@ -74,9 +74,9 @@ class QuantizedLayer(nn.Module):
     @property
     def quantized_weight(self) -> Tensor:
         """The fake-quantized weight in torch's layout, as the forward pass uses it at the current bits."""
-        if not self.precision.quantizes_weights(self.index, self.role):
+        if not self.precision.quantizes_weights(self.index, self.group):
             return self.float_weight
-        weight, quant_max = self.channel_weight, self.precision.weight_quant_max_of(self.index, self.role)
+        weight, quant_max = self.channel_weight, self.precision.weight_quant_max_of(self.index, self.group)
         if self.scheme == "sbm":
             return self.turned(fake_quantize_channels(weight, 2 * quant_max + 1))  # 2^(b−1) − 1 becomes 2^b − 1
         limited = (
@@ -190,8 +190,8 @@ class QuantizedEmbedding(QuantizedLayer, nn.Embedding):  # type: ignore[misc]  #
     def forward(self, input: Tensor) -> Tensor:
         """Return the fake-quantized rows; only those that are read are quantized."""
         rows = super().forward(input)
-        if self.precision.quantizes_weights(self.index, self.role):
-            quant_max = self.precision.weight_quant_max_of(self.index, self.role)
+        if self.precision.quantizes_weights(self.index, self.group):
+            quant_max = self.precision.weight_quant_max_of(self.index, self.group)
             rows = fake_quantize_weight(rows.reshape(-1, rows.shape[-1]), quant_max).view_as(rows)
         return self._with_quantized_gradient(rows)
 
@@ -244,7 +244,7 @@ def is_quantizable(module: nn.Module) -> bool:
     return parametrize.type_before_parametrizations(module) in _QUANTIZED and computed <= {"weight"}
 
 
-def quantized_layer(module: nn.Module, precision: PrecisionState, role: Role, index: int) -> QuantizedLayer:
+def quantized_layer(module: nn.Module, precision: PrecisionState, group: PrecisionGroup, index: int) -> QuantizedLayer:
     """Return the quantized layer for a float one; the parameters are shared, not copied."""
     layer_type, arguments = _QUANTIZED[parametrize.type_before_parametrizations(module)]
     bias = {} if layer_type is QuantizedEmbedding else {"bias": module.bias is not None}
@@ -253,7 +253,7 @@ def quantized_layer(module: nn.Module, precision: PrecisionState, role: Role, in
     if bias:
         layer.bias = module.bias  # type: ignore[assignment]
     layer.train(module.training)
-    layer.attach(precision, role, index)
+    layer.attach(precision, group, index)
     return layer
 
 

@@ -31,7 +31,7 @@ from cpt_deploy.quantization.modules.gradients import with_quantized_gradient
 from cpt_deploy.quantization.modules.layers import QuantizedLinear, quantized_layer
 from cpt_deploy.quantization.numerics.affine import fake_quantize, range_of
 from cpt_deploy.quantization.numerics.stochastic_rounding import mix_into, seed_from_index
-from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
+from cpt_deploy.quantization.state.precision_state import PrecisionGroup, PrecisionState
 
 Kind = Literal["lstm", "gru"]
 State = tuple[Tensor, ...]
@@ -96,14 +96,14 @@ class QuantizedRecurrent(nn.Module):
         super().__init__()
         self.kind, self.reverse = kind, reverse
         self.input_layer = input_layer
-        self.hidden_quantizer = ActivationQuantizer(input_layer.precision, input_layer.role, momentum)
+        self.hidden_quantizer = ActivationQuantizer(input_layer.precision, input_layer.group, momentum)
         self.hidden_layer = hidden_layer
         self.hidden_size = hidden_layer.in_features
 
     @property
-    def role(self) -> Role:
-        """The role of both products."""
-        return self.input_layer.role
+    def group(self) -> PrecisionGroup:
+        """The group of both products."""
+        return self.input_layer.group
 
     def forward(self, x: Tensor, *state: Tensor) -> State:
         """Return the hidden states of all steps, and the state after the last one."""
@@ -201,7 +201,7 @@ class _HiddenQuantizer:
     def __init__(self, quantizer: ActivationQuantizer) -> None:
         self.quantizer = quantizer
         self.observes = quantizer.training
-        self.quantizes = quantizer.precision.quantizes_activations(quantizer.role)
+        self.quantizes = quantizer.precision.quantizes_activations(quantizer.group)
         self.ends: list[tuple[Tensor, Tensor]] = []
         self.kept = quantizer.kept_qparams()
 
@@ -209,7 +209,7 @@ class _HiddenQuantizer:
         if self.observes:
             self.quantizer.current = range_of(h)
             self.ends.append(self.quantizer.current)
-            return self.quantizer.quantize(h, self.quantizer.role)
+            return self.quantizer.quantize(h, self.quantizer.group)
         return fake_quantize(h, *self.kept) if self.quantizes else h
 
     def finish(self) -> None:
@@ -224,7 +224,7 @@ class _HiddenQuantizer:
 
 
 def quantized_recurrent(
-    layer: RecurrentLayer, precision: PrecisionState, role: Role, index: int, momentum: float
+    layer: RecurrentLayer, precision: PrecisionState, group: PrecisionGroup, index: int, momentum: float
 ) -> QuantizedRecurrent:
     """Return the quantized layer for a float one; the parameters are shared, not copied.
 
@@ -235,7 +235,7 @@ def quantized_recurrent(
     for place, (weight, bias) in enumerate(pairs):
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
         linear.weight, linear.bias = weight, bias  # type: ignore[assignment]
-        products.append(quantized_layer(linear, precision, role, index + place))
+        products.append(quantized_layer(linear, precision, group, index + place))
     inward, onward = products
     assert isinstance(inward, QuantizedLinear)
     assert isinstance(onward, QuantizedLinear)

@@ -35,9 +35,9 @@ class SbmQuantizer(ActivationQuantizer):
                 self.observe(low, high)
         else:
             self.current = self.low, self.high
-        if not self.precision.quantizes_activations(self.role):
+        if not self.precision.quantizes_activations(self.group):
             return x
-        return fake_quantize_in_range(x, *self.current, self.precision.activation_quant_max(self.role))
+        return fake_quantize_in_range(x, *self.current, self.precision.activation_quant_max(self.group))
 
 
 def fake_quantize_channels(weight: Tensor, quant_max: Tensor) -> Tensor:

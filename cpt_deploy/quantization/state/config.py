@@ -42,7 +42,7 @@ class LayerGroup:
     """A group of layers with its own bits.
 
     Args:
-        name: The role of these layers, an identifier.
+        name: Its name, an identifier.
         match: Shell pattern of the layers' names.
         max_bits: Their max_bits, at which they are frozen.
     """

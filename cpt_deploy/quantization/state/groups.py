@@ -1,16 +1,18 @@
-"""Assign roles to layers: scheduled precision, fixed precision (max_bits), or a group with its own bits."""
+"""Assign precision groups to layers: scheduled precision, fixed precision (max_bits), or bits of their own."""
 
 from collections.abc import Sequence, Set
 from fnmatch import fnmatchcase
 
 from cpt_deploy.errors import UsageError
 from cpt_deploy.quantization.state.config import QuantizationConfig
-from cpt_deploy.quantization.state.precision_state import Role
+from cpt_deploy.quantization.state.precision_state import PrecisionGroup
 from cpt_deploy.registry import nearest_names
 
 
-def layer_roles(names: Sequence[str], config: QuantizationConfig, ends: Set[str] = frozenset()) -> dict[str, Role]:
-    """Return the role of each layer.
+def groups_of_layers(
+    names: Sequence[str], config: QuantizationConfig, ends: Set[str] = frozenset()
+) -> dict[str, PrecisionGroup]:
+    """Return the group of each layer.
 
     The first and the last layer have fixed precision if the configuration says so, whatever groups match them; each
     other layer belongs to the first group that matches its name, or else follows the schedule.
@@ -18,20 +20,20 @@ def layer_roles(names: Sequence[str], config: QuantizationConfig, ends: Set[str]
     Args:
         names: The layers, in the order of the graph.
         config: Groups and ends.
-        ends: Further layers that have the role of the first and the last one.
+        ends: Further layers with the precision of the first and the last one.
 
     Raises:
         UsageError: If a group gets no layer; the hint lists the nearest names.
     """
     fixed = {names[0], names[-1], *ends} if config.ends == "fixed" else set()
-    roles: dict[str, Role] = {}
+    groups: dict[str, PrecisionGroup] = {}
     for name in names:
         matching = (group.name for group in config.groups if fnmatchcase(name, group.match))
-        roles[name] = "fixed" if name in fixed else next(matching, "scheduled")
+        groups[name] = "fixed" if name in fixed else next(matching, "scheduled")
     for group in config.groups:
-        if group.name not in roles.values():
+        if group.name not in groups.values():
             raise _empty(group.match, [name for name in names if fnmatchcase(name, group.match)], names, fixed)
-    return roles
+    return groups
 
 
 def _empty(pattern: str, matched: Sequence[str], names: Sequence[str], fixed: set[str]) -> UsageError:

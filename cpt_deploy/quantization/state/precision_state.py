@@ -12,25 +12,25 @@ from cpt_deploy.quantization.numerics.saturation import saturation_limit
 from cpt_deploy.quantization.numerics.stochastic_rounding import mix_into, mix_seed, seed_from_index
 from cpt_deploy.quantization.state.config import FLOAT_BITS, MAX_INTEGER_BITS, whole_bits
 
-Role = str
-"""The role that determines a tensor's bits: "scheduled", "fixed", or the name of a group of layers."""
+PrecisionGroup = str
+"""The precision group of a tensor, which determines its bits: "scheduled", "fixed", or the name of a `LayerGroup`."""
 
-ROLES: tuple[Role, ...] = ("scheduled", "fixed")
-"""The roles of every model: scheduled and fixed precision."""
+COMMON_GROUPS: tuple[PrecisionGroup, ...] = ("scheduled", "fixed")
+"""The groups of every model: scheduled and fixed precision."""
 
 
 class Bits(NamedTuple):
     """A snapshot of the bits of a model.
 
     Attributes:
-        weights: Bits of weights, by role.
-        activations: Bits of activations, by role.
+        weights: Bits of weights, by group.
+        activations: Bits of activations, by group.
         gradients: Bits of gradients.
-        own_weights: Bits of single layers' weights that deviate from their role, by the layer's index.
+        own_weights: Bits of single layers' weights that deviate from their group, by the layer's index.
     """
 
-    weights: Mapping[Role, int]
-    activations: Mapping[Role, int]
+    weights: Mapping[PrecisionGroup, int]
+    activations: Mapping[PrecisionGroup, int]
     gradients: int
     own_weights: Mapping[int, int]
 
@@ -38,8 +38,8 @@ class Bits(NamedTuple):
 class PrecisionState(nn.Module):
     """Bits of weights, activations and gradients, also as max quantized values on the model's device.
 
-    Tensors with role "scheduled" follow the schedule; those with role "fixed" stay at max_bits; those of a group follow
-    the group's own schedule. Max quantized values and seeds are tensors on the device, so kernels and compiled graphs
+    Tensors of the group "scheduled" follow the schedule; those of "fixed" stay at max_bits; those of any other group
+    follow its own schedule. Max quantized values and seeds are tensors on the device, so kernels and compiled graphs
     see new data, not new code, when bits and steps change.
 
     Args:
@@ -52,29 +52,29 @@ class PrecisionState(nn.Module):
     seeds: Tensor
     layer_seeds: Tensor
 
-    def __init__(self, max_bits: int, seed: int, groups: Mapping[Role, int] | None = None) -> None:
+    def __init__(self, max_bits: int, seed: int, groups: Mapping[PrecisionGroup, int] | None = None) -> None:
         super().__init__()
         self.max_bits = max_bits
-        self.groups: dict[Role, int] = dict(groups or {})
+        self.groups: dict[PrecisionGroup, int] = dict(groups or {})
         self.seed = seed
         #: Number of the current training step, which seeds the noise; `None` until it is set.
         self.step: int | None = None
         #: Index in the whole batch of the first sample of this process.
         self.first_sample = 0
-        self.weight_bits: dict[Role, int] = {**dict.fromkeys(ROLES, max_bits), **self.groups}
-        self.activation_bits: dict[Role, int] = dict(self.weight_bits)
+        self.weight_bits: dict[PrecisionGroup, int] = {**dict.fromkeys(COMMON_GROUPS, max_bits), **self.groups}
+        self.activation_bits: dict[PrecisionGroup, int] = dict(self.weight_bits)
         self.gradient_bits = 8
         #: Whether weights keep their whole range in evaluation and freezing, though pairs of products may saturate.
         self.native = False
         #: Whether gradients are quantized at all at their current bits.
         self.quantizes_gradients = True
-        self._quantizes_weights: dict[Role, bool] = dict.fromkeys(self.weight_bits, True)
-        self._quantizes_activations: dict[Role, bool] = dict.fromkeys(self.weight_bits, True)
+        self._quantizes_weights: dict[PrecisionGroup, bool] = dict.fromkeys(self.weight_bits, True)
+        self._quantizes_activations: dict[PrecisionGroup, bool] = dict.fromkeys(self.weight_bits, True)
         #: Bits of single layers' weights, by the layer's index: bit allocation (mixed precision) after training.
         self.own_weight_bits: dict[int, int] = {}
-        for role in self.weight_bits:
-            self.register_buffer(f"weight_quant_max_{role}", torch.tensor(0.0), persistent=False)
-            self.register_buffer(f"activation_quant_max_{role}", torch.tensor(0.0), persistent=False)
+        for group in self.weight_bits:
+            self.register_buffer(f"weight_quant_max_{group}", torch.tensor(0.0), persistent=False)
+            self.register_buffer(f"activation_quant_max_{group}", torch.tensor(0.0), persistent=False)
         self.register_buffer("gradient_quant_max", torch.tensor(0.0), persistent=False)
         self._filled: dict[str, int] = {}
         # Seeds of the noise of each layer's gradients: for the run, and for the current step.
@@ -82,7 +82,9 @@ class PrecisionState(nn.Module):
         self.register_buffer("seeds", torch.zeros(0, dtype=torch.int64), persistent=False)
         self.set(weights=max_bits, activations=max_bits, gradients=self.gradient_bits)
 
-    def set(self, *, weights: int, activations: int, gradients: int, groups: Mapping[Role, int] | None = None) -> None:
+    def set(
+        self, *, weights: int, activations: int, gradients: int, groups: Mapping[PrecisionGroup, int] | None = None
+    ) -> None:
         """Set the bits of all tensors of scheduled precision.
 
         Args:
@@ -95,23 +97,23 @@ class PrecisionState(nn.Module):
         Raises:
             UsageError: If a number of bits is no whole number in [2, 32].
         """
-        given = {role: whole_bits(role, bits) for role, bits in (groups or {}).items()}
+        given = {group: whole_bits(group, bits) for group, bits in (groups or {}).items()}
         weights, activations = whole_bits("weights", weights), whole_bits("activations", activations)
         gradients = whole_bits("gradients", gradients)
         self.weight_bits["scheduled"] = weights
         self.activation_bits["scheduled"] = activations
-        for role, max_bits in self.groups.items():
-            self.weight_bits[role] = given.get(role, min(weights, max_bits))
-            self.activation_bits[role] = given.get(role, min(activations, max_bits))
+        for group, max_bits in self.groups.items():
+            self.weight_bits[group] = given.get(group, min(weights, max_bits))
+            self.activation_bits[group] = given.get(group, min(activations, max_bits))
         self.gradient_bits = gradients
         self._fill_quant_max()
 
     def _fill_quant_max(self) -> None:
-        for role in self.weight_bits:
-            self._fill(f"weight_quant_max_{role}", symmetric_quant_max(self.weight_bits[role]))
-            self._fill(f"activation_quant_max_{role}", unsigned_quant_max(self.activation_bits[role]))
-            self._quantizes_weights[role] = self.weight_bits[role] < FLOAT_BITS
-            self._quantizes_activations[role] = self.activation_bits[role] < FLOAT_BITS
+        for group in self.weight_bits:
+            self._fill(f"weight_quant_max_{group}", symmetric_quant_max(self.weight_bits[group]))
+            self._fill(f"activation_quant_max_{group}", unsigned_quant_max(self.activation_bits[group]))
+            self._quantizes_weights[group] = self.weight_bits[group] < FLOAT_BITS
+            self._quantizes_activations[group] = self.activation_bits[group] < FLOAT_BITS
         self._fill("gradient_quant_max", unsigned_quant_max(self.gradient_bits))
         self.quantizes_gradients = self.gradient_bits < FLOAT_BITS
 
@@ -132,10 +134,10 @@ class PrecisionState(nn.Module):
         self._fill_quant_max()
 
     def packed(self) -> Tensor:
-        """Return the step (−1 if there is none), the bits of gradients, and those of weights and activations by role.
+        """Return the step (−1 if there is none), the bits of gradients, and those of weights and activations by group.
 
         Returns:
-            int64, (2 + 2 · roles,).
+            int64, (2 + 2 · groups,).
         """
         step = -1 if self.step is None else self.step
         return torch.tensor([step, self.gradient_bits, *self.weight_bits.values(), *self.activation_bits.values()])
@@ -152,17 +154,17 @@ class PrecisionState(nn.Module):
                 f"Expected bits of {len(self.weight_bits)} groups of layers, but got those of {len(bits) / 2:g}",
                 hint="prepare the model as the one was that the state is of",
             )
-        roles = list(self.weight_bits)
-        weights, activations = bits[: len(roles)], bits[len(roles) :]
+        groups = list(self.weight_bits)
+        weights, activations = bits[: len(groups)], bits[len(groups) :]
         self.restore(
-            Bits(dict(zip(roles, weights, strict=True)), dict(zip(roles, activations, strict=True)), gradients, {})
+            Bits(dict(zip(groups, weights, strict=True)), dict(zip(groups, activations, strict=True)), gradients, {})
         )
         if step >= 0:
             self.set_step(step, 0)
 
-    def max_bits_of(self, role: Role) -> int:
-        """Return the max_bits of a role."""
-        return self.groups.get(role, self.max_bits)
+    def max_bits_of(self, group: PrecisionGroup) -> int:
+        """Return the max_bits of a group."""
+        return self.groups.get(group, self.max_bits)
 
     def add_layer(self, index: int) -> None:
         """Add the seeds of a layer."""
@@ -187,33 +189,33 @@ class PrecisionState(nn.Module):
         seed = self.seeds[index]
         return seed_from_index(seed, self.first_sample * sample) if self.first_sample else seed
 
-    def weight_quant_max(self, role: Role) -> Tensor:
-        """Return the max quantized weight of a role, 0-dim float32."""
-        return self.get_buffer(f"weight_quant_max_{role}")
+    def weight_quant_max(self, group: PrecisionGroup) -> Tensor:
+        """Return the max quantized weight of a group, 0-dim float32."""
+        return self.get_buffer(f"weight_quant_max_{group}")
 
-    def activation_quant_max(self, role: Role) -> Tensor:
-        """Return the max quantized activation of a role, 0-dim float32."""
-        return self.get_buffer(f"activation_quant_max_{role}")
+    def activation_quant_max(self, group: PrecisionGroup) -> Tensor:
+        """Return the max quantized activation of a group, 0-dim float32."""
+        return self.get_buffer(f"activation_quant_max_{group}")
 
-    def weight_quant_max_of(self, index: int, role: Role) -> Tensor:
+    def weight_quant_max_of(self, index: int, group: PrecisionGroup) -> Tensor:
         """Return the max quantized weight of a layer, which may have its own bits, 0-dim float32."""
-        quant_max = self.weight_quant_max(role)
+        quant_max = self.weight_quant_max(group)
         if index not in self.own_weight_bits:
             return quant_max
         return torch.full_like(quant_max, float(symmetric_quant_max(self.own_weight_bits[index])))
 
-    def weight_bits_of(self, index: int, role: Role) -> int:
-        """Return the bits of a layer's weights: its own, or those of its role."""
-        return self.own_weight_bits.get(index, self.weight_bits[role])
+    def weight_bits_of(self, index: int, group: PrecisionGroup) -> int:
+        """Return the bits of a layer's weights: its own, or those of its group."""
+        return self.own_weight_bits.get(index, self.weight_bits[group])
 
-    def quantizes_weights(self, index: int, role: Role) -> bool:
+    def quantizes_weights(self, index: int, group: PrecisionGroup) -> bool:
         """Return whether the weights of a layer are quantized at all at their current bits."""
         own = self.own_weight_bits.get(index)
-        return self._quantizes_weights[role] if own is None else own < FLOAT_BITS
+        return self._quantizes_weights[group] if own is None else own < FLOAT_BITS
 
-    def quantizes_activations(self, role: Role) -> bool:
-        """Return whether activations of a role are quantized at all at their current bits."""
-        return self._quantizes_activations[role]
+    def quantizes_activations(self, group: PrecisionGroup) -> bool:
+        """Return whether activations of a group are quantized at all at their current bits."""
+        return self._quantizes_activations[group]
 
     @property
     def saturation_limit(self) -> int | None:

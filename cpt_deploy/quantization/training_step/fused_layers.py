@@ -169,7 +169,7 @@ def _layer_gradients(
 
 
 def _weight_quant_max(layer: QuantizedLayer, weight: Tensor) -> Tensor:
-    return layer.trained_quant_max(layer.precision.weight_quant_max_of(layer.index, layer.role), weight)
+    return layer.trained_quant_max(layer.precision.weight_quant_max_of(layer.index, layer.group), weight)
 
 
 def layer_output(layer: QuantizedLayer, x: QuantizedValues, engine: Engine) -> Tensor:

@@ -17,7 +17,7 @@ from cpt_deploy.quantization.graph.shapes import propagate_shapes, results_of
 from cpt_deploy.quantization.kernels import QuantizationParameters
 from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer, Requantize
 from cpt_deploy.quantization.modules.layers import QuantizedConv2d, QuantizedConvTranspose2d, QuantizedLinear
-from cpt_deploy.quantization.state.precision_state import Role
+from cpt_deploy.quantization.state.precision_state import PrecisionGroup
 from cpt_deploy.quantization.training_step.fused_layers import FusedLayer, layer_output
 from cpt_deploy.quantization.training_step.fused_operations import (
     Engine,
@@ -163,7 +163,7 @@ class _Builder:
         """Return a function that yields the quantization parameters of a node's value; None if it is not quantized."""
         module = quantizer_of(node, self.network, training=True)
         if isinstance(module, Requantize):
-            return lambda: module.source.qparams(module.role)
+            return lambda: module.source.qparams(module.group)
         return None if module is None else module.qparams
 
     def _module(self, node: fx.Node | None) -> nn.Module | None:
@@ -193,11 +193,11 @@ class _Builder:
     def _quantizer(self, node: fx.Node) -> None:
         module, source = self._module(node), node.all_input_nodes[0]
         if isinstance(module, Requantize):
-            quantizer, role = module.source, module.role
+            quantizer, group = module.source, module.group
             if _coded(source) in self.made:
-                self._add(_coded(node), lambda x: _at_bits_of(role, x, quantizer, self.engine), _coded(source))
+                self._add(_coded(node), lambda x: _at_bits_of(group, x, quantizer, self.engine), _coded(source))
             else:
-                self._add(_coded(node), lambda x: encode(x, quantizer.qparams(role), self.engine), self._real(source))
+                self._add(_coded(node), lambda x: encode(x, quantizer.qparams(group), self.engine), self._real(source))
             return
         assert isinstance(module, ActivationQuantizer)
         self._add(_coded(node), lambda x: _observe(x, module, self.engine), self._real(source))
@@ -232,11 +232,13 @@ def _observe(x: Tensor, quantizer: ActivationQuantizer, engine: Engine) -> Quant
     return encode(x, quantizer.qparams(), engine)
 
 
-def _at_bits_of(role: Role, x: QuantizedValues, quantizer: ActivationQuantizer, engine: Engine) -> QuantizedValues:
+def _at_bits_of(
+    group: PrecisionGroup, x: QuantizedValues, quantizer: ActivationQuantizer, engine: Engine
+) -> QuantizedValues:
     """Requantize to the bits of scheduled layers; at max_bits nothing changes."""
     bits = quantizer.precision.activation_bits
-    same = bits[role] == bits["fixed"] and not engine.replayable
-    return x if same else requantize(x, quantizer.qparams(role), engine)
+    same = bits[group] == bits["fixed"] and not engine.replayable
+    return x if same else requantize(x, quantizer.qparams(group), engine)
 
 
 def _coded(node: fx.Node) -> str:

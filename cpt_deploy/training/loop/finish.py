@@ -152,7 +152,7 @@ def _report(run: Run, result: Final, weights_sha256: str, calibration_seconds: f
             "name": recipe.model.name,
             "parameters": objects.parameters,
             "macs": sum(layer.macs for layer in objects.model.layers()),
-            "layers": objects.layers_by_role,
+            "layers": objects.layers_by_group,
             "conversion": objects.model.conversion.to_dict(),
             **({} if task.pretrained is None else {"weights": asdict(task.pretrained)}),
         },

@@ -67,7 +67,7 @@ def _of_precision(task: "TrainingTask", objects: "RunObjects") -> Iterator[str]:
                 f"{schedule.max_bits}: longer cycles do"
             )
     if precision.schedule != "static" and not any(
-        layer.role not in ("fixed", "float") for layer in objects.meter.layers
+        layer.group not in ("fixed", "float") for layer in objects.meter.layers
     ):
         yield (
             f"no layer has scheduled precision, so that all are trained at {precision.max_bits} bits: "

@@ -114,9 +114,9 @@ class RunObjects:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     @property
-    def layers_by_role(self) -> dict[str, int]:
-        """Number of quantized layers by role."""
-        return dict(Counter(layer.role for layer in self.model.layers()))
+    def layers_by_group(self) -> dict[str, int]:
+        """Number of quantized layers by group."""
+        return dict(Counter(layer.group for layer in self.model.layers()))
 
 
 def load_data(recipe: Recipe, device: torch.device, processes: int = 1) -> RunData:
@@ -273,7 +273,7 @@ def build_objects(model: QuantizedModel, recipe: Recipe, total_steps: int, devic
     groups = recipe.precision.group_schedules()
     for settings, schedule in zip(recipe.precision.groups, groups.values(), strict=True):
         _check_bits(schedule, *recipe.precision.bounds_of(settings), total_steps)
-    costs = [LayerCost(layer.name, layer.macs, layer.role) for layer in (*model.layers(), *model.float_layers)]
+    costs = [LayerCost(layer.name, layer.macs, layer.group) for layer in (*model.layers(), *model.float_layers)]
     meter = BitOpsMeter(costs, recipe.precision.max_bits, model.precision.groups)
     return RunObjects(device, model, optimizer, averaged, forward, backward, meter, groups)
 

@@ -212,7 +212,7 @@ def _plan(
         device=str(objects.device),
         parameters=objects.parameters,
         macs=sum(layer.macs for layer in layers),
-        layers=objects.layers_by_role,
+        layers=objects.layers_by_group,
         train_images=task.samples[0],
         test_images=task.samples[1],
         classes=task.classes,

@@ -59,7 +59,7 @@ def test_the_frozen_model_follows_the_trained_one() -> None:
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
 def test_weights_use_the_codes_of_their_bits(model: QuantizedModel, bits: int) -> None:
     graph = freeze(model, weight_bits=bits)
-    held = {layer.name for layer in model.layers() if layer.role == "fixed"}
+    held = {layer.name for layer in model.layers() if layer.group == "fixed"}
     for operation in graph.weighted():
         expected = 8 if operation.source in held else bits
         assert operation.bits == expected

@@ -102,7 +102,7 @@ LAYERS = st.lists(
         LayerCost,
         name=st.just("layer"),
         macs=st.integers(1, 10**10),
-        role=st.sampled_from(["scheduled", "fixed", "float"]),
+        group=st.sampled_from(["scheduled", "fixed", "float"]),
     ),
     min_size=1,
     max_size=6,
@@ -116,7 +116,7 @@ def test_the_meter_adds_up_every_layer_at_its_own_bits(layers, steps):
     added = [meter.add(*step) for step in steps]
 
     def cost(layer: LayerCost, forward: int, backward: int) -> int:
-        fw, bw = {"scheduled": (forward, backward), "fixed": (8, backward), "float": (32, 32)}[layer.role]
+        fw, bw = {"scheduled": (forward, backward), "fixed": (8, backward), "float": (32, 32)}[layer.group]
         return layer.macs * (fw * fw + fw * bw + fw * bw)
 
     expected = [sum(cost(layer, fw, bw) for layer in layers) * samples for fw, bw, samples in steps]

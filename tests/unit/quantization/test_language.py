@@ -130,9 +130,9 @@ def test_bits_change_what_is_computed_and_gradients_arrive(name):
 @pytest.mark.parametrize("name", [name for name in ALL if name != "stateless"])
 def test_the_modules_at_the_ends_keep_max_bits(name):
     _, model = prepared(name, "fixed")
-    held = {layer.name.partition(".")[0].partition("_")[0] for layer in model.layers() if layer.role == "fixed"}
+    held = {layer.name.partition(".")[0].partition("_")[0] for layer in model.layers() if layer.group == "fixed"}
     assert held == {"embedding", "head"}
-    assert any(layer.role == "scheduled" for layer in model.layers())
+    assert any(layer.group == "scheduled" for layer in model.layers())
 
 
 def test_states_of_a_fixed_size_are_carried_and_those_that_grow_are_not():

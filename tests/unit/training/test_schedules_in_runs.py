@@ -47,7 +47,7 @@ def test_bits_rise_where_the_loss_is_flat_and_cost_what_they_are(recipe, tmp_pat
     assert report.bits["shares"] == pytest.approx({"3": 4 / 22, "4": 4 / 22, "6": 4 / 22, "8": 10 / 22})
     macs = {"scheduled": 0, "fixed": 0}
     for layer in load_run(tmp_path / "run").model.layers():
-        macs[layer.role] += layer.macs
+        macs[layer.group] += layer.macs
     spent = sum(
         (macs["scheduled"] * weight(bits, grads) + macs["fixed"] * weight(8, grads)) * 128
         for bits, grads in zip(EXPECTED, EXPECTED_GRADIENTS, strict=True)
@@ -107,7 +107,7 @@ def test_groups_run_at_bits_of_their_own_and_are_frozen_at_their_bound(tmp_path,
     run = load_run(tmp_path / "run")
     macs: dict[str, int] = {}
     for layer in run.model.layers():
-        macs[layer.role] = macs.get(layer.role, 0) + layer.macs
+        macs[layer.group] = macs.get(layer.group, 0) + layer.macs
     assert report.model["layers"] == {"fixed": 2, "scheduled": 2, "group1": 3}
     main, own = run.recipe.precision.forward_schedule(), run.recipe.precision.group_schedules()["group1"]
     spent = 128 * sum(

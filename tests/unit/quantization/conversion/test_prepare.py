@@ -1,4 +1,4 @@
-"""`prepare`: where quantizers stand, which role they have, and what it says of models that it cannot take."""
+"""`prepare`: where quantizers stand, which group they have, and what it says of models that it cannot take."""
 
 import copy
 
@@ -89,10 +89,10 @@ def test_the_float_model_is_left_as_it_was() -> None:
 
 
 def test_first_and_last_layer_hold_the_upper_bound_unless_told_otherwise() -> None:
-    roles = [layer.role for layer in tiny().layers()]
-    assert roles[0] == roles[-1] == "fixed"
-    assert set(roles[1:-1]) == {"scheduled"}
-    assert {layer.role for layer in tiny(ends="scheduled").layers()} == {"scheduled"}
+    groups = [layer.group for layer in tiny().layers()]
+    assert groups[0] == groups[-1] == "fixed"
+    assert set(groups[1:-1]) == {"scheduled"}
+    assert {layer.group for layer in tiny(ends="scheduled").layers()} == {"scheduled"}
 
 
 def test_macs_are_those_of_the_published_network() -> None:
@@ -120,8 +120,8 @@ def test_cycling_weights_and_activations_take_the_current_bits_and_held_ones_do_
     for i, module in enumerate(inputs):
         module.register_forward_hook(record(f"input {i}"))
     model(torch.randn(32, 1, 8, 8))
-    scheduled = [name for name, quantizer in quantizers.items() if quantizer.role == "scheduled"]
-    held = [name for name, quantizer in quantizers.items() if quantizer.role == "fixed"]
+    scheduled = [name for name, quantizer in quantizers.items() if quantizer.group == "scheduled"]
+    held = [name for name, quantizer in quantizers.items() if quantizer.group == "fixed"]
     assert scheduled
     assert inputs
     assert all(values[name] <= 8 for name in scheduled)

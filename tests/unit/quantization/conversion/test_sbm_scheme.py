@@ -93,12 +93,12 @@ def test_gradients_of_convolutions_are_rounded_and_that_of_the_classifier_is_not
 
 def test_only_inputs_of_convolutions_are_quantized_and_equal_inputs_once(networks) -> None:
     _, model = networks
-    assert [layer.role for layer in model.layers()] == ["scheduled"] * 3
+    assert [layer.group for layer in model.layers()] == ["scheduled"] * 3
     assert [layer.name for layer in model.layers()] == ["first", "second", "shortcut"]
     assert [(layer.name, layer.macs) for layer in model.float_layers] == [("fc", 30)]
     quantizers = dict(model.quantizers())
     assert len(quantizers) == 2
-    assert {quantizer.role for quantizer in quantizers.values()} == {"scheduled"}
+    assert {quantizer.group for quantizer in quantizers.values()} == {"scheduled"}
 
 
 def test_ends_and_groups_and_exclusions(networks) -> None:
@@ -106,7 +106,7 @@ def test_ends_and_groups_and_exclusions(networks) -> None:
     config = QuantizationConfig(scheme="sbm", ends="fixed", groups=(group,), exclude=["shortcut"])
     model = cpt.prepare(Residual(), torch.zeros(2, 3, 8, 8), config)
     assert config.ends == "scheduled"
-    assert {layer.name: layer.role for layer in model.layers()} == {"first": "scheduled", "second": "group1"}
+    assert {layer.name: layer.group for layer in model.layers()} == {"first": "scheduled", "second": "group1"}
     assert {layer.name for layer in model.float_layers} == {"shortcut", "fc"}
 
 

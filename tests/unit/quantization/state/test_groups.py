@@ -23,7 +23,7 @@ def tiny(*groups: LayerGroup, **options: object) -> QuantizedModel:
 
 def bits_of_weights(model: QuantizedModel) -> dict[str, int]:
     return {
-        name: module.precision.weight_bits_of(module.index, module.role)
+        name: module.precision.weight_bits_of(module.index, module.group)
         for name, module in model.network.named_modules()
         if isinstance(module, QuantizedLayer)
     }
@@ -68,13 +68,13 @@ def test_weights_and_inputs_of_a_group_lie_on_its_own_grid():
 
 def test_an_edge_has_the_bits_of_a_group_only_if_nothing_else_reads_it():
     network = tiny(SECOND).network
-    roles = {name: module.role for name, module in network.named_modules() if isinstance(module, ActivationQuantizer)}
-    inputs = {module.role for module in network.modules() if isinstance(module, Requantize)}
+    groups = {name: module.group for name, module in network.named_modules() if isinstance(module, ActivationQuantizer)}
+    inputs = {module.group for module in network.modules() if isinstance(module, Requantize)}
     # The second block's convolution and shortcut both belong to the group; the first block's input is added as well.
-    assert set(roles.values()) == {"scheduled", "group1", "fixed"}
+    assert set(groups.values()) == {"scheduled", "group1", "fixed"}
     assert inputs == {"scheduled"}
     shared = tiny(LayerGroup("group1", "*.shortcut.0", 6)).network
-    assert {module.role for module in shared.modules() if isinstance(module, Requantize)} == {"scheduled", "group1"}
+    assert {module.group for module in shared.modules() if isinstance(module, Requantize)} == {"scheduled", "group1"}
 
 
 def test_the_upper_bound_is_each_groups_own_and_bits_come_back():
@@ -128,7 +128,7 @@ def test_bits_of_groups_are_data_to_a_compiled_layer():
         return graph.forward
 
     quant_max = torch.compile(
-        lambda: layer.precision.weight_quant_max(layer.role) * 1.0, backend=backend, fullgraph=True
+        lambda: layer.precision.weight_quant_max(layer.group) * 1.0, backend=backend, fullgraph=True
     )
     found = []
     for bits in (2, 3, 4, 5, 6):
@@ -156,4 +156,4 @@ def test_groups_that_get_no_layers_are_refused(groups, message, hint):
 
 def test_the_ends_can_be_a_group_where_they_cycle():
     model = tiny(LayerGroup("group1", "fc", 8), ends="scheduled")
-    assert [layer.name for layer in model.layers() if layer.role == "group1"] == ["fc"]
+    assert [layer.name for layer in model.layers() if layer.group == "group1"] == ["fc"]

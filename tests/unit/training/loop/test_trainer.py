@@ -99,7 +99,7 @@ def test_reporter_hears_the_run(recipe, tmp_path, recorder):
 def test_cost_is_that_of_the_schedule_and_the_layers(recipe, tmp_path, recorder):
     report = train(recipe("train.steps=8"), tmp_path / "run", reporter=recorder)
     layers = load_run(tmp_path / "run").model.layers()
-    cycle, fixed = (sum(layer.macs for layer in layers if layer.role == role) for role in ("scheduled", "fixed"))
+    cycle, fixed = (sum(layer.macs for layer in layers if layer.group == group) for group in ("scheduled", "fixed"))
 
     bits = [event.bits for event in recorder.steps]
     spent = sum(128 * (cycle * (b * b + 16 * b) + fixed * (64 + 128)) for b in bits)
