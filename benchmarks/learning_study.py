@@ -33,7 +33,9 @@ Not part of it yet, and to be registered the same way before their first run: th
     CPT_DATA_DIR=... OMP_NUM_THREADS=1 nice -n 19 python benchmarks/learning_study.py [--minutes 60] [--share 1/2]
 
 Each finished run is added to `results/learning_study.json`; repeating the command goes on with the missing ones. Two
-processes beside each other take a share each (`--share 1/2` and `--share 2/2`); `--table` only writes the table.
+processes beside each other take a share each (`--share 1/2` and `--share 2/2`); `--sets` trains on some of the data
+sets only. `--table` trains nothing and writes table and picture; `--cell fashion/1000/cpt/0` prints the command that
+repeats a run, runs it and compares the result with the recorded one.
 """
 
 import argparse
@@ -41,23 +43,27 @@ import fcntl
 import itertools
 import json
 import math
-import statistics
+import os
+import shlex
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from learning import processor_name
-from measuring import RESULTS, machine, markdown_table, write_results
+from measuring import RESULTS, ROOT, machine, write_results
+from paired_differences import Difference, corrected, mean_difference
 from training_grid import KINDS as PRECISIONS
 from training_grid import Metric
 
 from cpt_deploy.recipe import load_recipe
-from cpt_deploy.training import train
+from cpt_deploy.training import RunReport, train
 
 SEEDS = range(8)
 CYCLES = 8
@@ -192,6 +198,14 @@ def trained(name: str, steps: int, kind: str, seed: int) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def results_lock() -> Iterator[None]:
+    """Keep other processes from reading and writing the results meanwhile."""
+    with (RESULTS / "learning_study.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def read_results() -> dict[str, Any]:
     """Return what `results/learning_study.json` holds, or no runs."""
     path = RESULTS / "learning_study.json"
@@ -201,8 +215,7 @@ def read_results() -> dict[str, Any]:
 
 def add_run(cell: str, run: dict[str, Any], info: dict[str, Any]) -> None:
     """Add a finished run to the results, which another process may be adding to as well."""
-    with (RESULTS / "learning_study.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with results_lock():
         content = read_results()
         content["machine"] = info  # of the last runs; each run names its processor
         content["processors"][run["processor"]] = info
@@ -224,28 +237,6 @@ def share(text: str) -> tuple[int, int]:
     return int(part) - 1, int(parts)
 
 
-# --- analysis -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Paired differences of a cell to static 8 bits, in points of accuracy.
-
-    Attributes:
-        seeds: Number of pairs.
-        mean: Their mean.
-        error: Standard error of the mean.
-        half: Half of the 95 % interval.
-        p: Two-sided p value of Student's t.
-    """
-
-    seeds: int
-    mean: float
-    error: float
-    half: float
-    p: float
-
-
 def gain(name: str, run: Mapping[str, Any], reference: Mapping[str, Any]) -> float:
     """Return by how much a run is better than another: accuracy gained, or loss per token saved."""
     if SETS[name].metric == "perplexity":
@@ -254,67 +245,63 @@ def gain(name: str, run: Mapping[str, Any], reference: Mapping[str, Any]) -> flo
 
 
 def difference(runs: Runs, name: str, steps: int, kind: str) -> Difference | None:
-    """Return the differences of a cell; None with fewer than two pairs."""
-    from scipy.stats import t as student
+    """Return the difference of a cell to static 8 bits; None with fewer than two pairs.
 
+    It is in points of accuracy, or in hundredths of a nat per token, each of which is about a percent of perplexity.
+    """
     pairs = [(runs.get(key(name, steps, kind, seed)), runs.get(key(name, steps, REFERENCE, seed))) for seed in SEEDS]
     found = [100 * gain(name, mine, other) for mine, other in pairs if mine and other]
-    if len(found) < 2:
-        return None
-    mean, error = statistics.mean(found), statistics.stdev(found) / math.sqrt(len(found))
-    freedom = len(found) - 1
-    half = float(student.ppf(0.975, freedom)) * error
-    p = 2 * float(student.sf(abs(mean) / error, freedom)) if error else float(mean == 0)
-    return Difference(len(found), mean, error, half, p)
+    return mean_difference(found) if len(found) >= 2 else None
 
 
-def corrected(differences: Mapping[Any, Difference]) -> dict[Any, float]:
-    """Return the p value of each comparison after Holm's correction."""
-    result, least = {}, 0.0
-    ordered = sorted(differences, key=lambda cell: differences[cell].p)
-    for place, cell in enumerate(ordered):
-        least = max(least, min(1.0, (len(ordered) - place) * differences[cell].p))
-        result[cell] = least
-    return result
+def compared(runs: Runs) -> dict[tuple[str, int, str], tuple[Difference, float]]:
+    """Return the differences there are, each with its p value corrected for all comparisons of the study."""
+    planned = [(name, steps, kind) for name, steps, kind, seed in cells() if seed == SEEDS[0] and kind != REFERENCE]
+    found = {cell: value for cell in planned if (value := difference(runs, *cell)) is not None}
+    p = corrected(found, len(planned))
+    return {cell: (value, p[cell]) for cell, value in found.items()}
 
 
-def table(runs: Runs) -> str:
-    """Return one table for each data set, a row for each kind, a column for each length."""
-    found = {
-        (name, steps, kind): value
-        for name in SETS
-        for steps in LENGTHS
-        for kind in KINDS
-        if kind != REFERENCE and (value := difference(runs, name, steps, kind)) is not None
-    }
-    p = corrected(found)
-    parts = []
-    for name, data in SETS.items():
-        lengths = [steps for steps in LENGTHS if any(cell[:2] == (name, steps) for cell in found)]
-        if not lengths:
-            continue
-        rows = [[f"{TITLES[REFERENCE]}, accuracy in %", *(_accuracy(runs, name, steps) for steps in lengths)]]
-        for kind in KINDS:
-            cells_of_kind = [(name, steps, kind) for steps in lengths]
-            if any(cell in found for cell in cells_of_kind):
-                entries = [_entry(found[cell], p[cell]) if cell in found else "" for cell in cells_of_kind]
-                rows.append([f"{TITLES[kind]}, minus static 8", *entries])
-        parts.append(f"**{data.title}**\n\n{markdown_table(['', *(f'{steps:,} steps' for steps in lengths)], rows)}")
-    done, planned = len(runs), sum(1 for _ in cells())
-    introduction = (
-        f"{done:,} of {planned:,} runs. Points of top-1 accuracy on the test set, paired by seed: mean ± standard "
-        "error (number of seeds); `*` where Holm's correction over all comparisons of the study leaves p below 0.05."
+def planned_cell(text: str) -> tuple[str, int, str, int]:
+    """Return the run that a text such as `fashion/1000/cpt/0` names.
+
+    Raises:
+        argparse.ArgumentTypeError: If the study has no such run.
+    """
+    found = next((cell for cell in cells() if key(*cell) == text), None)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"expected set/steps/kind/seed such as fashion/1000/cpt/0, got {text!r}")
+    return found
+
+
+def command(name: str, steps: int, kind: str, seed: int) -> list[str]:
+    """Return the command that repeats a run."""
+    folder = f"runs/learning-study/{name}-{steps}-{kind}-{seed}"
+    return ["cpt", "train", SETS[name].preset, *settings(name, steps, kind, seed), "--out", folder]
+
+
+def repeat(cell: tuple[str, int, str, int]) -> None:
+    """Print the command of a run, run it, and print its result beside the recorded one."""
+    line = command(*cell)
+    print(f"OMP_NUM_THREADS=1 {shlex.join(line)}", flush=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-m", "cpt_cli", *line[1:]], check=True, env=environment)
+    metric = SETS[cell[0]].metric
+    value = RunReport.read(Path(line[-1]) / "report.json").test.metrics[metric]
+    recorded = read_results()["runs"].get(key(*cell))
+    print(
+        f"{metric} {value:.6g}, recorded " + (f"{recorded[metric]:.6g} on {recorded['processor']}" if recorded else "-")
     )
-    return "\n\n".join([introduction, *parts])
 
 
-def _accuracy(runs: Runs, name: str, steps: int) -> str:
-    found = [run["accuracy"] for seed in SEEDS if (run := runs.get(key(name, steps, REFERENCE, seed)))]
-    return f"{100 * statistics.mean(found):.2f}" if found else ""
+def write_report() -> None:
+    """Write the table and the picture of what there is."""
+    from learning_study_report import draw, table
 
-
-def _entry(value: Difference, p: float) -> str:
-    return f"{value.mean:+.2f} ± {value.error:.2f} ({value.seeds}){'*' if p < 0.05 else ''}"
+    with results_lock():
+        content = read_results()
+        write_results("learning_study", content, table(content["runs"]))
+    draw(content["runs"], ROOT / "docs/images/learning_study.svg")
 
 
 def main() -> None:
@@ -323,23 +310,28 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no run after this time")
     parser.add_argument("--share", type=share, default=(0, 1), help="train this part of the cells only, such as 1/2")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="train the runs on these only")
-    parser.add_argument("--table", action="store_true", help="train nothing; write the table of what there is")
+    parser.add_argument("--table", action="store_true", help="train nothing; write table and picture of what there is")
+    parser.add_argument("--cell", type=planned_cell, help="repeat this run, such as fashion/1000/cpt/0; record nothing")
     arguments = parser.parse_args()
+    if arguments.cell:
+        repeat(arguments.cell)
+        return
     torch.set_num_threads(1)
     info = machine()
     end = time.monotonic() + 60 * arguments.minutes
     first, parts = arguments.share
     wanted = () if arguments.table else (cell for cell in cells() if cell[0] in arguments.sets)
     for cell in itertools.islice(wanted, first, None, parts):
-        if key(*cell) in read_results()["runs"]:
+        with results_lock():
+            known = key(*cell) in read_results()["runs"]
+        if known:
             continue
         if time.monotonic() > end:
             break
         add_run(key(*cell), {**trained(*cell), "processor": processor_name(info)}, info)
         print(f"{time.strftime('%H:%M:%S')} {key(*cell)}", file=sys.stderr, flush=True)  # no accuracy: nobody looks
     if arguments.table or parts == 1:
-        content = read_results()
-        write_results("learning_study", content, table(content["runs"]))
+        write_report()
 
 
 if __name__ == "__main__":
