@@ -72,7 +72,7 @@ class Style:
     """How the line of a kind is drawn.
 
     Args:
-        color: Of a palette that is told apart without red or green (Okabe and Ito).
+        color: Of the colour-blind-safe palette of Okabe and Ito.
         marker: Shape of its points.
         dashed: Whether the line is dashed.
         thin: Whether it is in the background.
