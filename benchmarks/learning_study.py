@@ -4,8 +4,9 @@ Question: at which number of steps, if at any, is the accuracy of CPT 3-8 (cosin
 does the answer differ between plenty of data and few?
 
 Settings: `SETS`, `LENGTHS`, `KINDS`, `SEEDS` below. Runs of one seed have the same initial weights and batches, so they
-are compared in pairs. Networks are small enough to converge on a CPU. All have SGD with momentum 0.9 at 0.1, a cosine
-down to zero over the run, weight decay 1e-4, batches of 64, 8 cycles, gradients of 8 bits, first and last layer at 8.
+are compared in pairs. Networks are small enough to converge on a CPU. Those for images have SGD with momentum 0.9 at
+0.1, a cosine down to zero over the run, weight decay 1e-4, batches of 64, 8 cycles, gradients of 8 bits, first and last
+layer at 8.
 
 Analysis: top-1 accuracy of the calibrated model on the whole test set; for each data set, length and kind the paired
 differences to static 8, their mean, standard error and interval of Student's t. Intervals are at 95 % each in the
@@ -17,13 +18,24 @@ of `cells()`, which does not depend on results. Until then tables and pictures s
 Registered later, before its first run, when 200 of the other runs were done and none had been looked at: a cyclic
 learning rate at static 8 bits, which restarts in the cycles of the schedules, the paper's own control.
 
-Not part of it yet, and to be registered the same way before their first run: the authors' own quantizer, a language
-model, sharpness.
+Registered later, before its first run, when the table of 318 other runs had been seen: a language model, two LSTM
+layers of 64 that read the bytes of Shakespeare (`TEXT_KINDS`). Bits are the paper's for its LSTM, 5-8 forward and 8
+backward, and the whole network cycles, as there; optimizer and clipping are those of the recipe `ptb-lstm` (SGD at 20,
+0.25), with the study's cosine over the run and 8 cycles; 40 rows of 12 bytes per step, no dropout; the model of static
+5 bits is evaluated at 8, as for images. Compared is the calibrated model's mean loss per byte of the whole test text:
+static 8 minus the other, times 100, which is nearly the percent by which perplexity is lower. Positive is better, as
+for accuracy. Kinds and lengths follow from the time of a step and the paper. Beforehand, static 8 was trained for up
+to 1,000 steps with a seed outside of the study, to see that the training loss falls; others ran for 60 steps for their
+time alone. Holm's correction includes these comparisons.
+
+Not part of it yet, and to be registered the same way before their first run: the authors' own quantizer, sharpness.
 
     CPT_DATA_DIR=... OMP_NUM_THREADS=1 nice -n 19 python benchmarks/learning_study.py [--minutes 60] [--share 1/2]
 
 Each finished run is added to `results/learning_study.json`; repeating the command goes on with the missing ones. Two
-processes beside each other take a share each (`--share 1/2` and `--share 2/2`); `--table` only writes the table.
+processes beside each other take a share each (`--share 1/2` and `--share 2/2`); `--sets` trains on some of the data
+sets only. `--table` trains nothing and writes table and picture; `--cell fashion/1000/cpt/0` prints the command that
+repeats a run, runs it and compares the result with the recorded one.
 """
 
 import argparse
@@ -31,22 +43,27 @@ import fcntl
 import itertools
 import json
 import math
-import statistics
+import os
+import shlex
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from learning import processor_name
-from measuring import RESULTS, machine, markdown_table, write_results
+from measuring import RESULTS, ROOT, machine, write_results
+from paired_differences import Difference, corrected, mean_difference
 from training_grid import KINDS as PRECISIONS
+from training_grid import Metric
 
 from cpt_deploy.recipe import load_recipe
-from cpt_deploy.training import train
+from cpt_deploy.training import RunReport, train
 
 SEEDS = range(8)
 CYCLES = 8
@@ -59,25 +76,23 @@ class DataSet:
 
     Args:
         title: Name in tables.
-        settings: Changes of the preset `digits-quickstart`.
+        settings: Changes of the preset.
         longest: Number of steps of its longest runs.
+        kinds: Precision of each kind of run on it, and the kind's longest run.
+        preset: Recipe on which the runs are based.
+        metric: Metric on the test set.
+        eval_batch: Images, or parallel rows of text, per batch of an evaluation.
     """
 
     title: str
     settings: tuple[str, ...]
     longest: int
+    kinds: Mapping[str, tuple[list[str], int]]
+    preset: str = "digits-quickstart"
+    metric: Metric = "accuracy"
+    eval_batch: int = 500
 
 
-def _fashion(*settings: str) -> tuple[str, ...]:
-    own = ("data.name=fashion-mnist", "model.name=resnet8", "model.args={width: 8}", "data.augment=[]")
-    return (*own, "data.input.size=[14, 14]", "data.input.resize=14", *settings)
-
-
-SETS = {
-    "digits": DataSet("digits, 1,437 images of 8x8", (), 3_000),
-    "fashion": DataSet("Fashion-MNIST, 60,000 images of 14x14", _fashion(), 30_000),
-    "few-fashion": DataSet("Fashion-MNIST, 2,000 images of 14x14", _fashion("data.limit=2000"), 10_000),
-}
 LENGTHS = (300, 1_000, 3_000, 10_000, 30_000)
 
 #: Precision of each kind, and its longest run: only three kinds are trained at all lengths.
@@ -92,12 +107,39 @@ KINDS: dict[str, tuple[list[str], int]] = {
     "static5": (PRECISIONS["static5"], 10_000),
     "cyclic-lr": ([*PRECISIONS["static8"], f"lr.cycles={CYCLES}"], 10_000),
 }
+#: The same for text, where a cycle includes the first and the last layer.
+TEXT_KINDS: dict[str, tuple[list[str], int]] = {
+    "float32": ([*PRECISIONS["float32"], "precision.ends=scheduled"], 3_000),
+    "static8": (PRECISIONS["static8"], 3_000),
+    "cpt-5-8": (KINDS["cpt-5-8"][0], 3_000),
+    "exponential-5-8": (["precision.schedule=exponential", "precision.min_bits=5"], 1_000),
+    "static5": (PRECISIONS["static5"], 1_000),
+}
+_TEXT = (
+    *("data.name=tinyshakespeare", "data.text.level=byte", "data.text.sequence=12"),
+    *("model.args={embedding: 64, hidden: 64, layers: 2, dropout: 0}", "lr.name=cosine"),
+    *("train.batch_size=40", "train.calibration_batches=20"),
+)
+
+
+def _fashion(*settings: str) -> tuple[str, ...]:
+    own = ("data.name=fashion-mnist", "model.name=resnet8", "model.args={width: 8}", "data.augment=[]")
+    return (*own, "data.input.size=[14, 14]", "data.input.resize=14", *settings)
+
+
+SETS = {
+    "digits": DataSet("digits, 1,437 images of 8x8", (), 3_000, KINDS),
+    "fashion": DataSet("Fashion-MNIST, 60,000 images of 14x14", _fashion(), 30_000, KINDS),
+    "few-fashion": DataSet("Fashion-MNIST, 2,000 images of 14x14", _fashion("data.limit=2000"), 10_000, KINDS),
+    "shakespeare": DataSet("Shakespeare, 1,003,856 bytes", _TEXT, 3_000, TEXT_KINDS, "ptb-lstm", "perplexity", 100),
+}
 TITLES = {
     "float32": "float32",
     "static8": "static 8",
     "cpt": "CPT 3-8, cosine",
     "cpt-5-8": "CPT 5-8, cosine",
     "exponential": "CPT 3-8, exponential",
+    "exponential-5-8": "CPT 5-8, exponential",
     "rex": "CPT 3-8, REX",
     "static6": "static 6",
     "static5": "static 5",
@@ -113,7 +155,7 @@ def cells() -> Iterator[tuple[str, int, str, int]]:
     for steps in LENGTHS:
         for seed in SEEDS:
             for name, data in SETS.items():
-                for kind, (_, longest) in KINDS.items():
+                for kind, (_, longest) in data.kinds.items():
                     if steps <= min(data.longest, longest):
                         yield name, steps, kind, seed
 
@@ -124,14 +166,15 @@ def key(name: str, steps: int, kind: str, seed: int) -> str:
 
 
 def settings(name: str, steps: int, kind: str, seed: int) -> list[str]:
-    """Return the settings of a run, as `cpt train digits-quickstart` takes them."""
+    """Return the settings of a run, as `cpt train` takes them after the set's preset."""
+    data = SETS[name]
     return [
-        *SETS[name].settings,
-        *KINDS[kind][0],
+        *data.settings,
+        *data.kinds[kind][0],
         f"precision.cycles={CYCLES}",
         "train.epochs=null",
         f"train.steps={steps}",
-        "train.eval_batch_size=500",
+        f"train.eval_batch_size={data.eval_batch}",
         "train.eval_every=null",
         "train.checkpoint_every=null",
         f"train.log_every={max(10, steps // 30)}",
@@ -143,16 +186,24 @@ def settings(name: str, steps: int, kind: str, seed: int) -> list[str]:
 
 def trained(name: str, steps: int, kind: str, seed: int) -> dict[str, Any]:
     """Train a run in a temporary folder and return its results."""
-    recipe = load_recipe("digits-quickstart", settings(name, steps, kind, seed))
+    recipe = load_recipe(SETS[name].preset, settings(name, steps, kind, seed))
     begin = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         report = train(recipe, Path(folder) / "run")
     return {
-        "accuracy": report.test.metrics["accuracy"],
+        SETS[name].metric: report.test.metrics[SETS[name].metric],
         "loss": report.test.loss,
         "gbitops": report.cost["gbitops"],
         "cpu_seconds": round(time.process_time() - begin, 1),
     }
+
+
+@contextmanager
+def results_lock() -> Iterator[None]:
+    """Keep other processes from reading and writing the results meanwhile."""
+    with (RESULTS / "learning_study.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def read_results() -> dict[str, Any]:
@@ -164,8 +215,7 @@ def read_results() -> dict[str, Any]:
 
 def add_run(cell: str, run: dict[str, Any], info: dict[str, Any]) -> None:
     """Add a finished run to the results, which another process may be adding to as well."""
-    with (RESULTS / "learning_study.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with results_lock():
         content = read_results()
         content["machine"] = info  # of the last runs; each run names its processor
         content["processors"][run["processor"]] = info
@@ -187,90 +237,71 @@ def share(text: str) -> tuple[int, int]:
     return int(part) - 1, int(parts)
 
 
-# --- analysis -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Paired differences of a cell to static 8 bits, in points of accuracy.
-
-    Attributes:
-        seeds: Number of pairs.
-        mean: Their mean.
-        error: Standard error of the mean.
-        half: Half of the 95 % interval.
-        p: Two-sided p value of Student's t.
-    """
-
-    seeds: int
-    mean: float
-    error: float
-    half: float
-    p: float
+def gain(name: str, run: Mapping[str, Any], reference: Mapping[str, Any]) -> float:
+    """Return by how much a run is better than another: accuracy gained, or loss per token saved."""
+    if SETS[name].metric == "perplexity":
+        return float(reference["loss"] - run["loss"])
+    return float(run["accuracy"] - reference["accuracy"])
 
 
 def difference(runs: Runs, name: str, steps: int, kind: str) -> Difference | None:
-    """Return the differences of a cell; None with fewer than two pairs."""
-    from scipy.stats import t as student
+    """Return the difference of a cell to static 8 bits; None with fewer than two pairs.
 
+    It is in points of accuracy, or in hundredths of a nat per token, each of which is about a percent of perplexity.
+    """
     pairs = [(runs.get(key(name, steps, kind, seed)), runs.get(key(name, steps, REFERENCE, seed))) for seed in SEEDS]
-    found = [100 * (mine["accuracy"] - other["accuracy"]) for mine, other in pairs if mine and other]
-    if len(found) < 2:
-        return None
-    mean, error = statistics.mean(found), statistics.stdev(found) / math.sqrt(len(found))
-    freedom = len(found) - 1
-    half = float(student.ppf(0.975, freedom)) * error
-    p = 2 * float(student.sf(abs(mean) / error, freedom)) if error else float(mean == 0)
-    return Difference(len(found), mean, error, half, p)
+    found = [100 * gain(name, mine, other) for mine, other in pairs if mine and other]
+    return mean_difference(found) if len(found) >= 2 else None
 
 
-def corrected(differences: Mapping[Any, Difference]) -> dict[Any, float]:
-    """Return the p value of each comparison after Holm's correction."""
-    result, least = {}, 0.0
-    ordered = sorted(differences, key=lambda cell: differences[cell].p)
-    for place, cell in enumerate(ordered):
-        least = max(least, min(1.0, (len(ordered) - place) * differences[cell].p))
-        result[cell] = least
-    return result
+def compared(runs: Runs) -> dict[tuple[str, int, str], tuple[Difference, float]]:
+    """Return the differences there are, each with its p value corrected for all comparisons of the study."""
+    planned = [(name, steps, kind) for name, steps, kind, seed in cells() if seed == SEEDS[0] and kind != REFERENCE]
+    found = {cell: value for cell in planned if (value := difference(runs, *cell)) is not None}
+    p = corrected(found, len(planned))
+    return {cell: (value, p[cell]) for cell, value in found.items()}
 
 
-def table(runs: Runs) -> str:
-    """Return one table for each data set, a row for each kind, a column for each length."""
-    found = {
-        (name, steps, kind): value
-        for name in SETS
-        for steps in LENGTHS
-        for kind in KINDS
-        if kind != REFERENCE and (value := difference(runs, name, steps, kind)) is not None
-    }
-    p = corrected(found)
-    parts = []
-    for name, data in SETS.items():
-        lengths = [steps for steps in LENGTHS if any(cell[:2] == (name, steps) for cell in found)]
-        if not lengths:
-            continue
-        rows = [[f"{TITLES[REFERENCE]}, accuracy in %", *(_accuracy(runs, name, steps) for steps in lengths)]]
-        for kind in KINDS:
-            cells_of_kind = [(name, steps, kind) for steps in lengths]
-            if any(cell in found for cell in cells_of_kind):
-                entries = [_entry(found[cell], p[cell]) if cell in found else "" for cell in cells_of_kind]
-                rows.append([f"{TITLES[kind]}, minus static 8", *entries])
-        parts.append(f"**{data.title}**\n\n{markdown_table(['', *(f'{steps:,} steps' for steps in lengths)], rows)}")
-    done, planned = len(runs), sum(1 for _ in cells())
-    introduction = (
-        f"{done:,} of {planned:,} runs. Points of top-1 accuracy on the test set, paired by seed: mean ± standard "
-        "error (number of seeds); `*` where Holm's correction over all comparisons of the study leaves p below 0.05."
+def planned_cell(text: str) -> tuple[str, int, str, int]:
+    """Return the run that a text such as `fashion/1000/cpt/0` names.
+
+    Raises:
+        argparse.ArgumentTypeError: If the study has no such run.
+    """
+    found = next((cell for cell in cells() if key(*cell) == text), None)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"expected set/steps/kind/seed such as fashion/1000/cpt/0, got {text!r}")
+    return found
+
+
+def command(name: str, steps: int, kind: str, seed: int) -> list[str]:
+    """Return the command that repeats a run."""
+    folder = f"runs/learning-study/{name}-{steps}-{kind}-{seed}"
+    return ["cpt", "train", SETS[name].preset, *settings(name, steps, kind, seed), "--out", folder]
+
+
+def repeat(cell: tuple[str, int, str, int]) -> None:
+    """Print the command of a run, run it, and print its result beside the recorded one."""
+    line = command(*cell)
+    print(f"OMP_NUM_THREADS=1 {shlex.join(line)}", flush=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-m", "cpt_cli", *line[1:]], check=True, env=environment)
+    metric = SETS[cell[0]].metric
+    value = RunReport.read(Path(line[-1]) / "report.json").test.metrics[metric]
+    recorded = read_results()["runs"].get(key(*cell))
+    print(
+        f"{metric} {value:.6g}, recorded " + (f"{recorded[metric]:.6g} on {recorded['processor']}" if recorded else "-")
     )
-    return "\n\n".join([introduction, *parts])
 
 
-def _accuracy(runs: Runs, name: str, steps: int) -> str:
-    found = [run["accuracy"] for seed in SEEDS if (run := runs.get(key(name, steps, REFERENCE, seed)))]
-    return f"{100 * statistics.mean(found):.2f}" if found else ""
+def write_report() -> None:
+    """Write the table and the picture of what there is."""
+    from learning_study_report import draw, table
 
-
-def _entry(value: Difference, p: float) -> str:
-    return f"{value.mean:+.2f} ± {value.error:.2f} ({value.seeds}){'*' if p < 0.05 else ''}"
+    with results_lock():
+        content = read_results()
+        write_results("learning_study", content, table(content["runs"]))
+    draw(content["runs"], ROOT / "docs/images/learning_study.svg")
 
 
 def main() -> None:
@@ -278,22 +309,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no run after this time")
     parser.add_argument("--share", type=share, default=(0, 1), help="train this part of the cells only, such as 1/2")
-    parser.add_argument("--table", action="store_true", help="train nothing; write the table of what there is")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="train the runs on these only")
+    parser.add_argument("--table", action="store_true", help="train nothing; write table and picture of what there is")
+    parser.add_argument("--cell", type=planned_cell, help="repeat this run, such as fashion/1000/cpt/0; record nothing")
     arguments = parser.parse_args()
+    if arguments.cell:
+        repeat(arguments.cell)
+        return
     torch.set_num_threads(1)
     info = machine()
     end = time.monotonic() + 60 * arguments.minutes
     first, parts = arguments.share
-    for cell in () if arguments.table else itertools.islice(cells(), first, None, parts):
-        if key(*cell) in read_results()["runs"]:
+    wanted = () if arguments.table else (cell for cell in cells() if cell[0] in arguments.sets)
+    for cell in itertools.islice(wanted, first, None, parts):
+        with results_lock():
+            known = key(*cell) in read_results()["runs"]
+        if known:
             continue
         if time.monotonic() > end:
             break
         add_run(key(*cell), {**trained(*cell), "processor": processor_name(info)}, info)
         print(f"{time.strftime('%H:%M:%S')} {key(*cell)}", file=sys.stderr, flush=True)  # no accuracy: nobody looks
     if arguments.table or parts == 1:
-        content = read_results()
-        write_results("learning_study", content, table(content["runs"]))
+        write_report()
 
 
 if __name__ == "__main__":
