@@ -8,6 +8,7 @@ from cpt_deploy.precision.adaptive import (
     progressive_stages,
 )
 from cpt_deploy.precision.cost import BitOpsMeter, LayerCost, relative_cost, share_of_steps
+from cpt_deploy.precision.recommended import RECOMMENDED, recommended_schedule
 from cpt_deploy.precision.schedules import (
     CyclicSchedule,
     PiecewiseSchedule,
@@ -19,6 +20,7 @@ from cpt_deploy.precision.schedules import (
 )
 
 __all__ = [
+    "RECOMMENDED",
     "AdaptiveSchedule",
     "BitOpsMeter",
     "CyclicSchedule",
@@ -32,6 +34,7 @@ __all__ = [
     "follow_losses",
     "progressive_stages",
     "published_name",
+    "recommended_schedule",
     "relative_cost",
     "schedules",
     "share_of_steps",

@@ -7,7 +7,15 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from cpt_deploy.errors import UsageError
-from cpt_deploy.precision import PlateauRule, PrecisionSchedule, ProgressiveSchedule, build_schedule, progressive_stages
+from cpt_deploy.precision import (
+    RECOMMENDED,
+    PlateauRule,
+    PrecisionSchedule,
+    ProgressiveSchedule,
+    build_schedule,
+    progressive_stages,
+    recommended_schedule,
+)
 from cpt_deploy.recipe.fields import Bits, Count, Fraction, Interval, Name, Settings
 
 PROGRESSIVE = "progressive"
@@ -67,6 +75,7 @@ class QuantizationSettings(Settings):
 class PrecisionSettings(Settings):
     """Bits over the run, with one schedule for forward (weights and activations) and one for backward (gradients).
 
+    The schedule `recommended` becomes the one that the learning study recommends for the number of steps of the run.
     `min_bits` and `max_bits` bound the forward bits, `cycles` is the number of cycles in the run, `points` are the
     (start fraction, bits) pairs of the piecewise schedule. `ends` selects fixed precision (at max_bits) or scheduled
     precision for the first and the last layer. `range_momentum` is the weight of a new batch in the tracked activation
@@ -75,7 +84,7 @@ class PrecisionSettings(Settings):
     the schedule of that name.
     """
 
-    schedule: Name = "cosine"
+    schedule: Name = RECOMMENDED
     min_bits: Bits = 3
     max_bits: Bits = 8
     cycles: Count = 32
@@ -101,7 +110,7 @@ class PrecisionSettings(Settings):
                     f"Expected max_bits of {group.match} to be at most the model's {self.max_bits}, "
                     f"but got {group.max_bits}"
                 )
-        for name, build in self._builders():
+        for name, build in self.for_steps(1)._builders():
             if ":" in name:  # a user's own code is imported when the run starts, not when a file is read
                 continue
             try:
@@ -111,6 +120,12 @@ class PrecisionSettings(Settings):
         if problems:
             raise ValueError(" | ".join(dict.fromkeys(problems)))
         return self
+
+    def for_steps(self, total_steps: int) -> Self:
+        """Return the settings with the schedule that is recommended for a run of so many steps, if that is wanted."""
+        if self.schedule != RECOMMENDED:
+            return self
+        return self.model_copy(update={"schedule": recommended_schedule(total_steps)})
 
     def _builders(self) -> Iterator[tuple[str, Callable[[], PrecisionSchedule]]]:
         yield self.schedule, self.forward_schedule

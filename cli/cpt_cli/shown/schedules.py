@@ -94,7 +94,7 @@ def show_schedule(
 
 def show_recipe(recipe: "Recipe", steps: int, losses: list[float]) -> list[ShownSchedule]:
     """Describe the schedules of a recipe: forward, of layer groups, and of the gradients."""
-    precision = recipe.precision
+    precision = recipe.precision.for_steps(steps)
     shown = [
         show_schedule(
             f"forward: {precision.schedule} {_range(precision.min_bits, precision.max_bits)}",

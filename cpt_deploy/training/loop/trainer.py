@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cpt_deploy import readable
 from cpt_deploy.errors import ProcessLostError, RunInterruptedError, TrainingDivergedError
-from cpt_deploy.precision import AdaptiveSchedule, BitOpsMeter
+from cpt_deploy.precision import RECOMMENDED, AdaptiveSchedule, BitOpsMeter
 from cpt_deploy.recipe import Recipe, interval_steps
 from cpt_deploy.training.distributed.process_group import (
     ProcessGroup,
@@ -90,7 +90,7 @@ def train(
             objects.schedules, interval_steps(task.recipe.precision.progressive.every, task.steps_per_epoch)
         )
         progress, costs = _restored(objects, task, following, directory, process_group, resume=resume)
-        reporter.start(_plan(task, objects, directory.path, progress.step, process_group))
+        reporter.start(_plan(recipe, task, objects, directory.path, progress.step, process_group))
         log = _open_log(directory, task, progress, process_group)
         synchronization = Synchronization(objects.model, process_group, device)
         run = Run(
@@ -199,11 +199,16 @@ def plan_run(recipe: Recipe, run_dir: Path) -> TrainPlan:
     device = choose_device(recipe.train.device, process_group)
     task = load_task(recipe, device, process_group.per_machine)
     objects = build_objects(task.build_model(), task.recipe, task.total_steps, device)
-    return _plan(task, objects, run_dir, 0, process_group)
+    return _plan(recipe, task, objects, run_dir, 0, process_group)
 
 
 def _plan(
-    task: TrainingTask, objects: RunObjects, run_dir: Path, first_step: int, process_group: ProcessGroup
+    given: Recipe,
+    task: TrainingTask,
+    objects: RunObjects,
+    run_dir: Path,
+    first_step: int,
+    process_group: ProcessGroup,
 ) -> TrainPlan:
     layers = objects.model.layers()
     return TrainPlan(
@@ -230,6 +235,7 @@ def _plan(
         divided=task.divided,
         doubts=doubts_of(task, objects),
         conversion=objects.model.conversion,
+        recommended=given.precision.schedule == RECOMMENDED,
     )
 
 
