@@ -8,7 +8,7 @@ from cpt_deploy.precision.adaptive import (
     progressive_stages,
 )
 from cpt_deploy.precision.cost import BitOpsMeter, LayerCost, relative_cost, share_of_steps
-from cpt_deploy.precision.recommended import RECOMMENDED, recommended_schedule
+from cpt_deploy.precision.recommended import RECOMMENDED, is_short, recommended_min_bits
 from cpt_deploy.precision.schedules import (
     CyclicSchedule,
     PiecewiseSchedule,
@@ -32,9 +32,10 @@ __all__ = [
     "StaticSchedule",
     "build_schedule",
     "follow_losses",
+    "is_short",
     "progressive_stages",
     "published_name",
-    "recommended_schedule",
+    "recommended_min_bits",
     "relative_cost",
     "schedules",
     "share_of_steps",

@@ -1,16 +1,25 @@
-"""The schedule that the learning study recommends for the length of a run (docs/benchmarks/learning-study.md)."""
+"""The cosine schedule that the learning study recommends for the length of a run (docs/benchmarks/learning-study.md)."""
 
 RECOMMENDED = "recommended"
-"""In a recipe, the schedule of `recommended_schedule`."""
+"""In a recipe: the paper's cosine, in short runs between fewer bits."""
 
-_FROM_STEPS = ((0, "exponential"), (3_000, "cosine"))
-"""Schedules by the least number of steps of a run, ascending."""
+LONG_STEPS, LONG_EPOCHS = 1_000, 30
+"""A run is long from so many steps and passes over its data on: then it gains from min_bits of 3, else it loses."""
+
+SHORT_SPAN = 3
+"""Bits between min_bits and max_bits in short runs."""
 
 
-def recommended_schedule(total_steps: int) -> str:
-    """Return the name of the schedule for a run of so many steps.
+def is_short(total_steps: int, epochs: float) -> bool:
+    """Return whether a run is too short for the paper's bounds.
 
-    A cosine spends half of a run below 6 bits, which short runs do not make up for; an exponential rise spends most of
-    it at max_bits.
+    Args:
+        total_steps: Its steps.
+        epochs: Its passes over the training data.
     """
-    return next(name for least, name in reversed(_FROM_STEPS) if total_steps >= least)
+    return total_steps < LONG_STEPS or epochs < LONG_EPOCHS
+
+
+def recommended_min_bits(min_bits: int, max_bits: int, total_steps: int, epochs: float) -> int:
+    """Return min_bits for a run: those given, in a short run at most `SHORT_SPAN` below max_bits."""
+    return max(min_bits, max_bits - SHORT_SPAN) if is_short(total_steps, epochs) else min_bits

@@ -3,7 +3,7 @@
 from typing import Any
 
 from cpt_deploy.errors import UsageError
-from cpt_deploy.precision import RECOMMENDED, PrecisionSchedule, build_schedule, recommended_schedule
+from cpt_deploy.precision import PrecisionSchedule, build_schedule
 from cpt_deploy.quantization.model import QuantizedModel
 
 
@@ -17,7 +17,7 @@ class CyclicPrecision:
     >>> from cpt_deploy import CyclicPrecision, QuantizationConfig, prepare
     >>> config = QuantizationConfig(min_bits=3, max_bits=8, ends="scheduled")
     >>> model = prepare(torch.nn.Linear(4, 2), torch.zeros(2, 4), config)
-    >>> schedule = CyclicPrecision(model, total_steps=8, cycles=2, schedule="cosine")
+    >>> schedule = CyclicPrecision(model, total_steps=8, cycles=2)
     >>> bits = []
     >>> for _ in range(8):
     ...     bits.append(schedule.get_last_bits())  # a training step runs here
@@ -31,8 +31,8 @@ class CyclicPrecision:
         model: The prepared model; min_bits and max_bits are those of its configuration.
         total_steps: Steps of the whole training.
         cycles: How often the bits rise from min_bits to max_bits.
-        schedule: "recommended" for such a number of steps, or a name that `cpt schedules` lists, such as "cosine" (the
-            paper's), or an object with a method `bits_at(step, total_steps)`.
+        schedule: A name that `cpt schedules` lists, such as "cosine" (the paper's) or "rex-triangular-vertical", or an
+            object with a method `bits_at(step, total_steps)`.
         gradient_bits: Bits of the gradients, the same in all steps.
         last_step: Number of the last finished step, from which training continues; -1 for a new one.
 
@@ -46,12 +46,10 @@ class CyclicPrecision:
         total_steps: int,
         cycles: int = 32,
         *,
-        schedule: str | PrecisionSchedule = RECOMMENDED,
+        schedule: str | PrecisionSchedule = "cosine",
         gradient_bits: int = 8,
         last_step: int = -1,
     ) -> None:
-        if schedule == RECOMMENDED:
-            schedule = recommended_schedule(total_steps)
         if isinstance(schedule, str):
             config = model.config
             schedule = build_schedule(schedule, min_bits=config.min_bits, max_bits=config.max_bits, cycles=cycles)

@@ -14,7 +14,7 @@ from cpt_deploy.precision import (
     ProgressiveSchedule,
     build_schedule,
     progressive_stages,
-    recommended_schedule,
+    recommended_min_bits,
 )
 from cpt_deploy.recipe.fields import Bits, Count, Fraction, Interval, Name, Settings
 
@@ -75,7 +75,8 @@ class QuantizationSettings(Settings):
 class PrecisionSettings(Settings):
     """Bits over the run, with one schedule for forward (weights and activations) and one for backward (gradients).
 
-    The schedule `recommended` becomes the one that the learning study recommends for the number of steps of the run.
+    The schedule `recommended` is a cosine, with min_bits at most 3 below max_bits in a short run: of fewer than 1,000
+    steps, or of fewer than 30 passes over its data.
     `min_bits` and `max_bits` bound the forward bits, `cycles` is the number of cycles in the run, `points` are the
     (start fraction, bits) pairs of the piecewise schedule. `ends` selects fixed precision (at max_bits) or scheduled
     precision for the first and the last layer. `range_momentum` is the weight of a new batch in the tracked activation
@@ -110,7 +111,7 @@ class PrecisionSettings(Settings):
                     f"Expected max_bits of {group.match} to be at most the model's {self.max_bits}, "
                     f"but got {group.max_bits}"
                 )
-        for name, build in self.for_steps(1)._builders():
+        for name, build in self.for_run(1, 1)._builders():
             if ":" in name:  # a user's own code is imported when the run starts, not when a file is read
                 continue
             try:
@@ -121,11 +122,17 @@ class PrecisionSettings(Settings):
             raise ValueError(" | ".join(dict.fromkeys(problems)))
         return self
 
-    def for_steps(self, total_steps: int) -> Self:
-        """Return the settings with the schedule that is recommended for a run of so many steps, if that is wanted."""
+    def for_run(self, total_steps: int, epochs: float) -> Self:
+        """Return the settings with the schedule and min_bits that are recommended for a run, if that is wanted.
+
+        Args:
+            total_steps: Steps of the run.
+            epochs: Its passes over the training data.
+        """
         if self.schedule != RECOMMENDED:
             return self
-        return self.model_copy(update={"schedule": recommended_schedule(total_steps)})
+        min_bits = recommended_min_bits(self.min_bits, self.max_bits, total_steps, epochs)
+        return self.model_copy(update={"schedule": "cosine", "min_bits": min_bits})
 
     def _builders(self) -> Iterator[tuple[str, Callable[[], PrecisionSchedule]]]:
         yield self.schedule, self.forward_schedule

@@ -242,6 +242,6 @@ def load_task(recipe: Recipe, device: torch.device, processes: int = 1) -> Train
     name = task_name(recipe.data.task, recipe.data.name)
     resolved = recipe.model_copy(update={"data": recipe.data.model_copy(update={"task": name})})
     task: TrainingTask = tasks.get(name).load_training(resolved, device, processes)
-    precision = task.recipe.precision.for_steps(task.total_steps)
+    precision = task.recipe.precision.for_run(task.total_steps, task.total_steps / task.steps_per_epoch)
     task.recipe = task.recipe.model_copy(update={"precision": precision})
     return task

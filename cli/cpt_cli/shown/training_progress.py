@@ -241,7 +241,7 @@ def _describe_precision(plan: "TrainPlan") -> str:
     schedule = precision.forward_schedule()
     line, shown = _schedule_line(schedule, plan.total_steps)
     bits = f"{precision.min_bits}-{precision.max_bits}" if precision.schedule != "static" else f"{precision.max_bits}"
-    chosen = f", recommended for {plan.total_steps:,} steps" if plan.recommended else ""
+    chosen = ", recommended for a run of this length" if plan.recommended else ""
     return f"{line}{shown}  {precision.schedule} {bits} bits forward, {precision.grad_max_bits} backward{chosen}"
 
 
