@@ -125,7 +125,14 @@ def main() -> None:
     arguments = parser.parse_args()
     run = arguments.run or Path("runs/benchmark-fashion-mnist")
     if arguments.run is None:
-        command("train", "fashion-mnist-resnet20", f"train.epochs={arguments.epochs}", "--out", str(run))
+        command(
+            "train",
+            "fashion-mnist-resnet20",
+            "precision.schedule=cosine",
+            f"train.epochs={arguments.epochs}",
+            "--out",
+            str(run),
+        )
     entries = []
     for bits in arguments.bits:
         bundle = run / f"bundle-{bits}bit"

@@ -43,7 +43,7 @@ from cpt_deploy.training import (
 from cpt_deploy.training.task import load_task
 from cpt_deploy.validation import mcnemar_exact
 
-SHORT = ("train.epochs=null", "lr.warmup_steps=20", "train.calibration_batches=20")
+SHORT = ("precision.schedule=cosine", "train.epochs=null", "lr.warmup_steps=20", "train.calibration_batches=20")
 SMALL_CIFAR = ("data.name=cifar10-jpeg", "data.input.size=[16,16]")
 MOBILENET = ("model.name=mobilenetv2", "train.batch_size=64", "optimizer.lr=0.05")
 IMAGES = {

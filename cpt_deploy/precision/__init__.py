@@ -8,7 +8,14 @@ from cpt_deploy.precision.adaptive import (
     progressive_stages,
 )
 from cpt_deploy.precision.cost import BitOpsMeter, LayerCost, relative_cost, share_of_steps
-from cpt_deploy.precision.recommended import RECOMMENDED, is_short, recommended_min_bits
+from cpt_deploy.precision.recommended import (
+    LOSSES,
+    RECOMMENDED,
+    RECOMMENDED_LOSS,
+    SHORT_SPAN,
+    is_short,
+    recommended_min_bits,
+)
 from cpt_deploy.precision.schedules import (
     CyclicSchedule,
     PiecewiseSchedule,
@@ -20,7 +27,10 @@ from cpt_deploy.precision.schedules import (
 )
 
 __all__ = [
+    "LOSSES",
     "RECOMMENDED",
+    "RECOMMENDED_LOSS",
+    "SHORT_SPAN",
     "AdaptiveSchedule",
     "BitOpsMeter",
     "CyclicSchedule",

@@ -44,7 +44,7 @@ def make_room(directory: Path) -> None:
 
 
 def train_digits(directory: Path, reporter: "TrainReporter | None" = None) -> "RunReport":
-    """Train a small ResNet with bits that cycle between 3 and 8; the run is in `DIRECTORY/run`."""
+    """Train a small ResNet with bits that cycle between 5 and 8; the run is in `DIRECTORY/run`."""
     import torch
 
     from cpt_deploy.recipe import load_recipe

@@ -94,7 +94,7 @@ def show_schedule(
 
 def show_recipe(recipe: "Recipe", steps: int, losses: list[float]) -> list[ShownSchedule]:
     """Describe the schedules of a recipe: forward, of layer groups, and of the gradients."""
-    precision = recipe.precision.for_steps(steps)
+    precision = recipe.precision.for_run(steps, recipe.train.epochs or 1)
     shown = [
         show_schedule(
             f"forward: {precision.schedule} {_range(precision.min_bits, precision.max_bits)}",

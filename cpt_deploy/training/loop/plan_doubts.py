@@ -4,7 +4,15 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from cpt_deploy import readable
-from cpt_deploy.precision import CyclicSchedule, PrecisionSchedule
+from cpt_deploy.precision import (
+    LOSSES,
+    RECOMMENDED,
+    RECOMMENDED_LOSS,
+    SHORT_SPAN,
+    CyclicSchedule,
+    PrecisionSchedule,
+    is_short,
+)
 
 if TYPE_CHECKING:
     from cpt_deploy.training.loop.setup import RunObjects
@@ -66,6 +74,14 @@ def _of_precision(task: "TrainingTask", objects: "RunObjects") -> Iterator[str]:
                 f"{key}={schedule.cycles} over {readable.counted(total, 'step')} reaches {most} bits, not "
                 f"{schedule.max_bits}: longer cycles do"
             )
+    epochs, lost = total / task.steps_per_epoch, LOSSES.get(precision.schedule)
+    if lost and precision.max_bits - precision.min_bits > SHORT_SPAN and is_short(total, epochs):
+        yield (
+            f"{readable.counted(total, 'step')} in {readable.figure(epochs)} epochs are short for {precision.schedule} "
+            f"from {precision.min_bits} to {precision.max_bits} bits: from 3 to 8, short runs of the learning study "
+            f"lost up to {lost} points against static bits, and up to {RECOMMENDED_LOSS} with "
+            f"precision.schedule={RECOMMENDED}"
+        )
     if precision.schedule != "static" and not any(
         layer.group not in ("fixed", "float") for layer in objects.meter.layers
     ):

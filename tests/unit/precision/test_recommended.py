@@ -1,29 +1,58 @@
-"""The schedule that a run gets when its recipe leaves the choice to the length of the run."""
+"""The schedule and bounds that a run gets when its recipe leaves the choice to the length of the run."""
+
+import json
+import statistics
+from pathlib import Path
 
 import pytest
 
-from cpt_deploy.precision import RECOMMENDED, recommended_schedule, relative_cost
+from cpt_deploy.precision import LOSSES, RECOMMENDED, RECOMMENDED_LOSS, is_short
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.recipe.precision import PrecisionSettings
 
+STUDY = Path(__file__).parents[3] / "benchmarks" / "results" / "learning_study.json"
+IMAGES = {"digits": 1_437, "fashion": 60_000, "few-fashion": 2_000}
+BATCH = 64
 
-def test_a_recipe_leaves_the_choice_to_the_length_of_the_run():
+
+@pytest.mark.parametrize(
+    ("steps", "epochs", "min_bits"), [(440, 20, 5), (999, 100, 5), (2_000, 29, 5), (1_000, 30, 3), (64_000, 164, 3)]
+)
+def test_a_recipe_leaves_the_bounds_to_the_length_of_the_run(steps, epochs, min_bits):
     settings = Recipe().precision
     assert settings.schedule == RECOMMENDED
-    for steps in (1, 440, 1_000_000):
-        assert settings.for_steps(steps).schedule == recommended_schedule(steps)
+    chosen = settings.for_run(steps, epochs)
+    assert (chosen.schedule, chosen.min_bits, chosen.max_bits) == ("cosine", min_bits, 8)
+
+
+@pytest.mark.parametrize(("given", "chosen"), [((3, 8), (5, 8)), ((6, 8), (6, 8)), ((3, 6), (3, 6)), ((2, 4), (2, 4))])
+def test_in_short_runs_min_bits_are_near_max_bits(given, chosen):
+    settings = PrecisionSettings(min_bits=given[0], max_bits=given[1]).for_run(100, 1)
+    assert (settings.min_bits, settings.max_bits) == chosen
 
 
 def test_a_chosen_schedule_stays():
     settings = PrecisionSettings(schedule="rex")
-    assert settings.for_steps(1) is settings
+    assert settings.for_run(1, 1) is settings
 
 
-def test_longer_runs_save_no_less():
-    saved = [
-        1 - relative_cost(settings.forward_schedule(), settings.backward_schedule(), steps)
-        for steps in (640, 6_400, 64_000)
-        if (settings := PrecisionSettings(cycles=8).for_steps(steps))
-    ]
-    assert saved == pytest.approx(sorted(saved), abs=0.01)
-    assert saved[-1] == pytest.approx(0.3667, abs=0.001)  # the paper's schedule, and the saving that it prints
+def differences():
+    """Mean difference to static 8 bits in points of accuracy, by images, steps and kind, of cells with all 8 seeds."""
+    runs, found = json.loads(STUDY.read_text())["runs"], {}
+    for cell, run in runs.items():
+        name, steps, kind, seed = cell.split("/")
+        if name in IMAGES and f"{name}/{steps}/static8/{seed}" in runs:
+            lost = run["accuracy"] - runs[f"{name}/{steps}/static8/{seed}"]["accuracy"]
+            found.setdefault((name, int(steps), kind), []).append(100 * lost)
+    return {cell: statistics.fmean(values) for cell, values in found.items() if len(values) == 8}
+
+
+def test_the_recommendation_follows_from_the_study():
+    short, long = {}, {}
+    for (name, steps, kind), gained in differences().items():
+        epochs = steps / (IMAGES[name] // BATCH)
+        (short if is_short(steps, epochs) else long).setdefault(kind, []).append(gained)
+    assert {kind: round(-min(short[place]), 1) for kind, place in (("cosine", "cpt"), ("rex", "rex"))} == LOSSES
+    assert round(-min(short["cpt-5-8"]), 1) == RECOMMENDED_LOSS
+    assert statistics.fmean(short["cpt-5-8"]) > statistics.fmean(short["cpt"])
+    assert statistics.fmean(long["cpt"]) > statistics.fmean(long["cpt-5-8"]) > 0

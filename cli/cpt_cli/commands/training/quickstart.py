@@ -30,7 +30,7 @@ def quickstart(
 ) -> None:
     """Train, export, validate, serve and predict once, on scikit-learn's handwritten digits.
 
-    Trains a small ResNet with bits that cycle between 3 and 8, exports it to 8-bit integers, compares every integer
+    Trains a small ResNet with bits that cycle between 5 and 8, exports it to 8-bit integers, compares every integer
     with onnxruntime's, starts a server on a free port, sends it one real digit as a PNG, and stops it.
     """
     from cpt_deploy.workflows.quickstart import BITS, DIGIT, LOG, make_room
