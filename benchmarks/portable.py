@@ -53,7 +53,7 @@ IMAGES = {
     "cifar-mobilenetv2": ("fashion-mnist-resnet20", (*MOBILENET, *SMALL_CIFAR, *SHORT, "train.steps=250")),
 }
 TEXTS = {
-    "shakespeare-transformer": ("tinyshakespeare-transformer", ("train.steps=300",)),
+    "shakespeare-transformer": ("tinyshakespeare-transformer", ("train.steps=300", "precision.schedule=cosine")),
     "ptb-lstm": (
         "ptb-lstm",
         ("model.args.embedding=128", "model.args.hidden=128", "model.args.dropout=0", "train.eval_batch_size=40",

@@ -77,10 +77,10 @@ def _of_precision(task: "TrainingTask", objects: "RunObjects") -> Iterator[str]:
     epochs, lost = total / task.steps_per_epoch, LOSSES.get(precision.schedule)
     if lost and precision.max_bits - precision.min_bits > SHORT_SPAN and is_short(total, epochs):
         yield (
-            f"{readable.counted(total, 'step')} in {readable.figure(epochs)} epochs are short for {precision.schedule} "
-            f"from {precision.min_bits} to {precision.max_bits} bits: from 3 to 8, short runs of the learning study "
-            f"lost up to {lost} points against static bits, and up to {RECOMMENDED_LOSS} with "
-            f"precision.schedule={RECOMMENDED}"
+            f"{readable.counted(total, 'step')}, {readable.counted(round(epochs), 'epoch')}, are few for the schedule "
+            f"{precision.schedule} from {precision.min_bits} bits: between 3 and 8 it cost up to {lost} points of "
+            f"accuracy in short runs of the learning study, and precision.schedule={RECOMMENDED} up to "
+            f"{RECOMMENDED_LOSS}"
         )
     if precision.schedule != "static" and not any(
         layer.group not in ("fixed", "float") for layer in objects.meter.layers
