@@ -107,6 +107,8 @@ STYLES = {
     "static6": Style("#009E73", "D", dashed=True, thin=True),
     "static5": Style("#009E73", "D"),
     "cyclic-lr": Style("#E69F00", "X"),
+    "sbm-static8": Style("#56B4E9", "s", dashed=True, thin=True),
+    "sbm-cpt": Style("#56B4E9", "o", thin=True),
 }
 APART = 1.045  # factor between the points of neighbouring kinds
 

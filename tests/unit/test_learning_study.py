@@ -64,7 +64,7 @@ def test_every_kind_of_run_is_a_recipe_and_has_a_partner_a_title_and_a_line(stud
         recipe = load_recipe(study.SETS[name].preset, study.settings(*cell))
         assert (recipe.train.steps, recipe.seed, recipe.precision.cycles) == (cell[1], cell[3], study.CYCLES)
         assert recipe.precision.ends == ("scheduled" if name == "shakespeare" else "fixed")
-        assert (name, cell[1], study.REFERENCE, cell[3]) in planned
+        assert (name, cell[1], study.REFERENCES.get(kind, study.REFERENCE), cell[3]) in planned
         assert kind in study.TITLES
         assert kind == study.REFERENCE or kind in report.STYLES
 
