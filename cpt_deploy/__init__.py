@@ -4,6 +4,10 @@ Importing this package imports nothing heavy; the public names below are resolve
 """
 
 import importlib
+import os
+
+# Otherwise onnxruntime reports the names and hashes of models to its maker; it reads this when it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 

@@ -6,6 +6,7 @@ Functions that draw a picture are decorated with `picture` and end with `save`; 
 import functools
 import html
 import io
+import logging
 import math
 import re
 import statistics
@@ -55,6 +56,9 @@ def require_matplotlib() -> None:
     Raises:
         MissingExtraError: If Matplotlib is not installed.
     """
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # without a home it keeps its fonts in a temporary folder, which works as well
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
@@ -62,6 +66,8 @@ def require_matplotlib() -> None:
             "Expected Matplotlib, which draws the plots, but it is not installed",
             extra="train",
         ) from error
+    finally:
+        logger.setLevel(level)
 
 
 def check_plot_path(destination: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -85,3 +87,10 @@ def test_a_bundle_far_from_its_run_is_timed_alone(here, capsys, bundle, tmp_path
 def test_benchmark_refuses_what_it_cannot_do(here, capsys, bundle, words):
     assert main(["benchmark", str(bundle), *words]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_user_without_a_home_and_without_variables_sees_the_verdict_alone(bundle_copy):
+    words = ["validate", str(bundle_copy), "--data", "digits", "--limit", "50", "--allow-undecided", "--quiet"]
+    line = [sys.executable, "-m", "cpt_cli", *words]
+    done = subprocess.run(line, env={"HOME": "/proc/none"}, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("passed\n", "")
