@@ -5,6 +5,7 @@ import gc
 import ipaddress
 import logging
 import os
+import resource
 import signal
 import socket
 import threading
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 _UNACKNOWLEDGED_MS = 30_000
 _NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _POLL_S, _GOODBYE_S = 0.1, 0.5
+_OTHER_FILES = 64
+"""Files that are open besides connections: libraries, logs, models that are read."""
 _SPARE_S = 4.0
 """Time after the shutdown deadline in which resources are released."""
 
@@ -71,7 +74,7 @@ def _prepared(service: Service, app: ASGIApp) -> tuple[uvicorn.Config, Connectio
     """Return the configuration of the web server, loaded, and the tracker of its connections."""
     settings = service.settings
     connections = Connections(
-        limit=settings.max_connections,
+        limit=_possible_connections(settings.max_connections),
         max_head_bytes=settings.max_head_bytes,
         head_timeout_s=settings.head_timeout_s,
         refused=service.metrics.connection_refused,
@@ -95,6 +98,29 @@ def _prepared(service: Service, app: ASGIApp) -> tuple[uvicorn.Config, Connectio
     gc.collect()
     gc.freeze()
     return config, connections
+
+
+def _possible_connections(wanted: int) -> int:
+    """Raise this process's limit of open files as far as connections need it, and return how many are possible.
+
+    Beyond the limit, connections would wait without an answer, and files of models could not be opened.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + _OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return wanted
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    possible = max(1, min(wanted, allowed - _OTHER_FILES))
+    if possible < wanted:
+        logger.warning(
+            "%d connections at a time instead of %d, since this process may open %d files: ulimit -n or LimitNOFILE "
+            "allows more",
+            possible,
+            wanted,
+            allowed,
+        )
+    return possible
 
 
 def _listen(host: str, port: int) -> socket.socket:

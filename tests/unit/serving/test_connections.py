@@ -180,6 +180,37 @@ def test_heads_that_are_never_finished_hold_little_memory(tmp_path, shared_bundl
                 each.close()
 
 
+FEW_FILES = """
+import resource
+from cpt_serving import load_settings, run
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_NOFILE, (80, {hard}))
+    run(load_settings(), on_listening=lambda url: print(url, flush=True))
+"""
+
+
+@pytest.mark.parametrize(("hard", "connections"), [(500, 150), (100, 36)], ids=["it may open more", "it may not"])
+def test_connections_leave_files_for_the_rest(tmp_path, shared_bundle, running_server, hard, connections):
+    program = tmp_path / "serve.py"
+    program.write_text(FEW_FILES.format(hard=hard))
+    with running_server(tmp_path, shared_bundle, program, max_connections=150) as (process, url):
+        host, port = url.removeprefix("http://").split(":")
+        opened = []
+        try:
+            for _ in range(connections):
+                opened.append(socket.create_connection((host, int(port)), timeout=30))
+                opened[-1].sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert answer(opened[-1]) == (200, {"live": True})
+            with socket.create_connection((host, int(port)), timeout=30) as further:
+                assert answer(further)[0] == 503
+        finally:
+            for each in opened:
+                each.close()
+        process.terminate()
+        stderr = process.communicate(timeout=30)[1]
+    assert ("36 connections at a time instead of 150" in stderr) == (hard == 100)
+
+
 def test_requests_that_come_at_once_are_answered_one_after_the_other(connection):
     connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n" * 20)
     received = b""
