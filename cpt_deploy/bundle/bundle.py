@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from cpt_deploy.bundle.checksums import AGAIN_HINT, content_digest, read_checksums, verify_checksums
+from cpt_deploy.bundle.directories import locked
 from cpt_deploy.bundle.formats import FORMATS
 from cpt_deploy.bundle.golden import Golden, read_golden
 from cpt_deploy.bundle.layout import (
@@ -82,6 +83,11 @@ class Bundle:
         """
         directory = Path(path)
         check_directory(directory)
+        with locked(directory, to_write=False):
+            return cls._read(directory, verify=verify)
+
+    @classmethod
+    def _read(cls, directory: Path, *, verify: bool) -> "Bundle":
         digests = verify_checksums(directory) if verify else read_checksums(directory)
         config = read_json(directory, CONFIG_FILE, digests)
         own = own_section(directory, config)

@@ -16,10 +16,10 @@ from cpt_deploy.bundle import layout
 from cpt_deploy.bundle.bundle import Bundle, check_parts
 from cpt_deploy.bundle.card import CardFields, EvaluationResult, render_card
 from cpt_deploy.bundle.checksums import checksum_lines, read_checksums
+from cpt_deploy.bundle.directories import locked, replace_directory, replace_files
 from cpt_deploy.bundle.formats import FORMATS
 from cpt_deploy.bundle.formatting import json_bytes
 from cpt_deploy.bundle.golden import Golden
-from cpt_deploy.bundle.integrity.directories import replace_directory, replace_files
 from cpt_deploy.bundle.processors.by_task import check_processor
 from cpt_deploy.bundle.processors.processor import Processor
 from cpt_deploy.errors import BundleError
@@ -141,14 +141,13 @@ def update_validation(
         ).encode()
     if page is not None:
         changed[layout.VALIDATION_PAGE] = page.encode()
-    digests = read_checksums(directory) | _digests_of(changed)
-    if page is None:
-        digests.pop(layout.VALIDATION_PAGE, None)
     left = {layout.SIGNATURE_FILE, *([layout.VALIDATION_PAGE] if page is None else [])}
-    sums = checksum_lines(digests).encode()
-    with _writing(directory):
+    with _writing(directory), locked(directory, to_write=True):
+        digests = read_checksums(directory) | _digests_of(changed)
+        if page is None:
+            digests.pop(layout.VALIDATION_PAGE, None)
         # With both lists of checksums in place, the bundle can be opened even if this is interrupted.
-        replace_files(directory, {layout.PENDING_SUMS_FILE: sums, **changed})
+        replace_files(directory, {layout.PENDING_SUMS_FILE: checksum_lines(digests).encode(), **changed})
         (directory / layout.PENDING_SUMS_FILE).replace(directory / layout.SUMS_FILE)
         for name in left:
             (directory / name).unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cpt_deploy.bundle.integrity.directories import replace_files
+from cpt_deploy.bundle.directories import replace_files
 from cpt_deploy.errors import DataError
 from cpt_deploy.integer import IntegerGraph, freeze
 from cpt_deploy.onnx_graph.writer import write_onnx

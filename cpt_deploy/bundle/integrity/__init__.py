@@ -1,1 +1,1 @@
-"""Integrity of bundles: checksums, signatures, evidence, consistency of files, and atomic writing."""
+"""Integrity of bundles: signatures, evidence, and consistency of files."""

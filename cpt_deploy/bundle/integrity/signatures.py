@@ -14,7 +14,7 @@ from typing import Any
 
 from cpt_deploy.bundle.bundle import Bundle
 from cpt_deploy.bundle.checksums import AGAIN_HINT
-from cpt_deploy.bundle.integrity.directories import replace_files
+from cpt_deploy.bundle.directories import locked, replace_files
 from cpt_deploy.bundle.layout import SIGNATURE_FILE, SUMS_FILE
 from cpt_deploy.errors import BundleError, DataError, MissingExtraError, ValidationFailedError
 
@@ -56,12 +56,13 @@ def sign_bundle(bundle: Bundle, key: Path) -> Path:
     path = bundle.path / SIGNATURE_FILE
     pending = bundle.path / f".{SIGNATURE_FILE}.new"
     try:
-        signer.set_hashing_config(_hashing(library, (SIGNATURE_FILE, pending.name))).sign(bundle.path, pending)
-        replace_files(bundle.path, {SIGNATURE_FILE: pending.read_bytes()})
+        with locked(bundle.path, to_write=True):
+            signer.set_hashing_config(_hashing(library, (SIGNATURE_FILE, pending.name))).sign(bundle.path, pending)
+            replace_files(bundle.path, {SIGNATURE_FILE: pending.read_bytes()})
+            pending.unlink()
     except (OSError, ValueError) as error:
-        raise BundleError(f"Expected to sign {bundle.path}, but got: {error}") from error
-    finally:
         pending.unlink(missing_ok=True)
+        raise BundleError(f"Expected to sign {bundle.path}, but got: {error}") from error
     return path
 
 

@@ -2,7 +2,9 @@ import errno
 import json
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Event
 
 import pytest
 import yaml
@@ -239,3 +241,34 @@ def test_lists_of_numbers_take_one_line_and_texts_stay_as_they_are(bundle):
     update(bundle, report)
     assert Bundle.open(bundle.path).validation == report
     assert "[0, 1, -2.5e-07]" in (bundle.path / "validation.json").read_text()
+
+
+def test_validations_at_once_leave_one_of_them_whole(bundle):
+    with ThreadPoolExecutor(8) as pool:
+        reports = [{"number": number} for number in range(40)]
+        validated = list(pool.map(lambda report: update(bundle, report, page=str(report)), reports))
+    assert len(validated) == len(reports)
+    kept = Bundle.open(bundle.path)  # which verifies every checksum
+    assert kept.validation in reports
+    assert (bundle.path / "validation.html").read_text() == str(kept.validation)
+    assert not [path.name for path in bundle.path.iterdir() if path.name.startswith(".")]
+
+
+def test_readers_never_see_half_of_a_validation(bundle):
+    done = Event()
+
+    def read():
+        found = []
+        while not done.is_set():
+            found.append(Bundle.open(bundle.path).validation)
+        return found
+
+    with ThreadPoolExecutor(2) as pool:
+        readers = [pool.submit(read) for _ in range(2)]
+        try:
+            for number in range(60):
+                update(bundle, {"number": number}, page=str(number) if number % 2 else None)
+        finally:
+            done.set()
+    numbers = [report["number"] for reader in readers for report in reader.result() if report]
+    assert len(set(numbers)) > 1

@@ -1,9 +1,11 @@
-"""Write several files atomically: either all of them appear under their names, or none does."""
+"""Directories of files that are whole: all files of a change appear under their names or none, also to readers."""
 
+import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 
@@ -36,6 +38,21 @@ def replace_directory(destination: Path, files: Mapping[str, bytes]) -> None:
         raise
     _flush_directory(destination.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def locked(directory: Path, *, to_write: bool) -> Iterator[None]:
+    """Keep other processes from writing files of a directory inside the context; wait for one that does.
+
+    Only processes that enter this context are kept out: any number of them can read, or a single one can write.
+    """
+    with ExitStack() as stack:
+        # A file system over the network may not lock directories; one that cannot be read is reported by what reads it.
+        with suppress(OSError):
+            descriptor = os.open(directory, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX if to_write else fcntl.LOCK_SH)
+        yield
 
 
 def replace_files(directory: Path, files: Mapping[str, bytes]) -> None:
