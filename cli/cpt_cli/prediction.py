@@ -63,6 +63,7 @@ def local_predictor(path: Path, *, top_k: int, threads: int | None) -> Predictor
     import orjson
 
     from cpt_deploy.bundle import Bundle, TextProcessor
+    from cpt_deploy.bundle.bare import bundle_of_file
     from cpt_serving.adapters import adapter_of
     from cpt_serving.inference.memory import MemoryBudget
     from cpt_serving.inference.threads import Work
@@ -71,7 +72,7 @@ def local_predictor(path: Path, *, top_k: int, threads: int | None) -> Predictor
     from cpt_serving.web.uploads import EncodedImage
 
     settings = local_settings(path, threads)
-    bundle = Bundle.open(path)
+    bundle = bundle_of_file(path) if path.is_file() else Bundle.open(path)
     adapter = adapter_of(bundle, settings, MemoryBudget(settings.decode_bytes))
     adapter.load()
 

@@ -24,8 +24,8 @@ def predict(
     paths: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="A bundle or its run, then images if it takes them: files, folders of them, or patterns such as "
-            "'photos/*.jpg'. With --url the bundle can be left out.",
+            help="A bundle, its run or an ONNX file, then images if it takes them: files, folders of them, or patterns "
+            "such as 'photos/*.jpg'. With --url the bundle can be left out.",
             metavar="BUNDLE IMAGE...",
         ),
     ] = None,

@@ -1,5 +1,6 @@
 """ONNX files without a bundle, served as they are: every type, whole tensors, rows that depend on each other."""
 
+import json
 import socket
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import tritonclient.http as triton
 from onnx import TensorProto, helper, numpy_helper
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from cpt_cli.main import main
 from cpt_deploy.bundle.bare import bundle_of_file
 from cpt_deploy.errors import BundleError, ValidationFailedError
 from tests.unit.serving.conftest import connect
@@ -205,6 +207,13 @@ def test_predict_takes_whole_tensors_where_rows_are_not_joined(folder):
         wrong = client.post("/predict", json={"inputs": {"x": 2, "y": [1, 2]}})
     assert wrong.status_code == 400
     assert "'y' of the shape [-1, -1]" in wrong.json()["error"]
+
+
+def test_the_command_line_predicts_with_a_file(folder, tmp_path, capsys):
+    np.savez(tmp_path / "rows.npz", x=ROWS)
+    assert main(["predict", str(folder / "rows.onnx"), "--inputs", str(tmp_path / "rows.npz"), "--json"]) == 0
+    predictions = json.loads(capsys.readouterr().out)["predictions"]
+    np.testing.assert_allclose([row["y"] for row in predictions], ROWS @ WEIGHTS, rtol=1e-5)
 
 
 @pytest.mark.parametrize("data", [["a", 1], "a", [["a", "b", "c"]], [[None] * 3] * 2])
