@@ -17,6 +17,8 @@ def check_directory(directory: Path) -> None:
     if not directory.exists():
         raise BundleError(f"Expected a bundle at {directory}, but there is nothing", hint=how)
     if not directory.is_dir():
+        if directory.suffix == ".onnx":
+            how = f"cpt export --from {readable.argument(directory)} --data inputs.npz makes a bundle of it"
         raise BundleError(f"Expected a bundle directory at {directory}, but it is a file", hint=how)
     if (directory / SUMS_FILE).is_file():
         return

@@ -116,6 +116,11 @@ def recipe_path(source: str | Path) -> Path:
         DataError: If the file does not exist.
     """
     path = Path(source)
+    if path.suffix == ".onnx":
+        raise UsageError(
+            f"Expected a preset or a recipe, but got {path}",
+            hint=f"cpt train RECIPE model.name=onnx:{path} begins with the network and the weights of an ONNX file",
+        )
     if isinstance(source, Path) or path.suffix in _SUFFIXES or len(path.parts) > 1:
         if not path.is_file():
             raise DataError(f"Expected a recipe file at {path}, but found none", hint="presets are named without .yaml")

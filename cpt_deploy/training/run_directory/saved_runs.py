@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
+from cpt_deploy import readable
 from cpt_deploy.bundle import Processor
 from cpt_deploy.errors import CheckpointError, UsageError
 from cpt_deploy.quantization import QuantizedModel
@@ -80,9 +81,12 @@ def load_run(run_dir: Path, *, data_dir: Path | None = None) -> TrainedRun:
 def _read_run(run_dir: Path) -> tuple[RunDirectory, Recipe, RunReport]:
     directory = RunDirectory(run_dir)
     if not directory.recipe.is_file():
+        is_onnx = run_dir.suffix == ".onnx" and run_dir.is_file()
         raise CheckpointError(
-            f"Expected a run in {run_dir}, but it has no recipe.yaml",
-            hint="runs are the directories that cpt train writes",
+            f"Expected a run in {run_dir}, but it {'is a file' if is_onnx else 'has no recipe.yaml'}",
+            hint=f"cpt export --from {readable.argument(run_dir)} --data inputs.npz makes a bundle of an ONNX file"
+            if is_onnx
+            else "runs are the directories that cpt train writes",
         )
     return directory, load_recipe(directory.recipe), RunReport.read(directory.report)
 

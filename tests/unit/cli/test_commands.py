@@ -105,6 +105,22 @@ def test_a_missing_bundle_is_named(capsys, command, red):
     assert err[0] == "error: Expected a bundle at nowhere, but there is nothing"
 
 
+@pytest.mark.parametrize(
+    ("command", "hint"),
+    [
+        ("benchmark", "cpt export --from net.onnx --data inputs.npz"),
+        ("export", "cpt export --from net.onnx --data inputs.npz"),
+        ("train", "model.name=onnx:net.onnx"),
+    ],
+)
+def test_who_gives_an_onnx_file_elsewhere_is_told_where_it_goes(capsys, tmp_path, monkeypatch, command, hint):
+    monkeypatch.chdir(tmp_path)
+    Path("net.onnx").write_bytes(b"any")
+    _, _, err = run(capsys, command, "net.onnx")
+    assert "net.onnx" in err[0]
+    assert hint in err[1]
+
+
 @pytest.mark.parametrize("command", ["predict", "validate", "serve"])
 def test_an_edited_bundle_is_refused(capsys, command, bundle, red):
     labels = bundle.path / "labels.txt"
