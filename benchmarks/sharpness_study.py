@@ -35,7 +35,8 @@ results. Until then the table says how many runs there are.
     CPT_DATA_DIR=... OMP_NUM_THREADS=1 nice -n 10 python benchmarks/sharpness_study.py [--minutes 60]
 
 Each measured run is added to `results/sharpness_study.json`; repeating the command goes on with the missing ones, and
-`--table` only writes table and picture of those that exist.
+`--table` only writes table and picture of those that exist; `--cell fashion/1000/cpt/0` measures one run again and
+prints its measures beside those that are recorded.
 """
 
 import argparse
@@ -177,6 +178,28 @@ def add_run(cell: str, run: dict[str, Any], info: dict[str, Any]) -> None:
     unfinished.replace(RESULTS / f"{NAME}.json")
 
 
+def planned_cell(text: str) -> tuple[str, int, str, int]:
+    """Return the run that a text such as `fashion/1000/cpt/0` names.
+
+    Raises:
+        argparse.ArgumentTypeError: If the study has no such run.
+    """
+    for cell in cells():
+        if key(*cell) == text:
+            return cell
+    raise argparse.ArgumentTypeError(f"expected a run of the study such as fashion/1000/cpt/0, got {text!r}")
+
+
+def again(cell: tuple[str, int, str, int]) -> str:
+    """Measure a run again, and return its measures beside those that are recorded."""
+    now, recorded = measured(*cell), read_results()["runs"].get(key(*cell))
+    rows = [
+        [measure, f"{value(now):.6g}", f"{value(recorded):.6g}" if recorded else "none"]
+        for measure, value in {**MEASURES, **DESCRIPTIONS}.items()
+    ]
+    return markdown_table([key(*cell), "now", "recorded"], rows)
+
+
 # --- analysis -------------------------------------------------------------------------------------------------------
 
 
@@ -304,8 +327,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no run after this time")
     parser.add_argument("--table", action="store_true", help="train nothing; write table and picture of what exists")
+    parser.add_argument("--cell", type=planned_cell, help="measure this run again, and write nothing")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.cell:
+        print(again(arguments.cell))
+        return
     info = machine()
     end = time.monotonic() + 60 * arguments.minutes
     for cell in () if arguments.table else cells():

@@ -163,6 +163,18 @@ def test_a_run_is_measured_kept_and_shown(
     study.main()
     assert written[1] == written[0]
     assert "digits/300/static5/1" in capsys.readouterr().err
+    monkeypatch.setattr(study, "measured", lambda *cell: {**runs[study.key(*cell)], "slice": [0.0] * 5})
+    monkeypatch.setattr("sys.argv", ["sharpness_study.py", "--cell", "digits/300/cpt/1"])
+    study.main()
+    rows = [[entry.strip() for entry in line.split("|")] for line in capsys.readouterr().out.splitlines()]
+    assert rows[0][1:4] == ["digits/300/cpt/1", "now", "recorded"]
+    assert {row[1]: row[2] == row[3] for row in rows[2:]} == {
+        measure: "slice" not in measure for measure in {**study.MEASURES, **study.DESCRIPTIONS}
+    }
+    monkeypatch.setattr("sys.argv", ["sharpness_study.py", "--cell", "digits/300/cpt/9"])
+    with pytest.raises(SystemExit):
+        study.main()
+    assert "expected a run of the study such as" in capsys.readouterr().err
 
 
 def test_images_are_among_those_that_the_run_was_trained_on(study: ModuleType, tmp_path: Path) -> None:
