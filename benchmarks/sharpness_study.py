@@ -271,7 +271,10 @@ def table(runs: Runs, others: Runs, info: Mapping[str, Any]) -> str:
 
 
 def _mean(values: Sequence[float]) -> str:
-    return f"{statistics.geometric_mean(values):.3g}" if values and min(values) > 0 else ""
+    if not values or min(values) <= 0:
+        return ""
+    mean = statistics.geometric_mean(values)
+    return f"{mean:,.0f}" if mean >= 100 else f"{mean:.3g}"
 
 
 def _entry(found: Difference | str | None, p: float | None) -> str:
