@@ -32,6 +32,9 @@ trace divided by this loss, which says whether a smaller trace is more than a sm
 End: every cell has all seeds; then the study ends, whatever the result. The order of the runs does not depend on
 results. Until then the table says how many runs there are.
 
+Noted afterwards: the table was first looked at after 60 of the 72 runs; settings, measures, analysis and end stayed as
+registered. The values of radius, distance, images and probes were chosen on four short runs of static 8, not on one.
+
     CPT_DATA_DIR=... OMP_NUM_THREADS=1 nice -n 10 python benchmarks/sharpness_study.py [--minutes 60]
 
 Each measured run is added to `results/sharpness_study.json`; repeating the command goes on with the missing ones, and
