@@ -59,7 +59,7 @@ def vmap_times(name: str, images: int, size: int, networks: int = 4, rounds: int
     x = torch.randn(images, 3, size, size).to(memory_format=torch.channels_last)
     bits32 = QuantizationConfig(min_bits=32, max_bits=32)  # the quantizers' own functions cannot run under vmap
     nets: list[nn.Module] = [
-        prepare(build_model(name, num_classes=10, in_channels=3, input_size=(size, size)), bits32, (3, size, size))
+        prepare(build_model(name, num_classes=10, in_channels=3, input_size=(size, size)), x[:2], bits32)
         .eval()
         .to(memory_format=torch.channels_last)
         for _ in range(networks)
