@@ -80,7 +80,8 @@ def load_minimum(
 
 def _images_of(run: TrainedRun, split: Split, count: int, seed: int) -> tuple[Tensor, Tensor]:
     settings = run.recipe.data
-    source = recipe_images(settings.model_copy(update={"limit": None}), split)
+    # A limited run has seen no other training images; of those to test on, none.
+    source = recipe_images(settings if split == "train" else settings.model_copy(update={"limit": None}), split)
     processor = run.expect_processor(ImageProcessor)
     if tuple(source.classes) != processor.labels:
         raise UsageError(

@@ -9,6 +9,7 @@ from PIL import Image
 from cpt_cli.main import main
 from cpt_deploy.analysis import Minimum, load_minimum
 from cpt_deploy.analysis.minimum import mean_loss
+from cpt_deploy.data import recipe_images
 from cpt_deploy.recipe import load_recipe
 from cpt_deploy.training import train
 from cpt_deploy.training.evaluation import evaluate
@@ -48,6 +49,16 @@ def test_the_centre_is_the_accuracy_that_the_run_reports(runs):
     )
     again = evaluate(minimum.model, minimum.batches, classes=10, device=minimum.batches[0][0].device, step=0)
     assert again.metrics["accuracy"] == pytest.approx(accuracy, abs=1e-6)
+
+
+def test_training_images_are_those_that_a_limited_run_has_seen(tmp_path):
+    recipe = load_recipe("digits-quickstart", [*SMALL, "data.limit=100", "train.batch_size=50"])
+    train(recipe, tmp_path / "run")
+    minimum = load_minimum(tmp_path / "run", split="train", images=10**6)
+    assert minimum.images == 100
+    labels = [int(label) for _, batch in minimum.batches for label in batch]
+    assert labels == recipe_images(recipe.data, "train").labels.tolist()
+    assert load_minimum(tmp_path / "run", split="test", images=10**6).images == 355
 
 
 def test_a_landscape_is_drawn_and_gone_on_with(runs, tmp_path, capsys):
