@@ -52,7 +52,7 @@ def test_the_centre_is_the_accuracy_that_the_run_reports(runs):
 
 
 def test_training_images_are_those_that_a_limited_run_has_seen(tmp_path):
-    recipe = load_recipe("digits-quickstart", [*SMALL, "data.limit=100", "train.batch_size=50"])
+    recipe = load_recipe("digits-quickstart", [*SMALL, "data.limit=100", "train.batch_size=10"])
     train(recipe, tmp_path / "run")
     minimum = load_minimum(tmp_path / "run", split="train", images=10**6)
     assert minimum.images == 100
