@@ -128,7 +128,7 @@ def main() -> None:
         command(
             "train",
             "fashion-mnist-resnet20",
-            "precision.schedule=cosine",
+            "precision.min_bits=3",
             f"train.epochs={arguments.epochs}",
             "--out",
             str(run),

@@ -28,7 +28,7 @@ from cpt_deploy.models import build_model
 from cpt_deploy.quantization import QuantizationConfig, prepare
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
-SETTINGS = {"static8": ["precision.schedule=static"], "cpt3-8": ["precision.schedule=cosine"]}
+SETTINGS = {"static8": ["precision.schedule=static"], "cpt3-8": ["precision.min_bits=3"]}
 COMMON = ["fashion-mnist-resnet20", "model.name=tiny", "train.epochs=2", "train.device=cpu"]
 GRID_IMAGES, SHARPNESS_IMAGES = 500, 200
 

@@ -43,7 +43,7 @@ from cpt_deploy.training import (
 from cpt_deploy.training.task import load_task
 from cpt_deploy.validation import mcnemar_exact
 
-SHORT = ("precision.schedule=cosine", "train.epochs=null", "lr.warmup_steps=20", "train.calibration_batches=20")
+SHORT = ("precision.min_bits=3", "train.epochs=null", "lr.warmup_steps=20", "train.calibration_batches=20")
 SMALL_CIFAR = ("data.name=cifar10-jpeg", "data.input.size=[16,16]")
 MOBILENET = ("model.name=mobilenetv2", "train.batch_size=64", "optimizer.lr=0.05")
 IMAGES = {
@@ -53,7 +53,7 @@ IMAGES = {
     "cifar-mobilenetv2": ("fashion-mnist-resnet20", (*MOBILENET, *SMALL_CIFAR, *SHORT, "train.steps=250")),
 }
 TEXTS = {
-    "shakespeare-transformer": ("tinyshakespeare-transformer", ("train.steps=300", "precision.schedule=cosine")),
+    "shakespeare-transformer": ("tinyshakespeare-transformer", ("train.steps=300", "precision.min_bits=4")),
     "ptb-lstm": (
         "ptb-lstm",
         ("model.args.embedding=128", "model.args.hidden=128", "model.args.dropout=0", "train.eval_batch_size=40",

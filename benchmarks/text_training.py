@@ -23,7 +23,7 @@ from measuring import RESULTS, machine, machine_line, markdown_table, write_resu
 COMMON = ["train.calibration_batches=4", "train.eval_batch_size=100", "train.device=cpu", "seed=0"]
 RECIPES = {
     "ptb-lstm": ["model.args.embedding=200", "model.args.hidden=200", "model.args.dropout=0.0"],
-    "tinyshakespeare-transformer": ["precision.schedule=cosine"],
+    "tinyshakespeare-transformer": ["precision.min_bits=4"],
 }
 #: The first steps, in which libraries choose their kernels, are not counted.
 WARMUP = 10

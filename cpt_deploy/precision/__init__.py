@@ -10,7 +10,7 @@ from cpt_deploy.precision.adaptive import (
 from cpt_deploy.precision.cost import BitOpsMeter, LayerCost, relative_cost, share_of_steps
 from cpt_deploy.precision.recommended import (
     LOSSES,
-    RECOMMENDED,
+    MIN_BITS_OF_LONG_RUNS,
     RECOMMENDED_LOSS,
     SHORT_SPAN,
     is_short,
@@ -28,7 +28,7 @@ from cpt_deploy.precision.schedules import (
 
 __all__ = [
     "LOSSES",
-    "RECOMMENDED",
+    "MIN_BITS_OF_LONG_RUNS",
     "RECOMMENDED_LOSS",
     "SHORT_SPAN",
     "AdaptiveSchedule",

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from cpt_deploy.errors import UsageError
 from cpt_deploy.precision import (
-    RECOMMENDED,
+    MIN_BITS_OF_LONG_RUNS,
     PlateauRule,
     PrecisionSchedule,
     ProgressiveSchedule,
@@ -75,18 +75,17 @@ class QuantizationSettings(Settings):
 class PrecisionSettings(Settings):
     """Bits over the run, with one schedule for forward (weights and activations) and one for backward (gradients).
 
-    The schedule `recommended` is a cosine, with min_bits at most 3 below max_bits in a short run: of fewer than 1,000
-    steps, or of fewer than 30 passes over its data.
-    `min_bits` and `max_bits` bound the forward bits, `cycles` is the number of cycles in the run, `points` are the
-    (start fraction, bits) pairs of the piecewise schedule. `ends` selects fixed precision (at max_bits) or scheduled
-    precision for the first and the last layer. `range_momentum` is the weight of a new batch in the tracked activation
-    ranges. `include` (empty means all) and `exclude` are patterns of module names: excluded layers stay in float, with
-    all that is between quantized layers. Layers in `groups` have a separate schedule; `progressive` has the settings of
-    the schedule of that name.
+    `min_bits` and `max_bits` bound the forward bits; min_bits of null are left to the length of the run: 3, or in a
+    run of fewer than 1,000 steps or 30 epochs at most 3 below max_bits. `cycles` is the number of cycles in the run,
+    `points` are the (start fraction, bits) pairs of the piecewise schedule. `ends` selects fixed precision (at
+    max_bits) or scheduled precision for the first and the last layer. `range_momentum` is the weight of a new batch in
+    the tracked activation ranges. `include` (empty means all) and `exclude` are patterns of module names: excluded
+    layers stay in float, with all that is between quantized layers. Layers in `groups` have a separate schedule;
+    `progressive` has the settings of the schedule of that name.
     """
 
-    schedule: Name = RECOMMENDED
-    min_bits: Bits = 3
+    schedule: Name = "cosine"
+    min_bits: Bits | None = None
     max_bits: Bits = 8
     cycles: Count = 32
     points: Points | None = None
@@ -111,7 +110,7 @@ class PrecisionSettings(Settings):
                     f"Expected max_bits of {group.match} to be at most the model's {self.max_bits}, "
                     f"but got {group.max_bits}"
                 )
-        for name, build in self.for_run(1, 1)._builders():
+        for name, build in self._builders():
             if ":" in name:  # a user's own code is imported when the run starts, not when a file is read
                 continue
             try:
@@ -123,16 +122,21 @@ class PrecisionSettings(Settings):
         return self
 
     def for_run(self, total_steps: int, epochs: float) -> Self:
-        """Return the settings with the schedule and min_bits that are recommended for a run, if that is wanted.
+        """Return the settings with the min_bits that are recommended for a run, if they are left to it.
 
         Args:
             total_steps: Steps of the run.
             epochs: Its passes over the training data.
         """
-        if self.schedule != RECOMMENDED:
+        if self.min_bits is not None:
             return self
-        min_bits = recommended_min_bits(self.min_bits, self.max_bits, total_steps, epochs)
-        return self.model_copy(update={"schedule": "cosine", "min_bits": min_bits})
+        return self.model_copy(update={"min_bits": recommended_min_bits(self.max_bits, total_steps, epochs)})
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """min_bits and max_bits; those of a long run, if min_bits are left to the run."""
+        given = min(MIN_BITS_OF_LONG_RUNS, self.max_bits) if self.min_bits is None else self.min_bits
+        return given, self.max_bits
 
     def _builders(self) -> Iterator[tuple[str, Callable[[], PrecisionSchedule]]]:
         yield self.schedule, self.forward_schedule
@@ -147,9 +151,10 @@ class PrecisionSettings(Settings):
             UsageError: If an import path cannot be resolved.
         """
         if self.schedule == PROGRESSIVE:
-            return self._progressive(self.progressive.stages, "stages", self.min_bits, self.max_bits)
+            return self._progressive(self.progressive.stages, "stages", *self.bounds)
+        min_bits, max_bits = self.bounds
         return build_schedule(
-            self.schedule, min_bits=self.min_bits, max_bits=self.max_bits, cycles=self.cycles, points=self.points
+            self.schedule, min_bits=min_bits, max_bits=max_bits, cycles=self.cycles, points=self.points
         )
 
     def backward_schedule(self) -> PrecisionSchedule:
@@ -191,7 +196,7 @@ class PrecisionSettings(Settings):
     def bounds_of(self, group: GroupSettings) -> tuple[int, int]:
         """Return min_bits and max_bits of a group."""
         max_bits = self.max_bits if group.max_bits is None else group.max_bits
-        min_bits = min(self.min_bits, max_bits) if group.min_bits is None else group.min_bits
+        min_bits = min(self.bounds[0], max_bits) if group.min_bits is None else group.min_bits
         return min_bits, max_bits
 
     def _progressive(

@@ -71,7 +71,7 @@ class TrainPlan:
         divided: Whether the data had no splits and were divided into training and test samples.
         doubts: Reasons why the run may teach nothing, each with the setting that changes it.
         conversion: How the network was converted, and why.
-        recommended: Whether the schedule of the precision was chosen by the number of steps.
+        recommended: Whether min_bits were left to the length of the run.
         relative_cost: BitOPs relative to static precision at max_bits; `None` if a schedule depends on the loss.
     """
 

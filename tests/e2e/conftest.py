@@ -94,7 +94,7 @@ def trained(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     with FileLock(f"{shared}.lock"):
         if not result.exists():
             shared.mkdir(exist_ok=True)
-            settings = ("precision.schedule=cosine", "precision.cycles=2", "train.eval_every=1 epoch")
+            settings = ("precision.min_bits=3", "precision.cycles=2", "train.eval_every=1 epoch")
             done = run_process("train", "digits-quickstart", *settings, "--epochs", 4, "--json", cwd=shared)
             assert "epoch 4/4" in done.stderr
             run = json.loads(done.stdout)["run"]

@@ -97,7 +97,7 @@ def show_recipe(recipe: "Recipe", steps: int, losses: list[float]) -> list[Shown
     precision = recipe.precision.for_run(steps, recipe.train.epochs or 1)
     shown = [
         show_schedule(
-            f"forward: {precision.schedule} {_range(precision.min_bits, precision.max_bits)}",
+            f"forward: {precision.schedule} {_range(*precision.bounds)}",
             precision.forward_schedule(),
             precision.backward_schedule(),
             precision.max_bits,

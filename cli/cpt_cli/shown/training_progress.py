@@ -240,8 +240,8 @@ def _describe_precision(plan: "TrainPlan") -> str:
     precision = plan.recipe.precision
     schedule = precision.forward_schedule()
     line, shown = _schedule_line(schedule, plan.total_steps)
-    bits = f"{precision.min_bits}-{precision.max_bits}" if precision.schedule != "static" else f"{precision.max_bits}"
-    chosen = ", recommended for a run of this length" if plan.recommended else ""
+    bits = "-".join(map(str, precision.bounds)) if precision.schedule != "static" else f"{precision.max_bits}"
+    chosen = ", min_bits by the length of the run" if plan.recommended and precision.schedule != "static" else ""
     return f"{line}{shown}  {precision.schedule} {bits} bits forward, {precision.grad_max_bits} backward{chosen}"
 
 

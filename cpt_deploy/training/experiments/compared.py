@@ -191,8 +191,7 @@ def _telling_apart(settings: Sequence[Mapping[str, str]], differing: Sequence[st
     def apart(names: Sequence[str]) -> int:
         return len({tuple(entry.get(name) for name in names) for entry in settings})
 
-    # The schedule first: a recommended one comes with min_bits of its own.
-    candidates = sorted(differing, key=lambda name: (name != "precision.schedule", not name.startswith("precision.")))
+    candidates = sorted(differing, key=lambda name: not name.startswith("precision."))
     while apart(chosen) < len(settings):
         chosen.append(max(candidates, key=lambda name: apart([*chosen, name])))
     return [name for name in differing if name in chosen]

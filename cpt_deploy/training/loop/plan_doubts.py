@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 from cpt_deploy import readable
 from cpt_deploy.precision import (
     LOSSES,
-    RECOMMENDED,
     RECOMMENDED_LOSS,
     SHORT_SPAN,
     CyclicSchedule,
@@ -74,13 +73,13 @@ def _of_precision(task: "TrainingTask", objects: "RunObjects") -> Iterator[str]:
                 f"{key}={schedule.cycles} over {readable.counted(total, 'step')} reaches {most} bits, not "
                 f"{schedule.max_bits}: longer cycles do"
             )
-    epochs, lost = total / task.steps_per_epoch, LOSSES.get(precision.schedule)
-    if lost and precision.max_bits - precision.min_bits > SHORT_SPAN and is_short(total, epochs):
+    epochs, lost, (min_bits, max_bits) = total / task.steps_per_epoch, LOSSES.get(precision.schedule), precision.bounds
+    if lost and max_bits - min_bits > SHORT_SPAN and is_short(total, epochs):
         yield (
             f"{readable.counted(total, 'step')}, {readable.counted(round(epochs), 'epoch')}, are few for the schedule "
-            f"{precision.schedule} from {precision.min_bits} bits: between 3 and 8 it cost up to {lost} points of "
-            f"accuracy in short runs of the learning study, and precision.schedule={RECOMMENDED} up to "
-            f"{RECOMMENDED_LOSS}"
+            f"{precision.schedule} from {min_bits} bits: between 3 and 8 it cost up to {lost} points of accuracy in "
+            f"short runs of the learning study, and a cosine from 5 up to {RECOMMENDED_LOSS}; precision.min_bits=null "
+            "leaves them to the length of the run"
         )
     if precision.schedule != "static" and not any(
         layer.group not in ("fixed", "float") for layer in objects.meter.layers

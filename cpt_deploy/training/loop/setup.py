@@ -232,7 +232,7 @@ def prepare_network(
     """
     precision = recipe.precision
     config = QuantizationConfig(
-        min_bits=precision.min_bits,
+        min_bits=precision.bounds[0],
         max_bits=precision.max_bits,
         ends=precision.ends,
         range_momentum=precision.range_momentum,
@@ -268,7 +268,7 @@ def build_objects(model: QuantizedModel, recipe: Recipe, total_steps: int, devic
     optimizer = build_optimizer(model, recipe.optimizer)
     averaged = AveragedModel(model) if recipe.train.swa.enabled else None
     forward, backward = recipe.precision.forward_schedule(), recipe.precision.backward_schedule()
-    _check_bits(forward, recipe.precision.min_bits, recipe.precision.max_bits, total_steps)
+    _check_bits(forward, *recipe.precision.bounds, total_steps)
     _check_bits(backward, recipe.precision.grad_min_bits, recipe.precision.grad_max_bits, total_steps)
     groups = recipe.precision.group_schedules()
     for settings, schedule in zip(recipe.precision.groups, groups.values(), strict=True):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cpt_deploy import readable
 from cpt_deploy.errors import ProcessLostError, RunInterruptedError, TrainingDivergedError
-from cpt_deploy.precision import RECOMMENDED, AdaptiveSchedule, BitOpsMeter
+from cpt_deploy.precision import AdaptiveSchedule, BitOpsMeter
 from cpt_deploy.recipe import Recipe, interval_steps
 from cpt_deploy.training.distributed.process_group import (
     ProcessGroup,
@@ -235,7 +235,7 @@ def _plan(
         divided=task.divided,
         doubts=doubts_of(task, objects),
         conversion=objects.model.conversion,
-        recommended=given.precision.schedule == RECOMMENDED,
+        recommended=given.precision.min_bits is None,
     )
 
 

@@ -251,7 +251,7 @@ DOUBTS = {
     ),
     "warm-up": (["lr.warmup_steps=12", "precision.cycles=1"], "warm-up of 12 steps is as long as the run"),
     "few bits": (
-        ["precision.cycles=1", "precision.schedule=cosine", "precision.min_bits=3"],
+        ["precision.cycles=1", "precision.min_bits=3"],
         "are few for the schedule cosine from 3 bits",
     ),
     "all fixed": (["precision.cycles=1", "precision.include=['0.0.0', '3']"], "no layer has scheduled precision"),

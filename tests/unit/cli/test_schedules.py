@@ -105,7 +105,7 @@ def test_epochs_of_a_log_are_the_periods(capsys, tmp_path):
 def test_all_schedules_of_a_recipe_are_shown(capsys, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(
-        "precision:\n  schedule: cosine\n  cycles: 4\n  grad_schedule: linear\n  grad_min_bits: 6\n"
+        "precision:\n  min_bits: 3\n  cycles: 4\n  grad_schedule: linear\n  grad_min_bits: 6\n"
         "  groups:\n    - {match: 'layer3.*', schedule: static, max_bits: 6}\n"
     )
     forward, group, gradients = listed(capsys, "--recipe", str(path), "--plot", str(tmp_path / "bits.png"))

@@ -20,7 +20,7 @@ def plain_output():
 def plan(*overrides, first_step=0):
     return TrainPlan(
         run_dir=Path("runs/x"),
-        recipe=load_recipe("digits-quickstart", ("precision.schedule=cosine", *overrides)),
+        recipe=load_recipe("digits-quickstart", ("precision.min_bits=3", *overrides)),
         device="cpu",
         parameters=19_714,
         macs=533_824,

@@ -1,4 +1,4 @@
-"""The schedule and bounds that a run gets when its recipe leaves the choice to the length of the run."""
+"""The min_bits that a run gets when its recipe leaves them to the length of the run."""
 
 import json
 import statistics
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cpt_deploy.precision import LOSSES, RECOMMENDED, RECOMMENDED_LOSS, is_short
+from cpt_deploy.precision import LOSSES, RECOMMENDED_LOSS, is_short
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.recipe.precision import PrecisionSettings
 
@@ -18,21 +18,22 @@ BATCH = 64
 @pytest.mark.parametrize(
     ("steps", "epochs", "min_bits"), [(440, 20, 5), (999, 100, 5), (2_000, 29, 5), (1_000, 30, 3), (64_000, 164, 3)]
 )
-def test_a_recipe_leaves_the_bounds_to_the_length_of_the_run(steps, epochs, min_bits):
+def test_a_recipe_leaves_min_bits_to_the_length_of_the_run(steps, epochs, min_bits):
     settings = Recipe().precision
-    assert settings.schedule == RECOMMENDED
-    chosen = settings.for_run(steps, epochs)
-    assert (chosen.schedule, chosen.min_bits, chosen.max_bits) == ("cosine", min_bits, 8)
+    assert settings.min_bits is None
+    assert settings.for_run(steps, epochs).bounds == (min_bits, 8)
+    assert settings.bounds == (3, 8)  # of a long run
 
 
-@pytest.mark.parametrize(("given", "chosen"), [((3, 8), (5, 8)), ((6, 8), (6, 8)), ((3, 6), (3, 6)), ((2, 4), (2, 4))])
-def test_in_short_runs_min_bits_are_near_max_bits(given, chosen):
-    settings = PrecisionSettings(min_bits=given[0], max_bits=given[1]).for_run(100, 1)
-    assert (settings.min_bits, settings.max_bits) == chosen
+@pytest.mark.parametrize(("max_bits", "short", "long"), [(8, 5, 3), (6, 3, 3), (4, 3, 3), (2, 2, 2), (32, 29, 3)])
+def test_in_short_runs_min_bits_are_near_max_bits(max_bits, short, long):
+    settings = PrecisionSettings(max_bits=max_bits)
+    assert settings.for_run(100, 1).bounds == (short, max_bits)
+    assert settings.for_run(10_000, 100).bounds == (long, max_bits)
 
 
-def test_a_chosen_schedule_stays():
-    settings = PrecisionSettings(schedule="rex")
+def test_given_min_bits_stay():
+    settings = PrecisionSettings(min_bits=3)
     assert settings.for_run(1, 1) is settings
 
 

@@ -91,7 +91,7 @@ def test_length_is_in_steps_or_epochs():
 
 
 def test_schedules_of_the_paper_cost_what_it_prints():
-    precision = PrecisionSettings(schedule="cosine", min_bits=3, max_bits=8, cycles=32)
+    precision = PrecisionSettings(min_bits=3, max_bits=8, cycles=32)
 
     cost = relative_cost(precision.forward_schedule(), precision.backward_schedule(), 64000)
 
