@@ -22,6 +22,7 @@ from cpt_deploy.precision.schedules import (
     PrecisionSchedule,
     StaticSchedule,
     build_schedule,
+    is_cyclic,
     published_name,
     schedules,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "StaticSchedule",
     "build_schedule",
     "follow_losses",
+    "is_cyclic",
     "is_short",
     "progressive_stages",
     "published_name",

@@ -191,6 +191,11 @@ Saving = Literal["large", "medium", "small"]
 _SAVINGS: dict[str, Saving] = {"RR": "large", "RTH": "large", "ER": "small", "ETH": "small"}
 
 
+def is_cyclic(name: str) -> bool:
+    """Return whether a name, or a short name, is that of a cyclic schedule."""
+    return name.upper() in _CYCLIC or published_name(name) is not None
+
+
 def published_name(name: str) -> tuple[str, Saving] | None:
     """Return the short name and the saving group of a schedule of Wolfe & Kyrillidis; None for any other."""
     for short, (long, _, _) in _CYCLIC.items():

@@ -13,6 +13,7 @@ from cpt_deploy.precision import (
     PrecisionSchedule,
     ProgressiveSchedule,
     build_schedule,
+    is_cyclic,
     progressive_stages,
     recommended_min_bits,
 )
@@ -75,13 +76,13 @@ class QuantizationSettings(Settings):
 class PrecisionSettings(Settings):
     """Bits over the run, with one schedule for forward (weights and activations) and one for backward (gradients).
 
-    `min_bits` and `max_bits` bound the forward bits; min_bits of null are left to the length of the run: 3, or in a
-    run of fewer than 1,000 steps or 30 epochs at most 3 below max_bits. `cycles` is the number of cycles in the run,
-    `points` are the (start fraction, bits) pairs of the piecewise schedule. `ends` selects fixed precision (at
-    max_bits) or scheduled precision for the first and the last layer. `range_momentum` is the weight of a new batch in
-    the tracked activation ranges. `include` (empty means all) and `exclude` are patterns of module names: excluded
-    layers stay in float, with all that is between quantized layers. Layers in `groups` have a separate schedule;
-    `progressive` has the settings of the schedule of that name.
+    `min_bits` and `max_bits` bound the forward bits; min_bits of null are 3, but for a cyclic schedule at most 3 below
+    max_bits in a run of fewer than 1,000 steps or 30 epochs. `cycles` is the number of cycles in the run, `points` are
+    the (start fraction, bits) pairs of the piecewise schedule. `ends` selects fixed precision (at max_bits) or
+    scheduled precision for the first and the last layer. `range_momentum` is the weight of a new batch in the tracked
+    activation ranges. `include` (empty means all) and `exclude` are patterns of module names: excluded layers stay in
+    float, with all that is between quantized layers. Layers in `groups` have a separate schedule; `progressive` has
+    the settings of the schedule of that name.
     """
 
     schedule: Name = "cosine"
@@ -122,13 +123,13 @@ class PrecisionSettings(Settings):
         return self
 
     def for_run(self, total_steps: int, epochs: float) -> Self:
-        """Return the settings with the min_bits that are recommended for a run, if they are left to it.
+        """Return the settings with the min_bits that are recommended for a run of a cyclic schedule, if left to it.
 
         Args:
             total_steps: Steps of the run.
             epochs: Its passes over the training data.
         """
-        if self.min_bits is not None:
+        if self.min_bits is not None or not is_cyclic(self.schedule):
             return self
         return self.model_copy(update={"min_bits": recommended_min_bits(self.max_bits, total_steps, epochs)})
 

@@ -27,7 +27,7 @@ def build(num_classes, in_channels, input_size):
 def transformer(cpt, workspace: Path) -> Path:
     """The bundle of a short run."""
     (workspace / "tiny_transformer.py").write_text(MODULE)
-    settings = ("model.name=tiny_transformer:build", "optimizer.lr=0.05", "precision.cycles=1")
+    settings = ("model.name=tiny_transformer:build", "optimizer.lr=0.05", "precision.cycles=1", "precision.min_bits=3")
     cpt("train", "digits-quickstart", *settings, "--epochs", 1, "--out", "runs/vit", "--quiet")
     done = cpt("export", "runs/vit", "--bits", 8, "--quiet")
     return workspace / done.stdout.strip()

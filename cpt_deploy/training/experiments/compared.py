@@ -191,7 +191,8 @@ def _telling_apart(settings: Sequence[Mapping[str, str]], differing: Sequence[st
     def apart(names: Sequence[str]) -> int:
         return len({tuple(entry.get(name) for name in names) for entry in settings})
 
-    candidates = sorted(differing, key=lambda name: not name.startswith("precision."))
+    # The schedule first: cyclic ones come with min_bits of their own.
+    candidates = sorted(differing, key=lambda name: (name != "precision.schedule", not name.startswith("precision.")))
     while apart(chosen) < len(settings):
         chosen.append(max(candidates, key=lambda name: apart([*chosen, name])))
     return [name for name in differing if name in chosen]

@@ -161,7 +161,7 @@ def _report(run: Run, result: Final, weights_sha256: str, calibration_seconds: f
         held_out=task.held_out,
         **task.describe(),
         bits={
-            "min_bits": precision.min_bits,
+            "min_bits": precision.bounds[0],
             "max_bits": precision.max_bits,
             "schedule": precision.schedule,
             "grad_schedule": precision.grad_schedule,

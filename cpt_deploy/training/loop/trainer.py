@@ -235,7 +235,7 @@ def _plan(
         divided=task.divided,
         doubts=doubts_of(task, objects),
         conversion=objects.model.conversion,
-        recommended=given.precision.min_bits is None,
+        recommended=given.precision.min_bits is None and task.recipe.precision.min_bits is not None,
     )
 
 

@@ -229,7 +229,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(capsys, tmp_path, monkeypat
         "scheduled",
         "fixed at 8 bits",
         "▁",
-        "cosine 3-8 bits",
+        "cosine 5-8 bits",
         "runs/digits-quickstart",
         "88 (4 epochs",
     ):

@@ -32,9 +32,19 @@ def test_in_short_runs_min_bits_are_near_max_bits(max_bits, short, long):
     assert settings.for_run(10_000, 100).bounds == (long, max_bits)
 
 
-def test_given_min_bits_stay():
-    settings = PrecisionSettings(min_bits=3)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        PrecisionSettings(min_bits=3),
+        PrecisionSettings(schedule="progressive"),
+        PrecisionSettings(schedule="piecewise", points=((0.0, 3), (0.5, 8))),
+        PrecisionSettings(schedule="no_such_module:schedule"),
+    ],
+    ids=["given", "progressive", "piecewise", "one's own"],
+)
+def test_given_min_bits_and_those_of_schedules_without_cycles_stay(settings):
     assert settings.for_run(1, 1) is settings
+    assert settings.bounds == (3, 8)
 
 
 def differences():

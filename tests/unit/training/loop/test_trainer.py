@@ -91,7 +91,7 @@ def test_reporter_hears_the_run(recipe, tmp_path, recorder):
     steps = recorder.steps
     assert [event.step for event in steps] == list(range(1, 23))
     assert [event.bits for event in steps[:11]] == [event.bits for event in steps[11:]]
-    assert (steps[0].bits, steps[-1].bits) == (3, 8)
+    assert (steps[0].bits, steps[-1].bits) == (5, 8)  # of a short run
     assert [(event.step, event.calibrated) for event in recorder.evaluations] == [(11, False), (22, False), (22, True)]
     assert recorder.report.test == recorder.evaluations[-1]
 
