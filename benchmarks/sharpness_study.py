@@ -120,7 +120,10 @@ def cells() -> Iterator[tuple[str, int, str, int]]:
 
 
 def training_images(run: TrainedRun, count: int, seed: int) -> Batches:
-    """Return images that the run was trained on: unlike `load_minimum`, only those within its `data.limit`."""
+    """Return images that the run was trained on: those of `load_minimum`, in the memory format of the recorded runs.
+
+    Its channels-last format changes the last digits of most measures, and the rise in the ball by a percent.
+    """
     source = recipe_images(run.recipe.data, "train")
     preprocessing = run.expect_processor(ImageProcessor).preprocessing
     chosen = np.sort(np.random.default_rng(seed).permutation(len(source))[:count])

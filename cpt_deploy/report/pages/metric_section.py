@@ -62,7 +62,7 @@ def metric_section(report: Report) -> str:
                 *(["" if p_value is None else f"{p_value:.3g}"] if tested else []),
             )
         )  # fmt: skip
-    plot, pictures = figure(metric_plot(report), f"All runtimes saw the same {escape(unit)}."), ""
+    plot, outputs = figure(metric_plot(report), f"All runtimes saw the same {escape(unit)}."), ""
     pairs = report["output_pairs"]
     if pairs is not None and pairs["first_values"]:
         count, trained = len(pairs["first_values"]), _pair(report, "trained")
@@ -71,7 +71,7 @@ def metric_section(report: Report) -> str:
         )
         if trained is not None and trained["worst_difference"] is not None:
             caption += f" The largest difference of all values is {trained['worst_difference']:.3g}."
-        pictures = figure(output_plot(report), caption)
+        outputs = figure(output_plot(report), caption)
     note = (
         "<p>A small p of McNemar's exact test would mean that the runtime and the served model are not equally "
         "accurate. The interval of the change is Tango's for paired answers.</p>"
@@ -80,7 +80,7 @@ def metric_section(report: Report) -> str:
     )
     return (
         f"<section><h2>{metric.heading}</h2>\n"
-        f'<div class="beside"><div>{plot}{_exactness(report)}{note}</div>{pictures}</div>\n'
+        f'<div class="beside"><div>{plot}{_exactness(report)}{note}</div>{outputs}</div>\n'
         f"{table(f'{metric.heading} in each runtime', columns, rows)}</section>"
     )
 
