@@ -109,6 +109,8 @@ STYLES = {
     "cyclic-lr": Style("#E69F00", "X"),
     "sbm-static8": Style("#56B4E9", "s", dashed=True, thin=True),
     "sbm-cpt": Style("#56B4E9", "o", thin=True),
+    "delayed": Style("#999999", "P", dashed=True, thin=True),
+    "cooldown": Style("#999999", "P", thin=True),
 }
 APART = 1.045  # factor between the points of neighbouring kinds
 

@@ -18,12 +18,14 @@ from cpt_deploy.precision.recommended import (
 )
 from cpt_deploy.precision.schedules import (
     CyclicSchedule,
+    DelayedSchedule,
     PiecewiseSchedule,
     PrecisionSchedule,
     StaticSchedule,
     build_schedule,
     is_cyclic,
     published_name,
+    quantized_steps,
     schedules,
 )
 
@@ -35,6 +37,7 @@ __all__ = [
     "AdaptiveSchedule",
     "BitOpsMeter",
     "CyclicSchedule",
+    "DelayedSchedule",
     "LayerCost",
     "PiecewiseSchedule",
     "PlateauRule",
@@ -47,6 +50,7 @@ __all__ = [
     "is_short",
     "progressive_stages",
     "published_name",
+    "quantized_steps",
     "recommended_min_bits",
     "relative_cost",
     "schedules",

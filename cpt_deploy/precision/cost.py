@@ -38,7 +38,8 @@ def relative_cost(
         forward: Bits of weights and activations.
         backward: Bits of the gradients.
         total_steps: Length of the run.
-        reference_bits: Forward bits of the static run; the maximum bits of `forward` by default.
+        reference_bits: Forward bits of the static run; the maximum bits of `forward` by default. Where `forward` is
+            above it, as before delayed quantization, the static run has the most bits of the other steps' gradients.
 
     Raises:
         ValueError: If `total_steps` is less than 1.
@@ -50,7 +51,8 @@ def relative_cost(
     )
     reference = reference_bits if reference_bits is not None else max(bits for bits, _ in pairs)
     spent = sum(count * _weight(bits, grad_bits) for (bits, grad_bits), count in pairs.items())
-    static = sum(count * _weight(reference, grad_bits) for (_, grad_bits), count in pairs.items())
+    most = max((grad_bits for bits, grad_bits in pairs if bits <= reference), default=reference)
+    static = sum(count * _weight(reference, min(grad_bits, most)) for (_, grad_bits), count in pairs.items())
     return spent / static
 
 
@@ -103,14 +105,20 @@ class BitOpsMeter:
         layers: All layers with multiplications, those in float as well.
         max_bits: Bits of the layers with fixed precision.
         groups: The max_bits of each group of layers.
+        gradient_max_bits: Max bits of the gradients at static precision, which steps in float32 are compared with.
     """
 
     def __init__(
-        self, layers: Sequence[LayerCost], max_bits: int, groups: Mapping[PrecisionGroup, int] | None = None
+        self,
+        layers: Sequence[LayerCost],
+        max_bits: int,
+        groups: Mapping[PrecisionGroup, int] | None = None,
+        gradient_max_bits: int = FLOAT_BITS,
     ) -> None:
         self.layers = tuple(layers)
         self.max_bits = max_bits
         self.groups = dict(groups or {})
+        self.gradient_max_bits = gradient_max_bits
         self._macs: dict[PrecisionGroup, int] = dict.fromkeys(("scheduled", "fixed", "float", *self.groups), 0)
         for layer in layers:
             self._macs[layer.group] += layer.macs
@@ -128,13 +136,14 @@ class BitOpsMeter:
         """Return the BitOPs of one training step.
 
         Args:
-            forward_bits: Bits of weights and activations of the layers with scheduled precision.
+            forward_bits: Bits of weights and activations of the layers with scheduled precision; if they are above
+                max_bits, before delayed quantization, those of layers with fixed precision as well.
             backward_bits: Bits of the gradients of all quantized layers.
             samples: Number of samples in the step, over all processes.
             groups: Forward bits of groups; a group that is left out has `forward_bits`, or its max_bits if that is
                 lower.
         """
-        bits = {"scheduled": forward_bits, "fixed": self.max_bits}
+        bits = {"scheduled": forward_bits, "fixed": max(self.max_bits, forward_bits)}
         bits |= {group: min(forward_bits, max_bits) for group, max_bits in self.groups.items()} | dict(groups or {})
         per_sample = sum(self._macs[group] * _weight(own, backward_bits) for group, own in bits.items())
         return (per_sample + self._macs["float"] * _weight(FLOAT_BITS, FLOAT_BITS)) * samples
@@ -145,7 +154,8 @@ class BitOpsMeter:
         """Count one training step and return its BitOPs; the arguments are those of `step_cost`."""
         cost = self.step_cost(forward_bits, backward_bits, samples, groups)
         self._total += cost
-        self._static_max_bits += self.step_cost(self.max_bits, backward_bits, samples, self.groups)
+        static = min(backward_bits, self.gradient_max_bits)
+        self._static_max_bits += self.step_cost(self.max_bits, static, samples, self.groups)
         return cost
 
     def add_run(

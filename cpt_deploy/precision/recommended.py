@@ -20,8 +20,8 @@ def is_short(total_steps: int, epochs: float) -> bool:
     """Return whether a run is too short for few bits.
 
     Args:
-        total_steps: Its steps.
-        epochs: Its passes over the training data.
+        total_steps: Its quantized steps.
+        epochs: Their passes over the training data.
     """
     return total_steps < LONG_STEPS or epochs < LONG_EPOCHS
 

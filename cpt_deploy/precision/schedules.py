@@ -135,6 +135,35 @@ class PiecewiseSchedule:
         return next(bits for start, bits in reversed(self.points) if start <= progress)
 
 
+@dataclass(frozen=True)
+class DelayedSchedule:
+    """Quantization that begins late: 32 bits, which mean float32, then another schedule over the rest of the run.
+
+    Args:
+        schedule: The other schedule, for which the run begins after the delay.
+        delay: The part of the run in float32, at least 0 and below 1.
+    """
+
+    schedule: PrecisionSchedule
+    delay: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.delay < 1:
+            raise UsageError(f"Expected a delay of at least 0 and below 1, but got {self.delay}")
+
+    def bits_at(self, step: int, total_steps: int) -> int:
+        """Return the bits of `step`; see `PrecisionSchedule.bits_at`."""
+        check_step(step, total_steps)
+        quantized = quantized_steps(self.delay, total_steps)
+        first = total_steps - quantized
+        return MAX_BITS if step < first else self.schedule.bits_at(step - first, quantized)
+
+
+def quantized_steps(delay: float, total_steps: int) -> int:
+    """Return the steps of a run after a delay of quantization, at least one; see `DelayedSchedule`."""
+    return total_steps - int(delay * total_steps)
+
+
 ScheduleFactory = Callable[[int, int, int, Points | None], PrecisionSchedule]
 """A function that builds a schedule from `min_bits`, `max_bits`, `cycles` and `points`."""
 

@@ -74,7 +74,7 @@ class ScheduledModel(nn.Module):
         """Set the bits of all scheduled weights and activations, and of the gradients.
 
         Args:
-            forward: Bits of weights and activations.
+            forward: Bits of weights and activations; with 24 and more, those of fixed precision are in float32 too.
             backward: Bits of gradients.
             groups: Bits of groups; an omitted group has `forward`, limited to its max_bits.
         """

@@ -9,12 +9,15 @@ from pydantic import Field, model_validator
 from cpt_deploy.errors import UsageError
 from cpt_deploy.precision import (
     MIN_BITS_OF_LONG_RUNS,
+    AdaptiveSchedule,
+    DelayedSchedule,
     PlateauRule,
     PrecisionSchedule,
     ProgressiveSchedule,
     build_schedule,
     is_cyclic,
     progressive_stages,
+    quantized_steps,
     recommended_min_bits,
 )
 from cpt_deploy.recipe.fields import Bits, Count, Fraction, Interval, Name, Settings
@@ -78,7 +81,8 @@ class PrecisionSettings(Settings):
 
     `min_bits` and `max_bits` bound the forward bits; min_bits of null are 3, but for a cyclic schedule at most 3 below
     max_bits in a run of fewer than 1,000 steps or 30 epochs. `cycles` is the number of cycles in the run, `points` are
-    the (start fraction, bits) pairs of the piecewise schedule. `ends` selects fixed precision (at max_bits) or
+    the (start fraction, bits) pairs of the piecewise schedule. `delay` is the part of the run in float32, before
+    quantization and its schedules begin. `ends` selects fixed precision (at max_bits) or
     scheduled precision for the first and the last layer. `range_momentum` is the weight of a new batch in the tracked
     activation ranges. `include` (empty means all) and `exclude` are patterns of module names: excluded layers stay in
     float, with all that is between quantized layers. Layers in `groups` have a separate schedule; `progressive` has
@@ -90,6 +94,7 @@ class PrecisionSettings(Settings):
     max_bits: Bits = 8
     cycles: Count = 32
     points: Points | None = None
+    delay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     grad_schedule: Name = "static"
     grad_min_bits: Bits = 8
     grad_max_bits: Bits = 8
@@ -131,7 +136,9 @@ class PrecisionSettings(Settings):
         """
         if self.min_bits is not None or not is_cyclic(self.schedule):
             return self
-        return self.model_copy(update={"min_bits": recommended_min_bits(self.max_bits, total_steps, epochs)})
+        quantized = quantized_steps(self.delay, total_steps)
+        min_bits = recommended_min_bits(self.max_bits, quantized, epochs * quantized / total_steps)
+        return self.model_copy(update={"min_bits": min_bits})
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -152,10 +159,10 @@ class PrecisionSettings(Settings):
             UsageError: If an import path cannot be resolved.
         """
         if self.schedule == PROGRESSIVE:
-            return self._progressive(self.progressive.stages, "stages", *self.bounds)
+            return self._delayed(self._progressive(self.progressive.stages, "stages", *self.bounds))
         min_bits, max_bits = self.bounds
-        return build_schedule(
-            self.schedule, min_bits=min_bits, max_bits=max_bits, cycles=self.cycles, points=self.points
+        return self._delayed(
+            build_schedule(self.schedule, min_bits=min_bits, max_bits=max_bits, cycles=self.cycles, points=self.points)
         )
 
     def backward_schedule(self) -> PrecisionSchedule:
@@ -165,15 +172,16 @@ class PrecisionSettings(Settings):
             UsageError: If an import path cannot be resolved.
         """
         if self.grad_schedule == PROGRESSIVE:
-            return self._progressive(
-                self.progressive.grad_stages, "grad_stages", self.grad_min_bits, self.grad_max_bits
+            stages = self.progressive.grad_stages
+            return self._delayed(self._progressive(stages, "grad_stages", self.grad_min_bits, self.grad_max_bits))
+        return self._delayed(
+            build_schedule(
+                self.grad_schedule,
+                min_bits=self.grad_min_bits,
+                max_bits=self.grad_max_bits,
+                cycles=self.grad_cycles or self.cycles,
+                points=self.grad_points,
             )
-        return build_schedule(
-            self.grad_schedule,
-            min_bits=self.grad_min_bits,
-            max_bits=self.grad_max_bits,
-            cycles=self.grad_cycles or self.cycles,
-            points=self.grad_points,
         )
 
     def group_schedules(self) -> dict[str, PrecisionSchedule]:
@@ -188,17 +196,26 @@ class PrecisionSettings(Settings):
         min_bits, max_bits = self.bounds_of(group)
         name = group.schedule or self.schedule
         if name == PROGRESSIVE:
-            return ProgressiveSchedule(progressive_stages(min_bits, max_bits), self.progressive.rule)
+            return self._delayed(ProgressiveSchedule(progressive_stages(min_bits, max_bits), self.progressive.rule))
         points = group.points if group.schedule or group.points else self.points
-        return build_schedule(
-            name, min_bits=min_bits, max_bits=max_bits, cycles=group.cycles or self.cycles, points=points
-        )
+        cycles = group.cycles or self.cycles
+        return self._delayed(build_schedule(name, min_bits=min_bits, max_bits=max_bits, cycles=cycles, points=points))
 
     def bounds_of(self, group: GroupSettings) -> tuple[int, int]:
         """Return min_bits and max_bits of a group."""
         max_bits = self.max_bits if group.max_bits is None else group.max_bits
         min_bits = min(self.bounds[0], max_bits) if group.min_bits is None else group.min_bits
         return min_bits, max_bits
+
+    def _delayed(self, schedule: PrecisionSchedule) -> PrecisionSchedule:
+        if not self.delay:
+            return schedule
+        if isinstance(schedule, AdaptiveSchedule):
+            raise UsageError(
+                f"Expected a schedule that does not follow the training loss with delay={self.delay}, but got one",
+                hint="set delay=0, or another schedule such as cosine",
+            )
+        return DelayedSchedule(schedule, self.delay)
 
     def _progressive(
         self, stages: tuple[int, ...] | None, name: str, min_bits: int, max_bits: int

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 
 
 def bits_trained_at(run: "TrainedRun") -> list[int]:
-    """Return the bits of the run's schedule and max_bits, ascending."""
-    return sorted({int(entry) for entry in run.report.bits["shares"]} | {run.recipe.precision.max_bits})
+    """Return the bits of the run's schedule and max_bits, ascending; not those of its steps in float32."""
+    max_bits = run.recipe.precision.max_bits
+    return sorted({bits for entry in run.report.bits["shares"] if (bits := int(entry)) <= max_bits} | {max_bits})
 
 
 def given_bits(run: "TrainedRun", bits: int | None, activation_bits: int | None, *, force: bool) -> BitAllocation:

@@ -24,6 +24,7 @@ class ShownSchedule:
         bits: Bits of every step.
         saving: BitOPs saved against static max_bits; `None` for gradients, which have no such reference.
         follows_loss: Whether its bits depend on losses that were not given.
+        has_cycles: Whether the run consists of equal cycles, of which a few show all.
     """
 
     name: str
@@ -32,6 +33,7 @@ class ShownSchedule:
     bits: list[int]
     saving: float | None
     follows_loss: bool = False
+    has_cycles: bool = True
 
     @property
     def shares(self) -> dict[int, float]:
@@ -74,7 +76,7 @@ def show_schedule(
         steps: Steps of the run.
         losses: Mean training loss of each period of a run; empty if unknown.
     """
-    from cpt_deploy.precision import AdaptiveSchedule, follow_losses, published_name, relative_cost
+    from cpt_deploy.precision import AdaptiveSchedule, DelayedSchedule, follow_losses, published_name, relative_cost
 
     follows = False
     for entry in (schedule, backward):
@@ -89,6 +91,7 @@ def show_schedule(
         [schedule.bits_at(step, steps) for step in range(steps)],
         1 - relative_cost(schedule, backward, steps, reference_bits=max_bits),
         follows,
+        not isinstance(schedule, AdaptiveSchedule | DelayedSchedule),
     )
 
 

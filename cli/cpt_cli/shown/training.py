@@ -57,12 +57,11 @@ def show_trained(report: "RunReport", directory: Path) -> None:
     """Print the result of a run, and the files in its directory."""
     files = files_bytes(directory)
     max_bits, cost = report.bits["max_bits"], report.cost
-    saved = readable.share(cost["saving"])
     out.fields(
         f"Trained {report.name}",
         {
             **_describe_result(report),
-            "cost": f"{readable.figure(cost['gbitops'])} GBitOPs, {saved} below static {max_bits} bits",
+            "cost": f"{readable.figure(cost['gbitops'])} GBitOPs, {_against_static(cost['saving'], max_bits)}",
             "time": _describe_time(report),
             "run": readable.path(directory),
             "files": ", ".join(f"{name} ({readable.size(size)})" for name, size in files.items()),
@@ -72,6 +71,12 @@ def show_trained(report: "RunReport", directory: Path) -> None:
         show_step_costs(report)
     if out.quiet:
         out.line(readable.path(directory))
+
+
+def _against_static(saving: float, max_bits: int) -> str:
+    if saving < 0:  # steps in float32
+        return f"{readable.figure(1 - saving)} times those of static {max_bits} bits"
+    return f"{readable.share(saving)} below static {max_bits} bits"
 
 
 def _describe_result(report: "RunReport") -> dict[str, str]:

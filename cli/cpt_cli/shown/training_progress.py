@@ -233,7 +233,10 @@ def _describe_layers(plan: "TrainPlan") -> str:
 def _describe_cost(plan: "TrainPlan") -> str:
     if plan.relative_cost is None:
         return "follows from the training loss, which decides when bits rise"
-    return f"{readable.share(plan.relative_cost)} of the BitOPs of static {plan.recipe.precision.max_bits} bits"
+    static = f"the BitOPs of static {plan.recipe.precision.max_bits} bits"
+    if plan.relative_cost > 1:  # steps in float32
+        return f"{readable.figure(plan.relative_cost)} times {static}"
+    return f"{readable.share(plan.relative_cost)} of {static}"
 
 
 def _describe_precision(plan: "TrainPlan") -> str:
@@ -242,7 +245,10 @@ def _describe_precision(plan: "TrainPlan") -> str:
     line, shown = _schedule_line(schedule, plan.total_steps)
     bits = "-".join(map(str, precision.bounds)) if precision.schedule != "static" else f"{precision.max_bits}"
     chosen = ", min_bits by the length of the run" if plan.recommended and precision.schedule != "static" else ""
-    return f"{line}{shown}  {precision.schedule} {bits} bits forward, {precision.grad_max_bits} backward{chosen}"
+    begins = f"{readable.share(precision.delay, 0)} of the run in float32, then " if precision.delay else ""
+    return (
+        f"{line}{shown}  {begins}{precision.schedule} {bits} bits forward, {precision.grad_max_bits} backward{chosen}"
+    )
 
 
 def _schedule_line(schedule: "PrecisionSchedule", total_steps: int) -> tuple[str, str]:

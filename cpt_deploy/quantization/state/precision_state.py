@@ -88,8 +88,8 @@ class PrecisionState(nn.Module):
         """Set the bits of all tensors of scheduled precision.
 
         Args:
-            weights: Bits of weights.
-            activations: Bits of activations.
+            weights: Bits of weights; with `FLOAT_BITS` and more, those of fixed precision are in float32 as well.
+            activations: Likewise of activations.
             gradients: Bits of gradients.
             groups: Bits of the groups' weights and activations. Omitted groups have `weights` and `activations`,
                 limited to their own max_bits.
@@ -100,8 +100,9 @@ class PrecisionState(nn.Module):
         given = {group: whole_bits(group, bits) for group, bits in (groups or {}).items()}
         weights, activations = whole_bits("weights", weights), whole_bits("activations", activations)
         gradients = whole_bits("gradients", gradients)
-        self.weight_bits["scheduled"] = weights
-        self.activation_bits["scheduled"] = activations
+        for kind, bits in ((self.weight_bits, weights), (self.activation_bits, activations)):
+            kind["scheduled"] = bits
+            kind["fixed"] = bits if bits >= FLOAT_BITS else self.max_bits
         for group, max_bits in self.groups.items():
             self.weight_bits[group] = given.get(group, min(weights, max_bits))
             self.activation_bits[group] = given.get(group, min(activations, max_bits))

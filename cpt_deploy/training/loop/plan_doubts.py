@@ -9,8 +9,10 @@ from cpt_deploy.precision import (
     RECOMMENDED_LOSS,
     SHORT_SPAN,
     CyclicSchedule,
+    DelayedSchedule,
     PrecisionSchedule,
     is_short,
+    quantized_steps,
 )
 
 if TYPE_CHECKING:
@@ -54,29 +56,32 @@ def dropped_samples(samples: int, batch_size: int) -> str | None:
 
 
 def _of_precision(task: "TrainingTask", objects: "RunObjects") -> Iterator[str]:
-    precision, total = task.recipe.precision, task.total_steps
+    precision = task.recipe.precision
+    total = quantized_steps(precision.delay, task.total_steps)
+    unit = "quantized step" if precision.delay else "step"
     settings: list[tuple[str, PrecisionSchedule]] = [
         ("precision.cycles", objects.forward),
         ("precision.grad_cycles", objects.backward),
         *((f"precision.groups.{place}.cycles", schedule) for place, schedule in enumerate(objects.groups.values())),
     ]
-    for key, schedule in settings:
+    for key, whole in settings:
+        schedule = whole.schedule if isinstance(whole, DelayedSchedule) else whole
         if isinstance(schedule, CyclicSchedule) and total < STEPS_PER_CYCLE * schedule.cycles:
             fewer = "" if schedule.cycles == 1 else f", or {key}={max(total // 10, 1)}"
             yield (
-                f"{readable.counted(schedule.cycles, 'cycle')} in {readable.counted(total, 'step')} leave "
+                f"{readable.counted(schedule.cycles, 'cycle')} in {readable.counted(total, unit)} leave "
                 f"{readable.figure(total / schedule.cycles)} to a cycle, fewer than {STEPS_PER_CYCLE}: "
                 f"train longer{fewer}"
             )
         elif isinstance(schedule, CyclicSchedule) and (most := _most_bits(schedule, total)) < schedule.max_bits:
             yield (
-                f"{key}={schedule.cycles} over {readable.counted(total, 'step')} reaches {most} bits, not "
+                f"{key}={schedule.cycles} over {readable.counted(total, unit)} reaches {most} bits, not "
                 f"{schedule.max_bits}: longer cycles do"
             )
     epochs, lost, (min_bits, max_bits) = total / task.steps_per_epoch, LOSSES.get(precision.schedule), precision.bounds
     if lost and max_bits - min_bits > SHORT_SPAN and is_short(total, epochs):
         yield (
-            f"{readable.counted(total, 'step')}, {readable.counted(round(epochs), 'epoch')}, are few for the schedule "
+            f"{readable.counted(total, unit)}, {readable.counted(round(epochs), 'epoch')}, are few for the schedule "
             f"{precision.schedule} from {min_bits} bits: between 3 and 8 it cost up to {lost} points of accuracy in "
             f"short runs of the learning study, and a cosine from 5 up to {RECOMMENDED_LOSS}; precision.min_bits=null "
             "leaves them to the length of the run"

@@ -26,7 +26,14 @@ from cpt_deploy.data import (
 )
 from cpt_deploy.errors import UsageError
 from cpt_deploy.models import build_model
-from cpt_deploy.precision import BitOpsMeter, LayerCost, PrecisionSchedule, share_of_steps
+from cpt_deploy.precision import (
+    BitOpsMeter,
+    DelayedSchedule,
+    LayerCost,
+    PrecisionSchedule,
+    quantized_steps,
+    share_of_steps,
+)
 from cpt_deploy.quantization import (
     LayerGroup,
     QuantizationConfig,
@@ -274,12 +281,15 @@ def build_objects(model: QuantizedModel, recipe: Recipe, total_steps: int, devic
     for settings, schedule in zip(recipe.precision.groups, groups.values(), strict=True):
         _check_bits(schedule, *recipe.precision.bounds_of(settings), total_steps)
     costs = [LayerCost(layer.name, layer.macs, layer.group) for layer in (*model.layers(), *model.float_layers)]
-    meter = BitOpsMeter(costs, recipe.precision.max_bits, model.precision.groups)
+    meter = BitOpsMeter(costs, recipe.precision.max_bits, model.precision.groups, recipe.precision.grad_max_bits)
     return RunObjects(device, model, optimizer, averaged, forward, backward, meter, groups)
 
 
 def _check_bits(schedule: PrecisionSchedule, min_bits: int, max_bits: int, total_steps: int) -> None:
     """Make sure that a schedule, which may be user-defined, stays within min_bits and max_bits of the recipe."""
+    if isinstance(schedule, DelayedSchedule):
+        total_steps = quantized_steps(schedule.delay, total_steps)
+        schedule = schedule.schedule
     bits = share_of_steps(schedule, total_steps)
     if min(bits) < min_bits or max(bits) > max_bits:
         raise UsageError(

@@ -243,5 +243,6 @@ def _relative_cost(objects: RunObjects, total_steps: int) -> float | None:
     """Return the BitOPs relative to static precision; `None` if a schedule depends on the loss."""
     if any(isinstance(schedule, AdaptiveSchedule) for schedule in objects.schedules):
         return None
-    meter = BitOpsMeter(objects.meter.layers, objects.meter.max_bits, objects.meter.groups)
+    counted = objects.meter
+    meter = BitOpsMeter(counted.layers, counted.max_bits, counted.groups, counted.gradient_max_bits)
     return 1.0 - meter.add_run(objects.forward, objects.backward, total_steps, 1, objects.groups).saving

@@ -249,6 +249,7 @@ DOUBTS = {
         ["precision.cycles=1", "train.steps=2"],
         "1 cycle in 2 steps leave 2 to a cycle, fewer than 3: train longer",
     ),
+    "delayed": (["precision.cycles=2", "precision.delay=0.6"], "2 cycles in 5 quantized steps leave 2.5 to a cycle"),
     "warm-up": (["lr.warmup_steps=12", "precision.cycles=1"], "warm-up of 12 steps is as long as the run"),
     "few bits": (
         ["precision.cycles=1", "precision.min_bits=3"],

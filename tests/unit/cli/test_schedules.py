@@ -115,6 +115,18 @@ def test_all_schedules_of_a_recipe_are_shown(capsys, tmp_path):
     assert (tmp_path / "bits.png").is_file()
 
 
+def test_a_delayed_recipe_shows_the_whole_run_and_saves_nothing(capsys, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("precision:\n  min_bits: 3\n  cycles: 32\n  delay: 0.75\n")
+    forward, gradients = listed(capsys, "--recipe", str(path), "--steps", "256", "--plot", str(tmp_path / "bits.png"))
+    assert forward["shares"]["32"] == gradients["shares"]["32"] == 0.75
+    assert forward["saving"] < -10
+    assert main(["schedules", "--recipe", str(path), "--steps", "256"]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "forward" in line]
+    assert "████▁" in line
+    assert "none" in line
+
+
 @pytest.mark.parametrize(
     ("content", "part"), [("", "finite losses"), ("1.0\ntwo\n", "losses of a run"), ("nan", "finite losses")]
 )

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from cpt_deploy.precision import (
     BitOpsMeter,
     CyclicSchedule,
+    DelayedSchedule,
     LayerCost,
     StaticSchedule,
     build_schedule,
@@ -145,3 +146,13 @@ def test_the_summary_is_in_gbitops():
 
 def test_a_meter_at_rest_has_saved_nothing():
     assert BitOpsMeter([], max_bits=8).summary().saving == 0
+
+
+def test_steps_in_float32_cost_all_layers_32_bits_and_are_compared_with_static_precision():
+    layers = [LayerCost("a", 100, "scheduled"), LayerCost("b", 10, "fixed"), LayerCost("c", 1, "float")]
+    meter = BitOpsMeter(layers, max_bits=8, gradient_max_bits=6)
+    assert meter.add(32, 32, 1) == 111 * 3072
+    assert meter.summary().static_max_bits == 110 * (64 + 2 * 8 * 6) + 3072
+    delayed = DelayedSchedule(StaticSchedule(8), 0.5)
+    gradients = DelayedSchedule(StaticSchedule(6), 0.5)
+    assert relative_cost(delayed, gradients, 10, reference_bits=8) == pytest.approx((3072 + 160) / 320)

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpt_deploy.errors import UsageError
-from cpt_deploy.precision import CyclicSchedule, PiecewiseSchedule, StaticSchedule, build_schedule, schedules
+from cpt_deploy.precision import (
+    CyclicSchedule,
+    DelayedSchedule,
+    PiecewiseSchedule,
+    StaticSchedule,
+    build_schedule,
+    quantized_steps,
+    schedules,
+)
 
 CYCLIC = [name for name in schedules.names() if name not in {"static", "piecewise", "progressive"}]
 TRIANGULAR = [name for name in CYCLIC if "triangular" in name]
@@ -205,3 +213,26 @@ def test_a_users_schedule_is_imported(user_module, attribute, bits):
 def test_an_imported_object_that_is_no_schedule_is_refused(user_module, attribute):
     with pytest.raises(UsageError, match="bits_at"):
         build_schedule(f"{user_module}:{attribute}", min_bits=3, max_bits=8)
+
+
+@given(
+    name=st.sampled_from(CYCLIC),
+    delay=st.floats(0, 1, exclude_max=True),
+    cycles=st.integers(1, 4),
+    total=st.integers(1, 400),
+)
+def test_a_delayed_schedule_is_float32_and_then_the_schedule_of_a_shorter_run(name, delay, cycles, total):
+    inner = build_schedule(name, min_bits=3, max_bits=8, cycles=cycles)
+    rest = quantized_steps(delay, total)
+    assert 1 <= rest <= total
+    assert (total - rest) / total <= delay < (total - rest + 1) / total
+    if rest < cycles:
+        return
+    bits = [DelayedSchedule(inner, delay).bits_at(step, total) for step in range(total)]
+    assert bits == [32] * (total - rest) + [inner.bits_at(step, rest) for step in range(rest)]
+
+
+@pytest.mark.parametrize("delay", [-0.1, 1.0, float("nan")])
+def test_a_delay_is_a_part_of_the_run_that_leaves_steps(delay):
+    with pytest.raises(UsageError, match="at least 0 and below 1"):
+        DelayedSchedule(StaticSchedule(8), delay)

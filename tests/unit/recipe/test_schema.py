@@ -130,3 +130,18 @@ def test_import_path_of_a_schedule_is_not_imported_by_reading_it():
 def test_recipe_is_immutable():
     with pytest.raises(ValidationError, match="frozen"):
         Recipe().seed = 1
+
+
+@pytest.mark.parametrize("setting", ["schedule", "grad_schedule"])
+def test_a_schedule_that_follows_the_loss_cannot_be_delayed(setting):
+    PrecisionSettings(**{setting: "progressive"}, min_bits=3, grad_min_bits=6)
+    with pytest.raises(ValidationError, match=r"does not follow the training loss with delay=0\.5"):
+        PrecisionSettings(**{setting: "progressive"}, min_bits=3, grad_min_bits=6, delay=0.5)
+
+
+def test_min_bits_follow_the_quantized_part_of_a_delayed_run():
+    settings = PrecisionSettings(delay=0.5)
+    assert settings.for_run(2_000, 60).bounds == (3, 8)
+    assert settings.for_run(1_999, 60).bounds == (3, 8)  # 1,000 of them quantized
+    assert settings.for_run(1_998, 60).bounds == (5, 8)
+    assert settings.for_run(2_000, 59).bounds == (5, 8)

@@ -2,15 +2,21 @@
 
 import csv
 import json
+import math
 
 import pytest
+import torch
 
 from cpt_deploy.errors import RunInterruptedError, UsageError
 from cpt_deploy.integer import freeze
 from cpt_deploy.recipe import load_recipe
 from cpt_deploy.training import load_run, train
+from cpt_deploy.training.distributed.process_group import ALONE
+from cpt_deploy.training.loop.setup import build_network
 from cpt_deploy.training.run_directory.checkpoints import read_checkpoint
 from cpt_deploy.training.run_directory.metrics_log import read_metrics
+from cpt_deploy.training.task import load_task
+from cpt_deploy.workflows.bit_allocation import bits_trained_at
 
 # 22 steps; a period is two of them and its threshold is wide, so bits rise early and to the last stage.
 PROGRESSIVE = (
@@ -132,3 +138,58 @@ def test_a_group_that_matches_no_layer_is_one_clear_line(recipe, tmp_path):
     with pytest.raises(UsageError, match=r"matches layers of the model, but got 'layer3\.\*'") as caught:
         train(wrong, tmp_path / "run")
     assert "groups.0.0.conv1" in (caught.value.hint or "")
+
+
+DELAYED = ("precision.delay=0.5", "precision.min_bits=3", "lr.decay_start=0.5", "train.log_every=1")
+"""The first 11 of 22 steps in float32."""
+
+
+def test_before_the_delay_is_over_a_run_is_that_of_the_network_given(recipe, tmp_path):
+    given = recipe(*DELAYED)
+    train(given, tmp_path / "run")
+
+    task = load_task(given, torch.device("cpu"))
+    torch.manual_seed(given.seed)
+    network = build_network(task.recipe, 10, task.data.preprocessing)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    losses = []
+    for x, y in task.stream(range(11), ALONE, pin_memory=False):
+        loss = torch.nn.functional.cross_entropy(network(x), y)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.csv") if row["lr"]]
+    assert [float(row["loss"]) for row in rows[:11]] == pytest.approx(losses, rel=1e-4)
+    assert {float(row["lr"]) for row in rows[:11]} == {0.1}
+
+
+def test_delayed_quantization_costs_float32_first_and_ends_in_exact_integers(recipe, tmp_path):
+    report = train(recipe(*DELAYED), tmp_path / "run")
+
+    after = [round(3 + 5 * (1 - math.cos(math.pi * (2 * step / 11 % 1))) / 2) for step in range(11)]
+    assert logged(tmp_path / "run", "bits") == [32] * 11 + after
+    assert logged(tmp_path / "run", "grad_bits") == [32] * 11 + [8] * 11
+    run = load_run(tmp_path / "run")
+    macs = {"scheduled": 0, "fixed": 0}
+    for layer in run.model.layers():
+        macs[layer.group] += layer.macs
+    spent = sum(macs.values()) * 11 * weight(32, 32) + sum(
+        macs["scheduled"] * weight(bits, 8) + macs["fixed"] * weight(8, 8) for bits in after
+    )
+    assert report.cost["gbitops"] == pytest.approx(128 * spent / 1e9)
+    assert report.cost["gbitops_static_upper"] == pytest.approx(128 * sum(macs.values()) * 22 * weight(8, 8) / 1e9)
+    assert {operation.bits for operation in freeze(run.model).weighted()} == {8}
+    assert bits_trained_at(run) == sorted({8, *after})
+
+
+@pytest.mark.parametrize("step", [5, 15])
+def test_a_delayed_run_goes_on_as_if_nothing_had_been(
+    step, recipe, train_until, interrupt, finished, outcome, tmp_path
+):
+    directory = tmp_path / "run"
+    with pytest.raises(RunInterruptedError):
+        train_until(directory, step, interrupt(), *DELAYED)
+    train(recipe(*DELAYED), directory, resume=True)
+    assert outcome(directory) == finished(*DELAYED)

@@ -118,7 +118,7 @@ def _table(shown: "list[ShownSchedule]", steps: int, cycles: int, title: str) ->
             (
                 entry.name,
                 entry.short or "",
-                readable.sparkline(entry.bits if "progressive" in entry.name else entry.bits[:visible], LINE_WIDTH),
+                readable.sparkline(entry.bits[:visible] if entry.has_cycles else entry.bits, LINE_WIDTH),
                 f"{entry.mean_bits:.2f}",
                 _saving(entry),
                 entry.group or "",
@@ -133,6 +133,8 @@ def _table(shown: "list[ShownSchedule]", steps: int, cycles: int, title: str) ->
 def _saving(entry: "ShownSchedule") -> str:
     if entry.saving is None:
         return ""
+    if entry.saving < 0:  # a run that begins in float32
+        return "none"
     return f"at most {readable.share(entry.saving)}" if entry.follows_loss else readable.share(entry.saving)
 
 
@@ -151,7 +153,7 @@ def _draw(shown: "list[ShownSchedule]", plot: Path, title: str) -> None:
     from cpt_deploy.report import check_plot_path, plot_schedules
 
     check_plot_path(plot)
-    saved = {e.name: "" if e.saving is None else f": {readable.share(e.saving, 1)} saved" for e in shown}
+    saved = {e.name: f": {_saving(e)} saved" if e.saving is not None else "" for e in shown}
     with out.writing(plot):
         named = {(entry.short or entry.name) + saved[entry.name]: entry.bits for entry in shown}
         plot_schedules(named, plot, title=title)
