@@ -29,7 +29,7 @@ INTERRUPTED = 130
 _TRAIN_MODULES = ("matplotlib", "onnx", "onnxscript", "sklearn", "tensorboard", "torch", "torchvision")
 
 EXIT_CODES = (
-    "0 ok, 1 unexpected, 2 usage, 3 missing extra, 4 validation failed, 5 data or file problem, 130 interrupted"
+    "0 ok, 1 unexpected, 2 usage, 3 missing extra, 4 validation failed, 5 data or file problem, 130 or 143 interrupted"
 )
 
 ROOT_EXAMPLES = (

@@ -206,14 +206,14 @@ class SwaSettings(Settings):
 class TrainSettings(Settings):
     """Length, batches, evaluation, checkpoints and hardware of the run.
 
-    Exactly one of `epochs` and `steps`. `eval_every` and `checkpoint_every` are intervals such as "1 epoch" or
-    "390 steps"; a bare number means epochs (null: only at the end). `log_every` is in steps (null: 200 rows in a run,
-    and at least one per 100 steps). `calibration_batches` is the number of training batches that calibrate BatchNorm
-    statistics and activation ranges at max_bits after the last step; `final` is the state that is calibrated: the last
-    one, or that of the best evaluation. `amp: auto` means bfloat16 autocast on CUDA only, and not with scheme sbm.
-    `compute` selects how a CPU trains quantized layers: `float32` and `bf16` run the fused training step on integers,
-    with backward products of that type; `modules` runs each module by itself; `auto` uses the fastest of them.
-    `cuda_graph` captures a classifier's step as a CUDA graph on one GPU and replays it.
+    At most one of `epochs` and `steps`; neither means 10 epochs. `eval_every` and `checkpoint_every` are intervals such
+    as "1 epoch" or "390 steps"; a bare number means epochs (null: only at the end). `log_every` is in steps (null: 200
+    rows in a run, and at least one per 100 steps). `calibration_batches` is the number of training batches that
+    calibrate BatchNorm statistics and activation ranges at max_bits after the last step; `final` is the state that is
+    calibrated: the last one, or that of the best evaluation. `amp: auto` means bfloat16 autocast on CUDA only, and not
+    with scheme sbm. `compute` selects how a CPU trains quantized layers: `float32` and `bf16` run the fused training
+    step on integers, with backward products of that type; `modules` runs each module by itself; `auto` uses the fastest
+    of them. `cuda_graph` captures a classifier's step as a CUDA graph on one GPU and replays it.
     """
 
     epochs: Count | None = None

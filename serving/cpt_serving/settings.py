@@ -30,7 +30,7 @@ class ServeSettings(BaseSettings):
     """A YAML file with any of the other settings."""
 
     bundle: Path
-    """A bundle, or a directory of bundles, `name/version/`."""
+    """A bundle, an ONNX file, or a directory of bundles, `name/version/`."""
 
     host: str = "127.0.0.1"
     """Address to listen on; the default is reachable from this machine only."""

@@ -17,7 +17,7 @@ from cpt_serving.routes.files import FILE_HEADERS, files_router, read_folder
 from cpt_serving.service import Service
 from cpt_serving.telemetry.stats import Stats, summarize
 from cpt_serving.web.errors import RequestError
-from cpt_serving.web.schemas import ErrorAnswer, ServedModel, ServedModels
+from cpt_serving.web.schemas import ServedModel, ServedModels, error_answers
 
 PAGE_HEADERS: Mapping[str, str] = {
     # No inline code, no other origins; previews of chosen files are blobs.
@@ -25,6 +25,8 @@ PAGE_HEADERS: Mapping[str, str] = {
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     **FILE_HEADERS,
 }
+
+_ERRORS = (400, 404, 503)
 
 ModelName = Annotated[str | None, Query(description="name of the model, if several are served")]
 
@@ -66,14 +68,14 @@ def _add_model_routes(router: APIRouter, service: Service) -> None:
             ]
         )
 
-    @router.get("/evidence", responses={404: {"model": ErrorAnswer}})
+    @router.get("/evidence", responses=error_answers(*_ERRORS))
     def evidence(model: ModelName = None) -> Evidence:
         """Identity of a model, and the figures of `cpt validate` so far."""
         return evidence_of(service.find(model).model, docs=service.settings.docs)
 
 
 def _add_samples(router: APIRouter, service: Service) -> None:
-    @router.get("/samples", responses={404: {"model": ErrorAnswer}})
+    @router.get("/samples", responses=error_answers(*_ERRORS))
     async def samples(model: ModelName = None) -> Samples:
         """Inputs of a bundle's golden sample: a row of tensors, or images with their classes."""
         return service.find(model).model.samples()
@@ -81,7 +83,7 @@ def _add_samples(router: APIRouter, service: Service) -> None:
     @router.get(
         "/samples/{index}.png",
         response_class=Response,
-        responses={200: {"content": {"image/png": {}}}, 404: {"model": ErrorAnswer}},
+        responses={200: {"content": {"image/png": {}}}} | error_answers(*_ERRORS),
     )
     async def sample(index: Annotated[int, Path(ge=0)], model: ModelName = None) -> Response:
         """A golden input as an image of the model's input size."""

@@ -15,10 +15,10 @@ from cpt_serving.service import Service
 from cpt_serving.telemetry.records import note_inference, note_model
 from cpt_serving.web.deadlines import request_deadline
 from cpt_serving.web.responses import JsonResponse
-from cpt_serving.web.schemas import PredictAnswer, error_answers
+from cpt_serving.web.schemas import BODY_ERRORS, PredictAnswer, error_answers
 from cpt_serving.web.uploads import read_content
 
-_ERRORS = (400, 404, 413, 415, 422, 429, 503, 504)
+_ERRORS = (*BODY_ERRORS, 404, 422, 429, 504)
 _PATHS = ("/predict", "/models/{model}/predict", "/models/{model}/versions/{version}/predict")
 
 TopK = Annotated[int | None, Query(ge=1, description="number of classes for each row, of a classifier")]

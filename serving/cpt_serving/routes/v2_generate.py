@@ -19,9 +19,9 @@ from cpt_serving.web.errors import bad_request
 from cpt_serving.web.events import event_response
 from cpt_serving.web.json_bodies import checked, read_object
 from cpt_serving.web.responses import JsonResponse
-from cpt_serving.web.schemas import error_answers
+from cpt_serving.web.schemas import BODY_ERRORS, error_answers
 
-_ERRORS = (400, 404, 408, 413, 429, 503, 504)
+_ERRORS = (*BODY_ERRORS, 404, 429, 504)
 _OWN_KEYS = ("id", "text_input", "parameters")
 
 

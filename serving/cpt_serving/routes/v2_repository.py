@@ -13,7 +13,7 @@ from cpt_serving.repository.model_table import ModelStatus
 from cpt_serving.service import Service
 from cpt_serving.web.json_bodies import CONTROL_BYTES, checked, read_object
 from cpt_serving.web.responses import JsonResponse
-from cpt_serving.web.schemas import error_answers
+from cpt_serving.web.schemas import BODY_ERRORS, error_answers
 
 
 def repository_router(service: Service) -> APIRouter:
@@ -44,7 +44,7 @@ def repository_router(service: Service) -> APIRouter:
         methods=["POST"],
         dependencies=[requires(Scope.INFER)],
         response_model=list[ModelStatus],
-        responses=error_answers(400, 413),
+        responses=error_answers(*BODY_ERRORS),
         openapi_extra=_body(inline_schema(RepositoryIndexRequest)),
     )
     for name, change in (("load", load), ("unload", unload)):
@@ -54,7 +54,7 @@ def repository_router(service: Service) -> APIRouter:
             methods=["POST"],
             dependencies=[requires(Scope.ADMIN)],
             response_class=Response,
-            responses=error_answers(400, 403, 404, 413),
+            responses=error_answers(*BODY_ERRORS, 403, 404),
             openapi_extra=_body(inline_schema(RepositoryChange)),
         )
     return router

@@ -6,6 +6,9 @@ from pydantic import BaseModel
 
 from cpt_deploy.bundle import Prediction
 
+BODY_ERRORS = (400, 408, 413, 415, 503)
+"""Statuses of requests whose body cannot be read."""
+
 
 class ErrorAnswer(BaseModel):
     """The answer to every error."""
@@ -16,7 +19,7 @@ class ErrorAnswer(BaseModel):
 
 def error_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI description of the errors that a route answers."""
-    return {status: {"model": ErrorAnswer} for status in statuses}
+    return {status: {"model": ErrorAnswer} for status in sorted(set(statuses))}
 
 
 class Timings(BaseModel):

@@ -1,9 +1,11 @@
 """The image: lint, what goes into it, and how it is run."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -32,10 +34,35 @@ def test_the_image_is_built_of_the_packages_that_are_shipped_and_nothing_else():
     ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     sent = [line[1:] for line in ignored if line.startswith("!")]
     assert "*" in ignored
-    assert set(sent) == {"pyproject.toml", "README.md", "LICENSE", *packages}
+    assert set(sent) == {"pyproject.toml", "hatch_build.py", "README.md", "LICENSE", *packages}
     copied = " ".join(re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.MULTILINE)).split()
     assert set(copied) == set(sent)
     assert not any(fnmatch("torch", requirement) for requirement in project["project"]["dependencies"])
+
+
+def test_what_the_image_is_built_of_makes_a_wheel_without_a_compiler(tmp_path):
+    source, empty = tmp_path / "source", tmp_path / "empty"
+    empty.mkdir()
+    for name in re.findall(r"^!(.*)$", (ROOT / ".dockerignore").read_text(encoding="utf-8"), re.MULTILINE):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        copy(ROOT / name, source / name)
+    shutil.rmtree(source / "cpt_deploy" / "quantization" / "kernels" / "compiled", ignore_errors=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path],
+        cwd=source,
+        env={"PATH": str(empty)},  # as in the slim base image
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "kernels for generic are left out" in done.stdout + done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {"cpt_deploy/__init__.py", "cpt_cli/main.py", "cpt_serving/__init__.py"} <= set(names)
 
 
 def test_the_server_runs_as_nobody_in_particular_with_what_the_settings_know(monkeypatch):

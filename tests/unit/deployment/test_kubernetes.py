@@ -181,5 +181,8 @@ def test_kustomize_renders_each_variant(folder):
     if folder != "kserve":
         deployment = rendered["Deployment"]["spec"]
         assert ("replicas" in deployment) == (folder in {"base", "baked"})
+        (container,) = deployment["template"]["spec"]["containers"]
+        own = "registry.example/digits:1" if folder == "baked" else "registry.example/cpt-deploy:0.1.0"
+        assert container["image"] == own
         volumes = {volume["name"] for volume in deployment["template"]["spec"]["volumes"]}
         assert ("models" in volumes) == ("PersistentVolumeClaim" in rendered) == (folder != "baked")

@@ -79,6 +79,7 @@ def _training_device() -> dict[str, Any] | None:
     import torch
 
     from cpt_deploy.quantization.kernels import active
+    from cpt_deploy.quantization.training_step.int8_products import has_int8_tensor_cores
     from cpt_deploy.quantization.training_step.linear_products import trial_of
     from cpt_deploy.quantization.training_step.products import choose_compute, int8_is_exact
 
@@ -91,7 +92,7 @@ def _training_device() -> dict[str, Any] | None:
         "kernels": chosen.kernels.name,
         "no_native_kernels": chosen.reason or None,
         "compute": choose_compute("auto", native=chosen.native, device=device),
-        "int8_products": int8_is_exact(),
+        "int8_products": has_int8_tensor_cores(torch.device("cuda")) if device == "cuda" else int8_is_exact(),
         "linear_seconds": dict(trial_of(*_LINEAR, active().kernels).seconds) if int8_is_exact() else None,
     }
 
@@ -109,7 +110,7 @@ def _kernels(device: dict[str, Any] | None) -> str:
     reason = f" ({device['no_native_kernels']})" if device["no_native_kernels"] else ""
     forward = "int8" if device["int8_products"] else "float32"
     if device["device"] == "cuda":
-        forward = "bfloat16 and TF32, exactly,"
+        forward += " (convolutions) and bfloat16 (Linear), exactly,"
     products = {
         "modules": "each module by itself",
         "bf16": f"products in {forward} forward, bfloat16 backward",

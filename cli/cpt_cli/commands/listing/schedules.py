@@ -25,7 +25,7 @@ def schedules(  # noqa: PLR0913, PLR0917  the options are its parameters
         list[str] | None,
         typer.Argument(
             help="Names, short names such as RTH, or your own as package.module:schedule.",
-            show_default="all known schedules",
+            show_default="all cyclic schedules",
         ),
     ] = None,
     recipe: Annotated[

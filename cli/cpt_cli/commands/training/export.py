@@ -295,7 +295,7 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
 
 COMMAND = Command(
     export,
-    "cpt export runs/digits --bits 4 --act-bits 4  # weights and activations at 4 bits; the default is 8",
+    "cpt export runs/digits --bits 6 --act-bits 6  # weights and activations at 6 bits; the default is 8",
     "cpt export runs/digits --checkpoint best  # the model of the best evaluation",
     "cpt export --from model.onnx --data photos/  # trained elsewhere, in float: calibration only",
     "cpt export --from detector.onnx --data inputs.npz  # any inputs and outputs: named tensors",

@@ -91,5 +91,5 @@ def _number(word: str, option: str) -> int:
 COMMAND = Command(
     sweep,
     "cpt sweep runs/digits",
-    "cpt sweep runs/digits --bits 8,6,4 --act-bits 8,same  # activations at 8 bits, and at the bits of the weights",
+    "cpt sweep runs/digits --bits 8,6,5 --act-bits 8,same  # activations at 8 bits, and at the bits of the weights",
 )
