@@ -192,9 +192,11 @@ def _compare(graph: "IntegerGraph", file: bytes, inputs: list[dict[str, Tensor]]
 
 
 def _are_close(results: Tensor, expected: Tensor) -> bool:
-    both = torch.isfinite(expected) & torch.isfinite(results)
-    largest = float(expected[both].abs().max()) if both.any() else 0.0
-    return not both.any() or float((results - expected)[both].abs().max()) <= _TOLERANCE * largest
+    finite = torch.isfinite(expected)
+    if not torch.equal(finite, torch.isfinite(results)):
+        return False
+    largest = float(expected[finite].abs().max()) if finite.any() else 0.0
+    return not finite.any() or float((results - expected)[finite].abs().max()) <= _TOLERANCE * largest
 
 
 def _kinds(names: Sequence[str], graph: "IntegerGraph") -> dict[str, int]:

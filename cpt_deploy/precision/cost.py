@@ -140,11 +140,14 @@ class BitOpsMeter:
                 max_bits, before delayed quantization, those of layers with fixed precision as well.
             backward_bits: Bits of the gradients of all quantized layers.
             samples: Number of samples in the step, over all processes.
-            groups: Forward bits of groups; a group that is left out has `forward_bits`, or its max_bits if that is
-                lower.
+            groups: Forward bits of groups; a group that is left out has `forward_bits`, limited to its max_bits unless
+                the step is in float32.
         """
-        bits = {"scheduled": forward_bits, "fixed": max(self.max_bits, forward_bits)}
-        bits |= {group: min(forward_bits, max_bits) for group, max_bits in self.groups.items()} | dict(groups or {})
+        in_float = forward_bits > self.max_bits
+        bits = {"scheduled": forward_bits, "fixed": forward_bits if in_float else self.max_bits}
+        for group, max_bits in self.groups.items():
+            bits[group] = forward_bits if in_float else min(forward_bits, max_bits)
+        bits |= dict(groups or {})
         per_sample = sum(self._macs[group] * _weight(own, backward_bits) for group, own in bits.items())
         return (per_sample + self._macs["float"] * _weight(FLOAT_BITS, FLOAT_BITS)) * samples
 

@@ -5,6 +5,7 @@ from typing import Any
 from cpt_deploy.errors import UsageError
 from cpt_deploy.precision import PrecisionSchedule, build_schedule
 from cpt_deploy.quantization.model import QuantizedModel
+from cpt_deploy.quantization.state.config import FLOAT_BITS
 
 
 class CyclicPrecision:
@@ -33,7 +34,7 @@ class CyclicPrecision:
         cycles: How often the bits rise from min_bits to max_bits.
         schedule: A name that `cpt schedules` lists, such as "cosine" (the paper's) or "rex-triangular-vertical", or an
             object with a method `bits_at(step, total_steps)`.
-        gradient_bits: Bits of the gradients, the same in all steps.
+        gradient_bits: Bits of the gradients, the same in all steps but those in float32 (24 bits and more).
         last_step: Number of the last finished step, from which training continues; -1 for a new one.
 
     Raises:
@@ -96,5 +97,5 @@ class CyclicPrecision:
         self.last_step = step
         done = step == self.total_steps
         self._bits = self.model.config.max_bits if done else self.schedule.bits_at(step, self.total_steps)
-        self.model.set_bits(self._bits, self.gradient_bits)
+        self.model.set_bits(self._bits, self._bits if self._bits >= FLOAT_BITS else self.gradient_bits)
         self.model.set_step(step)

@@ -1,8 +1,8 @@
 """Grids of experiments: recipes × variants × values of settings × seeds, one run per combination."""
 
 import itertools
-import json
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +91,8 @@ def _found(source: str, folder: Path) -> str:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)  # JSON is YAML
+    # Not JSON, whose 1e-05 is a text in YAML.
+    return yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize).removesuffix("\n").removesuffix("\n...")
 
 
 def _safe(name: str) -> str:

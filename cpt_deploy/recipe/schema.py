@@ -247,6 +247,10 @@ class TrainSettings(Settings):
             raise ValueError(f"Expected either epochs or steps, but got epochs={self.epochs} and steps={self.steps}")
         if self.final == "best" and self.swa.enabled:
             raise ValueError("Expected final to be last with swa, which averages over steps, but got best")
+        if self.swa.enabled and not self.calibration_batches:
+            raise ValueError(
+                "Expected calibration_batches of at least 1 with swa, whose weights have no statistics yet"
+            )
         return self
 
     def total_steps(self, steps_per_epoch: int) -> int:

@@ -37,6 +37,7 @@ def smoke_recipe(recipe: Recipe) -> Recipe:
                     "log_every": 1,
                     "calibration_batches": 1,
                     "device": "cpu",
+                    "cuda_graph": False,
                 }
             ),
         }

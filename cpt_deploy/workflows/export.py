@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpt_deploy.bundle import Bundle, OnnxRuntimeModel
-from cpt_deploy.errors import TrainingOnlyError
+from cpt_deploy.errors import CheckpointError, TrainingOnlyError
 from cpt_deploy.recipe import load_recipe, save_recipe
 from cpt_deploy.tasks import SILENT, ExportOptions, ExportSummary, Reporter, task_of_run
 from cpt_deploy.tasks.exporting import weights_in_words
@@ -82,13 +82,20 @@ def best_of(run_dir: Path, reporter: Reporter = SILENT) -> Path:
         return run_dir
     if best.report.is_file() and filecmp.cmp(origin.best, best.best, shallow=False):
         return best.path
+    for checkpoint in (origin.last, origin.best):
+        if not checkpoint.is_file():
+            raise CheckpointError(
+                f"Expected the checkpoint {checkpoint}, but there is none",
+                hint="without its checkpoints a run can be exported as it ended: cpt export without --checkpoint",
+            )
     shutil.rmtree(best.path, ignore_errors=True)
     best.last.parent.mkdir(parents=True)
     copied = (origin.last, origin.best, origin.metrics, origin.tokenizer)
     for file in filter(Path.is_file, copied):
         shutil.copyfile(file, best.path / file.relative_to(run_dir))
     swa = recipe.train.swa.model_copy(update={"enabled": False})
-    settings = recipe.train.model_copy(update={"final": "best", "swa": swa})
+    # Nothing is trained any more, so any device will do.
+    settings = recipe.train.model_copy(update={"final": "best", "swa": swa, "device": "auto", "cuda_graph": False})
     recipe = recipe.model_copy(update={"train": settings})
     save_recipe(recipe, best.recipe)
     chosen = train(recipe, best.path, resume=True)

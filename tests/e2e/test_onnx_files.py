@@ -1,6 +1,7 @@
 """An ONNX file of any inputs and outputs: exported on a file of inputs, opened, checked and served."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -150,3 +151,38 @@ def test_rows_that_depend_on_each_other_are_not_joined(
     assert main(["export", "--from", str(tmp_path / "m.onnx"), "--data", str(tmp_path / "x.npz")]) == 0
     assert "depend on each other" in capsys.readouterr().err
     assert not Bundle.open(tmp_path / "m-bundle-8bit").signature.joins_rows
+
+
+def two_of_the_batch(network: Network, x: str) -> str:
+    """Return the first two rows, however many there are."""
+    return network.op("Slice", x, *map(np.array, ([0], [2], [0])))
+
+
+def less_the_mean(network: Network, x: str) -> str:
+    return network.op("Sub", x, network.op("ReduceMean", x, axes=[0]))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 9])
+@pytest.mark.parametrize("operation", [two_of_the_batch, less_the_mean])
+def test_rows_that_only_other_rows_give_away_are_not_joined(
+    tmp_path: Path, operation: Callable[[Network, str], str], rows: int
+) -> None:
+    network = Network(["N", 8])
+    x = network.op("Gemm", "x", network.weight(4, 8), network.weight(4), transB=1)
+    (tmp_path / "m.onnx").write_bytes(network.file(operation(network, x)))
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).normal(size=(rows, 8)).astype(np.float32))
+    assert main(["export", "--from", str(tmp_path / "m.onnx"), "--data", str(tmp_path / "x.npz")]) == 0
+    assert not Bundle.open(tmp_path / "m-bundle-8bit").signature.joins_rows
+
+
+@pytest.mark.parametrize(("batch", "rows", "part"), [("N", 0, "Expected rows"), (4, 3, "the rows of a whole call")])
+def test_too_few_rows_are_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], batch: str | int, rows: int, part: str
+) -> None:
+    network = Network([batch, 8])
+    x = network.op("Gemm", "x", network.weight(4, 8), network.weight(4), transB=1)
+    (tmp_path / "m.onnx").write_bytes(network.file(less_the_mean(network, x)))
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).normal(size=(rows, 8)).astype(np.float32))
+    assert main(["export", "--from", str(tmp_path / "m.onnx"), "--data", str(tmp_path / "x.npz")]) == 2
+    assert part in capsys.readouterr().err
+    assert not (tmp_path / "m-bundle-8bit").exists()

@@ -97,7 +97,8 @@ def show_schedule(
 
 def show_recipe(recipe: "Recipe", steps: int, losses: list[float]) -> list[ShownSchedule]:
     """Describe the schedules of a recipe: forward, of layer groups, and of the gradients."""
-    precision = recipe.precision.for_run(steps, recipe.train.epochs or 1)
+    # How many epochs given steps are depends on the data, which are not opened here.
+    precision = recipe.precision.for_run(steps, recipe.train.epochs or math.inf)
     shown = [
         show_schedule(
             f"forward: {precision.schedule} {_range(*precision.bounds)}",
@@ -115,7 +116,8 @@ def show_recipe(recipe: "Recipe", steps: int, losses: list[float]) -> list[Shown
     grads = precision.backward_schedule()
     name = f"gradients: {precision.grad_schedule} {_range(precision.grad_min_bits, precision.grad_max_bits)}"
     # The cost of gradients is part of the cost of the forward schedules.
-    shown.append(replace(show_schedule(name, grads, grads, precision.grad_max_bits, steps, losses), saving=None))
+    alone = show_schedule(name, grads, precision.backward_schedule(), precision.grad_max_bits, steps, losses)
+    shown.append(replace(alone, saving=None))
     return shown
 
 

@@ -101,5 +101,10 @@ def _describe_time(report: "RunReport") -> str:
 
 
 def files_bytes(directory: Path) -> dict[str, int]:
-    """Return the size in bytes of each file in the directory of a run by its name."""
+    """Return the size in bytes of each file in the directory of a run by its name.
+
+    Of several machines, those without the directory have none.
+    """
+    if not directory.is_dir():
+        return {}
     return {path.name: path.stat().st_size for path in sorted(directory.iterdir()) if path.is_file()}

@@ -10,6 +10,7 @@ import numpy as np
 
 from cpt_deploy.bundle.processors.images import decode_image
 from cpt_deploy.data.images import ArrayImages, Pixels, Split
+from cpt_deploy.data.sources.class_names import read_names
 from cpt_deploy.errors import DataError, ImageError
 
 CLASSES_FILE = "classes.txt"
@@ -53,7 +54,7 @@ def load_archives(path: Path, split: Split) -> ArrayImages:
 def _class_names(path: Path, labels: np.ndarray[Any, Any]) -> tuple[str, ...]:
     file = (path.parent if path.is_file() else path) / CLASSES_FILE
     if file.is_file():
-        return tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+        return tuple(line.strip() for line in read_names(file) if line.strip())
     return tuple(str(label) for label in range(int(labels.max(initial=-1)) + 1))
 
 

@@ -34,11 +34,15 @@ def load_custom(path: str, split: Split, root: Path | None) -> ImageSet:
         raise UsageError(f"Expected {path!r} to be callable, but got {type(factory).__name__}", hint=_WANTED)
     parameters = inspect.signature(factory).parameters.values()
     takes_root = any(item.name == "root" or item.kind is item.VAR_KEYWORD for item in parameters)
+    if not any(item.name == "split" or item.kind is item.VAR_KEYWORD for item in parameters):
+        raise UsageError(
+            f"Expected {path!r} to have a parameter split, 'train' or 'test', but it has none", hint=_WANTED
+        )
     made = factory(split=split, root=root) if takes_root else factory(split=split)
     if isinstance(made, ImageSet):
         return made
     if isinstance(made, tuple) and len(made) == 2:
-        pixels, labels = np.asarray(made[0]), np.asarray(made[1], dtype=np.int64)
+        pixels, labels = np.asarray(made[0]), _whole(made[1])
         return ArrayImages(path, split, _class_names(factory, labels), labels, pixels)
     if not (hasattr(made, "__len__") and hasattr(made, "__getitem__")):
         raise UsageError(f"Expected {path!r} to give a data set, but got {type(made).__name__}", hint=_WANTED)
@@ -49,8 +53,15 @@ def load_custom(path: str, split: Split, root: Path | None) -> ImageSet:
 def _labels(dataset: Any) -> npt.NDArray[np.int64]:
     for name in ("targets", "labels"):
         if hasattr(dataset, name):
-            return np.asarray(getattr(dataset, name), dtype=np.int64)
-    return np.asarray([int(dataset[index][1]) for index in range(len(dataset))], dtype=np.int64)
+            return _whole(getattr(dataset, name))
+    return _whole([dataset[index][1] for index in range(len(dataset))])
+
+
+def _whole(labels: Any) -> npt.NDArray[np.int64]:
+    found = np.asarray(labels)
+    if len(found) and not np.issubdtype(found.dtype, np.integer):
+        raise UsageError(f"Expected labels to be numbers of classes from 0 on, but got {found.dtype}", hint=_WANTED)
+    return found.astype(np.int64)
 
 
 def _class_names(holder: Any, labels: npt.NDArray[np.int64]) -> tuple[str, ...]:

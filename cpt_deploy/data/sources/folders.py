@@ -10,6 +10,7 @@ import numpy as np
 
 from cpt_deploy import readable
 from cpt_deploy.data.images import FileImages, Split
+from cpt_deploy.data.sources.class_names import read_names
 from cpt_deploy.errors import DataError
 from cpt_deploy.image_files import SUFFIXES, is_hidden, visible_files
 
@@ -139,6 +140,6 @@ def _readable_names(root: Path, classes: list[str]) -> tuple[str, ...]:
     path = root / CLASS_NAMES
     if not path.is_file():
         return tuple(classes)
-    rows = (line.split("\t", 1) for line in path.read_text(encoding="utf-8").splitlines() if "\t" in line)
+    rows = (line.split("\t", 1) for line in read_names(path) if "\t" in line)
     names = {key: name.strip() for key, name in rows}
     return tuple(names.get(key, key) for key in classes)

@@ -92,7 +92,7 @@ class PrecisionState(nn.Module):
             activations: Likewise of activations.
             gradients: Bits of gradients.
             groups: Bits of the groups' weights and activations. Omitted groups have `weights` and `activations`,
-                limited to their own max_bits.
+                limited to their own max_bits unless these are float32.
 
         Raises:
             UsageError: If a number of bits is no whole number in [2, 32].
@@ -104,8 +104,8 @@ class PrecisionState(nn.Module):
             kind["scheduled"] = bits
             kind["fixed"] = bits if bits >= FLOAT_BITS else self.max_bits
         for group, max_bits in self.groups.items():
-            self.weight_bits[group] = given.get(group, min(weights, max_bits))
-            self.activation_bits[group] = given.get(group, min(activations, max_bits))
+            for kind, bits in ((self.weight_bits, weights), (self.activation_bits, activations)):
+                kind[group] = given.get(group, bits if bits >= FLOAT_BITS else min(bits, max_bits))
         self.gradient_bits = gradients
         self._fill_quant_max()
 

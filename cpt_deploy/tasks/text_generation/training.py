@@ -204,7 +204,7 @@ class LanguageModelling(TrainingTask):
     def calibration_inputs(self, share: Share = WHOLE) -> Iterator[dict[str, Tensor]]:
         """Yield the first chunks of the training text, with a process's share of the rows, see `TrainingTask`."""
         rows = self.train_rows[share.of(self.rows)]
-        for number in range(self.recipe.train.calibration_batches):
+        for number in range(max(self.recipe.train.calibration_batches, 1)):
             yield {TOKENS_NAME: training_chunk(rows, self.length, number).tokens}
 
     def divergence(self, reference: Any, outputs: Any) -> Tensor:

@@ -20,6 +20,7 @@ _IMMATERIAL = (
     "model.weights",  # identified by their digest
     "data.root",
     "data.workers",
+    "data.cache_mb",
     "train.device",
     "train.log_every",
     "train.checkpoint_every",

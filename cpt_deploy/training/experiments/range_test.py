@@ -19,7 +19,7 @@ from torch import nn
 
 from cpt_deploy.errors import TrainingDivergedError, UsageError
 from cpt_deploy.recipe import Recipe
-from cpt_deploy.training.distributed.process_group import ALONE, choose_device
+from cpt_deploy.training.distributed.process_group import ALONE, choose_device, launched
 from cpt_deploy.training.loop.allocator_settings import freed_memory_kept
 from cpt_deploy.training.loop.optimizers import set_learning_rate
 from cpt_deploy.training.loop.setup import RunObjects, build_objects
@@ -137,21 +137,29 @@ def range_test(
     same state. The learning rate is the recipe's peak, gradients have their max_bits, and nothing is written.
 
     Args:
-        recipe: The recipe; its own min_bits and schedule are ignored.
+        recipe: The recipe; its own min_bits, schedules and delay are ignored.
         steps: Steps at each precision.
         threshold: Rise of the training accuracy that counts as progress, as a fraction of 1.
         to_max_bits: Continue up to max_bits after min_bits is found, to show the whole curve.
         on_step: Called with the steps done, the max number of steps, and the accuracy of the step.
 
     Raises:
-        UsageError: If there are fewer than 4 steps, or max_bits leaves nothing to test.
+        UsageError: If torchrun started several processes, there are fewer than 4 steps, or max_bits leaves nothing to
+            test.
         TrainingDivergedError: If the loss becomes NaN or infinite at max_bits, or in the first step.
         CptError: If data, model or settings do not fit.
     """
-    max_bits = recipe.precision.max_bits
+    max_bits, processes = recipe.precision.max_bits, launched().count
+    if processes > 1:
+        raise UsageError(
+            f"Expected a range test in one process, but got {processes}",
+            hint="run cpt range-test without torchrun, and give the run what it finds: --bits MIN-MAX",
+        )
     if steps < 4:
         raise UsageError(f"Expected at least 4 steps at each precision, but got {steps}")
-    widened = recipe.precision.model_copy(update={"min_bits": MIN_BITS, "schedule": "cosine"})
+    without = {"schedule": "static", "grad_schedule": "static", "delay": 0.0}
+    groups = tuple(group.model_copy(update={"schedule": "static"}) for group in recipe.precision.groups)
+    widened = recipe.precision.model_copy(update={**without, "min_bits": MIN_BITS, "groups": groups})
     with seeded(recipe.seed, deterministic=recipe.train.deterministic), freed_memory_kept():
         device = choose_device(recipe.train.device, ALONE)
         task = load_task(recipe.model_copy(update={"precision": widened}), device)

@@ -8,13 +8,13 @@ are not used.
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cpt_deploy.errors import MissingExtraError
+from cpt_deploy.errors import MissingExtraError, UsageError
 from cpt_deploy.metric import Metric
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ TrialState = Literal["waiting", "running", "finished", "failed", "interrupted"]
 JOURNAL = "trials.log"
 _READY = "ready"
 _METRIC = "metric"
+_SETTINGS = "settings"
 _POLL_SECONDS = 0.2
 #: Max time for another process to fill a queue that it has created.
 _FILLING_SECONDS = 10.0
@@ -52,18 +53,20 @@ class TrialQueue:
 
     Args:
         folder: The grid's directory, which processes of other machines may share.
-        names: The points of the grid.
+        points: The points of the grid: the name of each, and the digest of its settings.
         retry: Whether failed trials are queued again, and all running ones too: whether a trial still runs on another
             machine cannot be determined from here.
 
     Raises:
         MissingExtraError: If Optuna is not installed.
+        UsageError: If a point was begun with other settings.
     """
 
-    def __init__(self, folder: Path, names: Sequence[str], *, retry: bool = False) -> None:
-        self.names = list(names)
+    def __init__(self, folder: Path, points: Mapping[str, str], *, retry: bool = False) -> None:
+        self.points = dict(points)
         self._study = _open_study(folder)
         self._fill()
+        self._check_settings(folder, retry=retry)
         self._queue_again(retry=retry)
 
     def outcomes(self) -> dict[str, TrialOutcome]:
@@ -115,10 +118,20 @@ class TrialQueue:
         while not began and _READY not in self._study.user_attrs and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
         there = {trial.user_attrs.get("point") for trial in self._study.get_trials(deepcopy=False)}
-        for name in self.names:
+        for name in self.points:
             if name not in there:
                 self._enqueue(name)
         self._study.set_user_attr(_READY, True)
+
+    def _check_settings(self, folder: Path, *, retry: bool) -> None:
+        """Make sure that each point has the settings of its trial; a failed one may be tried again with others."""
+        for name, trial in self._last().items():
+            changed = trial.user_attrs.get(_SETTINGS) != self.points[name]
+            if changed and not (retry and _outcome(trial).state == "failed"):
+                raise UsageError(
+                    f"Expected {name} with the settings that {folder} has it with, but the grid gives it others",
+                    hint="train a changed grid in another folder, or give the changed point another name",
+                )
 
     def _queue_again(self, *, retry: bool) -> None:
         from optuna.trial import TrialState as State
@@ -132,7 +145,7 @@ class TrialQueue:
                 self._enqueue(name)
 
     def _enqueue(self, name: str) -> None:
-        self._study.enqueue_trial({}, user_attrs={"point": name})
+        self._study.enqueue_trial({}, user_attrs={"point": name, _SETTINGS: self.points[name]})
 
     def _take(self) -> "Trial | None":
         """Take the next waiting trial, or return None if there is none."""
@@ -140,7 +153,7 @@ class TrialQueue:
 
         while self._study.get_trials(deepcopy=False, states=(State.WAITING,)):
             trial = self._study.ask()
-            if trial.user_attrs.get("point") in self.names:
+            if trial.user_attrs.get("point") in self.points:
                 trial.set_user_attr("host", socket.gethostname())
                 trial.set_user_attr("process", os.getpid())
                 return trial
@@ -162,7 +175,7 @@ class TrialQueue:
     def _last(self) -> "dict[str, FrozenTrial]":
         """Return the last attempt at each point of the grid."""
         trials = {trial.user_attrs.get("point"): trial for trial in self._study.get_trials(deepcopy=False)}
-        return {name: trials[name] for name in self.names}
+        return {name: trials[name] for name in self.points}
 
 
 def _open_study(folder: Path) -> "Study":

@@ -1,8 +1,8 @@
 """The CUDA-graph step: forward and backward of all layers, recorded once and replayed.
 
 Bits, seeds, ranges and statistics are tensors on the device and a step reads nothing back, so one recording serves the
-whole run. Steps that the recording does not cover are computed eagerly: another batch size (the last batch of an
-epoch), and bit-widths at which a tensor is not quantized at all.
+whole run. Steps of another batch size (the last batch of an epoch) are computed eagerly. Where another set of tensors
+is quantized, as when delayed quantization begins, a step is recorded anew.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cpt_deploy.errors import UsageError
 from cpt_deploy.training.loop.run import Run
-from cpt_deploy.training.task import StepOutcome
+from cpt_deploy.training.task import StepOutcome, TrainingTask
 
 Batch = tuple[Tensor, ...]
 Replay = Callable[[], StepOutcome]
@@ -57,6 +57,7 @@ class CudaGraphStep:
     ) -> None:
         self.step, self.parameters, self.device, self.record = step, parameters, device, record
         self.warmup = WARMUP_STEPS
+        self.branches: Hashable = None
         self.key: Hashable = None
         self.inputs: Batch = ()
         self.replay: Replay | None = None
@@ -69,7 +70,10 @@ class CudaGraphStep:
             batch: Tensors of a batch; images become channels-last.
             branches: State, besides the shapes, that determines the operations of a step.
         """
-        key = (branches, *((tensor.shape, tensor.dtype) for tensor in batch))
+        key = tuple((tensor.shape, tensor.dtype) for tensor in batch)
+        if branches != self.branches:
+            self.branches, self.warmup = branches, WARMUP_STEPS
+            self.replay, self.inputs, self.gradients = None, (), []  # their memory is free for the next recording
         if self.replay is None:
             if self.warmup:
                 self.warmup -= 1
@@ -106,22 +110,27 @@ def cuda_graph_step(run: Run, *, autocast: bool) -> CudaGraphStep | None:
     Args:
         run: The run.
         autocast: Whether float operations compute in bfloat16.
+    """
+    objects = run.objects
+    if not run.task.recipe.train.cuda_graph:
+        return None
+    parameters = [parameter for parameter in objects.model.parameters() if parameter.requires_grad]
+    return CudaGraphStep(gradients_of(run, autocast=autocast), parameters, objects.device)
+
+
+def check_cuda_graph(task: TrainingTask, device: torch.device, processes: int) -> None:
+    """Make sure that a CUDA graph can be recorded of the steps of a task, if its recipe asks for it.
 
     Raises:
         UsageError: If the run is not on a GPU, is one of several processes, or its steps depend on each other.
     """
-    task, objects = run.task, run.objects
-    if not task.recipe.train.cuda_graph:
-        return None
-    if objects.device.type != "cuda" or run.process_group.count > 1 or not task.replayable:
-        count = run.process_group.count
-        what = f"{task.name} on {objects.device.type} in {count} process{'es' * (count > 1)}"
-        raise UsageError(
-            f"Expected train.cuda_graph for batches of tensors on cuda in one process, but got {what}",
-            hint="leave train.cuda_graph at false",
-        )
-    parameters = [parameter for parameter in objects.model.parameters() if parameter.requires_grad]
-    return CudaGraphStep(gradients_of(run, autocast=autocast), parameters, objects.device)
+    if not task.recipe.train.cuda_graph or (device.type == "cuda" and processes == 1 and task.replayable):
+        return
+    what = f"{task.name} on {device.type} in {processes} process{'es' * (processes > 1)}"
+    raise UsageError(
+        f"Expected train.cuda_graph for batches of tensors on cuda in one process, but got {what}",
+        hint="leave train.cuda_graph at false",
+    )
 
 
 def gradients_of(run: Run, *, autocast: bool) -> Callable[[Batch], StepOutcome]:

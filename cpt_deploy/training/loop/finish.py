@@ -39,6 +39,7 @@ def finish(run: Run) -> RunReport:
         _take_average(objects)
     if settings.final == "best":
         _take_best(run)
+    objects.model.set_bits(task.recipe.precision.max_bits, task.recipe.precision.grad_max_bits)  # as the files say
     if settings.calibration_batches:
         _calibrate(run)
     calibration_seconds = watch.lap()
@@ -197,10 +198,11 @@ def _report(run: Run, result: Final, weights_sha256: str, calibration_seconds: f
 
 def _steps_by_bits(run: Run) -> dict[str, dict[str, float | int | None]]:
     """Return the cost of steps at each bit-width: calculated BitOPs, with gradients at their max_bits, and measured."""
-    recipe, batch = run.task.recipe, run.task.step_samples
+    precision, batch = run.task.recipe.precision, run.task.step_samples
 
     def on_paper(bits: str) -> float:
-        return run.objects.meter.step_cost(int(bits), recipe.precision.grad_max_bits, batch) / 1e9
+        gradients = int(bits) if int(bits) > precision.max_bits else precision.grad_max_bits  # in float32 both are
+        return run.objects.meter.step_cost(int(bits), gradients, batch) / 1e9
 
     return {bits: {"gbitops": on_paper(bits), **cost} for bits, cost in run.costs.summary().items()}
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cpt_deploy import readable
 from cpt_deploy.errors import RunInterruptedError, TrainingDivergedError
 from cpt_deploy.metric import perplexity_of
+from cpt_deploy.precision import quantized_steps
 from cpt_deploy.recipe import interval_steps
 from cpt_deploy.training.loop.cuda_graph_step import cuda_graph_step
 from cpt_deploy.training.loop.learning_rate import learning_rate_at
@@ -162,7 +163,9 @@ class TrainingLoop:
         if result is None:
             self.signal = self.parts.signal_of_any()
             return
-        best = progress.best is None or self.task.is_better(result, progress.best)
+        # In float32 steps the network is not trained as it is evaluated.
+        counts = progress.step > self.total - quantized_steps(self.task.recipe.precision.delay, self.total)
+        best = counts and (progress.best is None or self.task.is_better(result, progress.best))
         result = replace(result, best=best)
         progress.evaluated_step = progress.step
         self.log.log({**self._place(), **evaluation_columns(result)})
@@ -170,7 +173,7 @@ class TrainingLoop:
         if best:
             progress.best = result
             self._save(best=True)
-        else:
+        elif counts:
             progress.plateaus += 1
 
     def _save(self, *, best: bool = False) -> None:

@@ -102,5 +102,12 @@ def _most_bits(schedule: PrecisionSchedule, total: int) -> int:
 
 def _of_length(task: "TrainingTask") -> Iterator[str]:
     recipe, total = task.recipe, task.total_steps
+    if recipe.train.swa.enabled and recipe.train.swa.start < recipe.precision.delay:
+        yield (
+            f"the average of weights begins at {recipe.train.swa.start:g} of the run, before quantization does: "
+            f"train.swa.start={recipe.precision.delay:g}"
+        )
+    if recipe.lr.name == "plateau" and recipe.train.eval_every is None:
+        yield "lr.name=plateau follows evaluations, of which there are none before the end: train.eval_every='1 epoch'"
     if recipe.lr.warmup_steps >= total:
         yield f"the warm-up of {recipe.lr.warmup_steps:,} steps is as long as the run: lr.warmup_steps={total // 20}"

@@ -40,6 +40,8 @@ from cpt_deploy.quantization import (
     QuantizedModel,
 )
 from cpt_deploy.quantization.graph.signature import DynamicShapes, ExampleInputs, States
+from cpt_deploy.quantization.kernels import active
+from cpt_deploy.quantization.training_step.products import choose_compute
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.training.loop.optimizers import build_optimizer
 
@@ -147,7 +149,8 @@ def load_data(recipe: Recipe, device: torch.device, processes: int = 1) -> RunDa
     if train.classes != test.classes:
         raise UsageError(
             f"Expected the same classes in both splits of {name}, "
-            f"but got {len(train.classes)} and {len(test.classes)} that differ"
+            f"but got {len(train.classes)} and {len(test.classes)} that differ",
+            hint="name all classes: classes.txt beside .npz files, or `classes` of your own data set",
         )
     preprocessing = resolve_preprocessing(settings.input, default_preprocessing(train))
     steps = [(step.name, step.parameters) for step in settings.augment]
@@ -268,8 +271,9 @@ def build_objects(model: QuantizedModel, recipe: Recipe, total_steps: int, devic
         device: Device of the run.
 
     Raises:
-        CptError: If a schedule does not exist or does not fit.
+        CptError: If a schedule does not exist or does not fit, or the device cannot compute as `train.compute` asks.
     """
+    choose_compute(recipe.train.compute, native=active(device.type).native, device=device.type)
     model = model.to(device)
     model = model.to(memory_format=torch.channels_last)  # the faster layout of convolutions
     optimizer = build_optimizer(model, recipe.optimizer)

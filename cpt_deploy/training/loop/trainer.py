@@ -16,6 +16,7 @@ from cpt_deploy.training.distributed.process_group import (
 )
 from cpt_deploy.training.distributed.synchronization import Synchronization
 from cpt_deploy.training.loop.allocator_settings import freed_memory_kept
+from cpt_deploy.training.loop.cuda_graph_step import check_cuda_graph
 from cpt_deploy.training.loop.finish import draw_curves, finish
 from cpt_deploy.training.loop.interruption import Interruption
 from cpt_deploy.training.loop.loop import TrainingLoop
@@ -79,6 +80,7 @@ def train(
         with process_group.agreeing():
             task = load_task(recipe, device, process_group.per_machine)
             task.check_processes(process_group.count)
+            check_cuda_graph(task, device, process_group.count)
         finished = process_group.from_main(lambda: _reentered(directory, task, lock)) if resume else None
         if finished is not None:
             return finished
@@ -198,6 +200,7 @@ def plan_run(recipe: Recipe, run_dir: Path) -> TrainPlan:
     process_group = launched()
     device = choose_device(recipe.train.device, process_group)
     task = load_task(recipe, device, process_group.per_machine)
+    check_cuda_graph(task, device, process_group.count)
     objects = build_objects(task.build_model(), task.recipe, task.total_steps, device)
     return _plan(recipe, task, objects, run_dir, 0, process_group)
 

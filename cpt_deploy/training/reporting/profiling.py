@@ -64,7 +64,8 @@ class StepProfiler:
 
     def __init__(self, model: QuantizedModel, steps: int, trace: Path, *, on_gpu: bool) -> None:
         self.report: ProfileReport | None = None
-        self._steps, self._trace, self._on_gpu = steps, trace, on_gpu
+        self._trace, self._on_gpu = trace, on_gpu
+        self._taken = 0
         self._model = model
         self._stack = ExitStack()
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
@@ -89,12 +90,14 @@ class StepProfiler:
     def step(self) -> None:
         """Record the end of a step; a no-op after the last profiled one."""
         if self.report is None:
+            self._taken += 1
             self._profile.step()
 
     def _finished(self, finished: Any) -> None:
         with disk_errors("the trace", self._trace):
             finished.export_chrome_trace(str(self._trace))
-        self.report = _summarised(finished.events(), self._steps, self._trace, on_gpu=self._on_gpu)
+        profiled = self._taken - SKIPPED_STEPS  # fewer than asked for if the run ended before
+        self.report = _summarised(finished.events(), profiled, self._trace, on_gpu=self._on_gpu)
 
 
 def _label(module: nn.Module, name: str, stack: ExitStack) -> None:

@@ -1,5 +1,6 @@
 """Every integer of a frozen graph against onnxruntime's, for a graph of any signature."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cpt_deploy.bundle import OnnxRuntimeModel
 from cpt_deploy.integer.graph import IntegerGraph, product_units
 from cpt_deploy.validation.integers.comparison import TensorResult
 from cpt_deploy.validation.integers.inside import InsideComparison
@@ -24,7 +26,8 @@ class GraphComparison:
             had where integers begin. Here nothing may differ.
         free_running: The codes of all tensors where the executor computes operations in float itself; their last places
             may differ.
-        outputs: By name, the greatest difference of an output, as a share of the greatest value, from the same codes.
+        outputs: By name, the greatest difference of an output of the file, as a share of the greatest value, from the
+            same codes; infinite if its shape differs.
         hidden: Tensors that could not be looked at, since as outputs they would change what onnxruntime runs.
     """
 
@@ -56,7 +59,8 @@ def compare_integers(
     file = onnx_file if isinstance(onnx_file, bytes) else onnx_file.read_bytes()
     model, observable = ExecutedGraph(graph), with_intermediate_outputs(file, provider, product_units(graph))
     inside = InsideComparison(observable, graph.signature, provider, model)
-    served = inside.session.run(inputs)
+    # The file itself: more outputs can change how onnxruntime runs it.
+    served = OnnxRuntimeModel(file, graph.signature, threads=None, provider=provider).run(inputs)
     inside.add(inputs, model.run(inputs), served)
     assert inside.comparison is not None
     assert inside.free_running is not None
@@ -72,6 +76,8 @@ def compare_integers(
 
 def _share(wanted: npt.NDArray[Any], got: npt.NDArray[Any]) -> float:
     """Return the greatest difference of an output as a share of its greatest finite value; equal NaN do not differ."""
+    if wanted.shape != got.shape:
+        return math.inf
     if wanted.dtype.kind not in "fc":
         return float(np.count_nonzero(wanted != got)) / max(1, wanted.size)
     same = (wanted == got) | (np.isnan(wanted) & np.isnan(got))

@@ -1,5 +1,6 @@
 """Train a grid of experiments: several at once, each in its own process, resumed after interruptions."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,11 +50,13 @@ def train_grid(
     Raises:
         DataError: If the folder cannot be written.
         MissingExtraError: If Optuna is not installed.
+        UsageError: If a point was begun with other settings.
     """
     from cpt_deploy.training import TrialQueue
 
     processes = TrialProcesses(folder, jobs)
-    queue = TrialQueue(folder, [point.name for point in points], retry=retry)
+    digests = {point.name: hashlib.sha256(point.recipe.model_dump_json().encode()).hexdigest() for point in points}
+    queue = TrialQueue(folder, digests, retry=retry)
     signal_number = _work(queue, processes, points, jobs, reporter)
     trials = queue.outcomes()
     runs = tuple(processes.run_directory(name) for name, trial in trials.items() if trial.state == "finished")

@@ -13,7 +13,7 @@ from cpt_deploy.bundle import Bundle
 from cpt_deploy.errors import BundleError
 from cpt_deploy.metric import Metric
 from cpt_deploy.tasks import SILENT, ExportOptions, Reporter, Table, Task, ValidationOptions, task_of_run
-from cpt_deploy.tasks.exporting import TRAINED_DIGEST, folder_name
+from cpt_deploy.tasks.exporting import MAX_BITS, TRAINED_DIGEST, folder_name
 from cpt_deploy.workflows.bit_allocation import bits_trained_at, given_bits
 from cpt_deploy.workflows.export import export_run
 from cpt_deploy.workflows.validation import validate_bundle
@@ -83,8 +83,9 @@ def sweep_run(  # noqa: PLR0913  the options of a sweep
 
     task = task_of_run(run_dir)
     run = begin_export(task, run_dir, ExportOptions(), data_dir).run
-    chosen = bits or [b for b in USUAL_BITS if b in bits_trained_at(run)] or [run.recipe.precision.max_bits]
-    pairs = list(dict.fromkeys((b, a or b) for a in activation_bits or [run.recipe.precision.max_bits] for b in chosen))
+    max_bits = min(run.recipe.precision.max_bits, MAX_BITS)
+    chosen = bits or [b for b in USUAL_BITS if b in bits_trained_at(run)] or [max_bits]
+    pairs = list(dict.fromkeys((b, a or b) for a in activation_bits or [max_bits] for b in chosen))
     for pair in pairs:
         given_bits(run, *pair, force=force)
     root = Path(run.recipe.data.root) if run.recipe.data.root else None
@@ -104,7 +105,7 @@ def sweep_run(  # noqa: PLR0913  the options of a sweep
         for done, (weights, activations) in enumerate(pairs):
             bar.advance(done, detail=f"weights {weights} bits, activations {activations}")
             options = ExportOptions(bits=weights, activation_bits=activations, force=force, native=native)
-            name = folder_name(f"{weights}bit", activations, run.recipe.precision.max_bits) + options.suffix
+            name = folder_name(f"{weights}bit", activations, max_bits) + options.suffix
             known = _known(run, samples, folder / name, (weights, activations))
             if known is None:
                 export_run(run_dir, options, destination=folder / name, data_dir=data_dir, reporter=reporter)

@@ -46,8 +46,7 @@ class TrialProcesses:
     def execute(self, point: "GridPoint") -> "TrialOutcome":
         """Train one point to its end, and return the outcome."""
         run = self.run_directory(point.name)
-        begun = (run / "recipe.yaml").is_file()
-        words = ["--resume", str(run)] if begun else [point.source, *point.overrides, "--out", str(run)]
+        words = [point.source, *point.overrides, "--out", str(run), "--automatic-resume"]
         with (self._folder / "logs" / f"{point.name}.log").open("a", encoding="utf-8") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "cpt_cli", "train", *words, "--json"],

@@ -162,8 +162,9 @@ class InputFiles:
         return total.hexdigest()
 
     def ends(self) -> Arrays:
-        """Return the first and the last row."""
-        first, last = self.arrays(0), self.arrays(len(self.parts) - 1)
+        """Return the first and the last of the rows, of which there must be one."""
+        filled = [number for number, rows in enumerate(self.rows) if rows]
+        first, last = self.arrays(filled[0]), self.arrays(filled[-1])
         return {name: np.stack([first[name][0], last[name][-1]]) for name in first}
 
 
@@ -217,7 +218,7 @@ def _rows(arrays: Arrays, part: dict[str, Path]) -> int:
     if len({*lengths.values()}) != 1 or 0 in lengths.values():
         where = next(iter(part.values())).name
         found = ", ".join(f"{length} of {name}" for name, length in lengths.items())
-        raise UsageError(f"Expected equally many rows of each input in {where}, but got {found}")
+        raise UsageError(f"Expected rows, equally many of each input, in {where}, but got {found}")
     return next(iter(lengths.values()))
 
 

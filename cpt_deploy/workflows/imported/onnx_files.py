@@ -174,13 +174,18 @@ def _tensors(source: FloatModel, reporter: Reporter) -> _Given:
     files = InputFiles.find(Path(source.data), [value.name for value in read.inputs])
     shapes = {tensor.name: tensor.whole_shape for tensor in declared_inputs(read)}
     network, apart = with_free_batch(read), _no_rows(files, shapes)
-    apart = apart or _why_apart(network, read, files.ends())
+    apart = apart or _why_apart(network, read, _rows_to_try(files.ends()))
     if apart is None:
         first = next(files.batches(_GOLDEN_ROWS))
         facts: dict[str, Any] = {"calibration_rows": files.count}
         return _Given(network, files.batches(), files.number_of_batches, first, TASK, TensorProcessor(), lambda: facts)
     reporter.note(f"each request will be computed by itself: {apart}")
     count = files.number_of_calls(shapes)
+    if not count:
+        rows = ", ".join(f"{name!r} {shape}" for name, shape in shapes.items())
+        raise UsageError(
+            f"Expected the rows of a whole call in {source.data}, but got fewer", hint=f"a call has {rows}"
+        )
     facts = {"calibration_calls": count, "by_call": apart}
     first = next(files.calls(shapes))
     return _Given(read, files.calls(shapes), count, first, TASK, TensorProcessor(), lambda: facts, joined=False)
@@ -271,31 +276,40 @@ def _not_free(tensors: Sequence[TensorSpec]) -> str | None:
     return f"the first dimension of {tensor.name!r} is {tensor.batch or 'none'}, not a free batch"
 
 
-def _why_apart(network: "OnnxNetwork", file: "OnnxNetwork", pair: Arrays) -> str | None:
+def _rows_to_try(ends: Arrays) -> Arrays:
+    """Return a third row in addition to two, which may be equal: the first one in another order, with other reals."""
+    tried = {}
+    for name, array in ends.items():
+        other = np.roll(array[:1], 1, axis=-1)
+        tried[name] = np.concatenate([array, 0.5 * other + 0.25 if array.dtype.kind == "f" else other])
+    return tried
+
+
+def _why_apart(network: "OnnxNetwork", file: "OnnxNetwork", tried: Arrays) -> str | None:
     """Return why rows of several requests cannot be computed together; None if they can.
 
     Args:
         network: The network with a free batch.
         file: The network as it is in its file.
-        pair: Two rows of each input.
+        tried: Rows of each input, on which it is tried.
     """
     from cpt_deploy.onnx_graph.reading.batches import fixed_batch
     from cpt_deploy.onnx_graph.reading.running import Measured, Runner
     from cpt_deploy.onnx_graph.reading.signatures import signature_of
 
-    if (why := _not_free(signature_of(network, pair, {}).inputs)) is not None:
+    if (why := _not_free(signature_of(network, tried, {}).inputs)) is not None:
         return why
     try:
-        together = Runner(network.original, network).run(pair)
+        together = Runner(network.original, network).run(tried)
     except (BundleError, ConversionError) as error:
-        return f"it does not run on two rows: {error}"
+        return f"it does not run on several rows: {error}"
     measured = {name: Measured(array.shape, array.dtype.kind == "f") for name, array in together.items()}
-    if (why := _not_free(signature_of(network, pair, measured).outputs)) is not None:
+    if (why := _not_free(signature_of(network, tried, measured).outputs)) is not None:
         return why
     runner, batch = Runner(file.original, file), fixed_batch(file) or 1
     rows = [
-        runner.run({name: np.repeat(array[row : row + 1], batch, axis=0) for name, array in pair.items()})
-        for row in (0, 1)
+        runner.run({name: np.repeat(array[row : row + 1], batch, axis=0) for name, array in tried.items()})
+        for row in range(len(next(iter(tried.values()))))
     ]
     for row, alone in enumerate(rows):
         for name, several in alone.items():

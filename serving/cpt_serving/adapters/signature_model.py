@@ -89,16 +89,33 @@ class SignatureModel(Model):
         return outcomes
 
     def _outcome(self, inputs: Tensors) -> Outcome:
-        """Return the outputs for inputs, or the error if the model does not take their values."""
+        """Return the outputs for inputs, or the error if the model does not take their values.
+
+        Raises:
+            RuntimeError: If the model has rows, but returns another number of them than it got.
+        """
         assert self._model is not None, "the engine asks only a model that is loaded"
         try:
-            return self._model.run_checked(inputs)
+            outputs = self._model.run_checked(inputs)
         except Exception as error:
             from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
             if not isinstance(error, InvalidArgument):
                 raise
             return refused_values(error)
+        if self.signature.joins_rows:
+            self._require_rows(outputs, len(inputs[self._required[0]]))
+        return outputs
+
+    def _require_rows(self, outputs: Tensors, rows: int) -> None:
+        """Raise an error unless each output has a row for each of the inputs: else clients get those of others."""
+        for name, values in outputs.items():
+            if values.shape[:1] != (rows,):
+                raise RuntimeError(
+                    f"Expected {name!r} of {self.bundle.name} to have {rows} rows, one for each of the inputs, but got "
+                    f"the shape {values.shape} (its rows are not independent of the batch: the setting max_batch=1 "
+                    "computes each request on its own)"
+                )
 
 
 def refused_values(error: Exception) -> InvalidRequestError:

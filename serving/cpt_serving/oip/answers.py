@@ -51,21 +51,22 @@ def classes_of(
     Args:
         name: Name of the output.
         values: Numbers (N, K).
-        labels: Names of the K classes; without any, `value:index`.
+        labels: Names of the K classes; without one for each, `value:index`.
         classes: Number of classes to return, best first, ties in order of the index; all K if it is larger.
         binary: Whether the client wants them as bytes.
 
     Raises:
-        RequestError: 400 if the output has another shape.
+        RequestError: 400 if the output has another shape, or no numbers.
     """
-    if values.ndim != 2:
+    if values.ndim != 2 or values.dtype.kind not in "fiub":
         raise bad_request(f"Expected classification of an output of rows and classes, but {name!r} has no classes")
+    named = len(labels) == values.shape[1]
     order = np.argsort(-values.astype(np.float64), axis=1, kind="stable")[:, :classes]
     texts = np.empty(order.shape, object)
     for row, best in enumerate(order):
         # The text of a NumPy float32 is the shortest that reads back the same.
         texts[row] = [
-            f"{values[row, index]!s}:{index}{f':{labels[index]}' if labels else ''}".encode() for index in best
+            f"{values[row, index]!s}:{index}{f':{labels[index]}' if named else ''}".encode() for index in best
         ]
     return OutputTensor(name, BYTES, texts, binary)
 

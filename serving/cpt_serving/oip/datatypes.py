@@ -38,10 +38,30 @@ _DATATYPES: dict[str | np.dtype[Any], str] = {
 
 _LENGTH = struct.Struct("<I")
 
+_MOST_ELEMENTS = np.iinfo(np.intp).max // 8
+"""Maximum product of an array's sizes other than 0, for elements of 8 bytes."""
+
 
 def datatype_of(dtype: str | np.dtype[Any]) -> str:
     """Return the datatype of the protocol for a dtype or NumPy's name of it."""
     return _DATATYPES[dtype]
+
+
+def element_count(name: str, shape: Sequence[int]) -> int:
+    """Return the number of elements of a tensor.
+
+    Args:
+        name: Name of the tensor in errors.
+        shape: Dimensions, none negative.
+
+    Raises:
+        RequestError: 400 if one size is 0 and the others are beyond those of any array.
+    """
+    count = math.prod(shape)
+    # The elements that were sent bound all sizes of other tensors.
+    if not count and math.prod([size for size in shape if size]) > _MOST_ELEMENTS:
+        raise bad_request(f"Expected {shown(name)} to have the shape of an array, but got {shown(list(shape))}")
+    return count
 
 
 def from_binary(name: str, datatype: str, shape: Sequence[int], raw: memoryview) -> npt.NDArray[Any]:
@@ -57,9 +77,9 @@ def from_binary(name: str, datatype: str, shape: Sequence[int], raw: memoryview)
         An array of `shape`; for BYTES an array of `bytes` objects.
 
     Raises:
-        RequestError: 400 if the bytes do not match datatype and shape.
+        RequestError: 400 if the bytes do not match datatype and shape, or no array has such a shape.
     """
-    count = math.prod(shape)
+    count = element_count(name, shape)
     if datatype == BYTES:
         return _split_elements(name, raw, count).reshape(shape)
     dtype = DTYPES.get(datatype)

@@ -57,14 +57,17 @@ def raw_request(body: bytes, model: ModelMetadata) -> InferRequest:
         model: The model's inputs.
 
     Raises:
-        RequestError: 400 if the model has several inputs or free sizes, or the body is not a number of whole rows.
+        RequestError: 400 if the model has not one input with rows of a fixed number of bytes, or the body is not a
+            number of whole rows.
     """
-    tensor, *others = model.inputs
-    if others or -1 in tensor.shape[1:]:
+    tensor = model.inputs[0] if len(model.inputs) == 1 else None
+    dtype = None if tensor is None else DTYPES.get(tensor.datatype)
+    # The size of the body gives no number of rows without bytes, nor of such with free sizes.
+    if tensor is None or dtype is None or not all(size > 0 for size in tensor.shape[1:]):
         raise bad_request(
             f"Expected JSON before the tensors ({HEADER_LENGTH}), since {model.name} has no rows of one size"
         )
-    row_bytes = DTYPES[tensor.datatype].itemsize * math.prod(tensor.shape[1:])
+    row_bytes = dtype.itemsize * math.prod(tensor.shape[1:])
     rows, rest = divmod(len(body), row_bytes)
     if rest or not rows:
         raise bad_request(

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from cpt_deploy.signature import TensorSpec, size_at
 from cpt_serving.oip.answers import OutputTensor
-from cpt_serving.oip.datatypes import BOOL, BYTES, FLOATS, FP16, datatype_of, from_binary, to_integers
+from cpt_serving.oip.datatypes import BOOL, BYTES, FLOATS, FP16, datatype_of, element_count, from_binary, to_integers
 from cpt_serving.oip.schemas import InferInput, InferRequest, TensorMetadata
 from cpt_serving.web.errors import bad_request
 from cpt_serving.web.numbers import to_numbers
@@ -125,8 +125,9 @@ def _strings(name: str, tensor: InferInput) -> Array:
     else:
         given = np.array([tensor.data, None], object)[0]
         elements = _flat(given) if isinstance(given, list) else [given]
-    if len(elements) != math.prod(tensor.shape):
-        raise bad_request(f"Expected {shown(name)} to hold {math.prod(tensor.shape)} texts, but got {len(elements)}")
+    count = element_count(tensor.name, tensor.shape)
+    if len(elements) != count:
+        raise bad_request(f"Expected {shown(name)} to hold {count} texts, but got {len(elements)}")
     try:
         texts = [each.decode() if isinstance(each, bytes) else each for each in elements]
     except UnicodeDecodeError as error:
@@ -147,10 +148,11 @@ def json_array(tensor: InferInput) -> Array:
     Raises:
         RequestError: 400 if they are not numbers, or of another shape; flat and nested lists are accepted.
     """
+    count = element_count(tensor.name, tensor.shape)
     if 0 in tensor.shape and tensor.data == []:
         return np.empty(tensor.shape, bool if tensor.datatype == BOOL else np.int64)
     array = to_numbers("data", tensor.data, booleans=tensor.datatype == BOOL)
-    if array.size != math.prod(tensor.shape) or (array.ndim > 1 and list(array.shape) != tensor.shape):
+    if array.size != count or (array.ndim > 1 and list(array.shape) != tensor.shape):
         raise bad_request(f"Expected data of the shape {tensor.shape}, flat or nested, but got {list(array.shape)}")
     return array.reshape(tensor.shape)
 
@@ -159,11 +161,16 @@ def to_dtype(spec: TensorSpec, array: Array) -> Array:
     """Convert values of JSON to the dtype of an input.
 
     Raises:
-        RequestError: 400 if values are not integers or out of range where the input takes integers.
+        RequestError: 400 if values are out of the input's range, or not integers where it takes those.
     """
     dtype = np.dtype(spec.dtype)
     if dtype.kind in "fb":
-        return array.astype(dtype)
+        with np.errstate(over="ignore"):
+            values = array.astype(dtype)
+        # Numbers of JSON are in float32's range.
+        if dtype == np.float16 and not np.isfinite(values).all():
+            raise bad_request(f"Expected {spec.name!r} to hold numbers of float16's range, but got others")
+        return values
     if array.dtype.kind == "f":
         raise bad_request(f"Expected {spec.name!r} to hold integers of {datatype_of(spec.dtype)}, but got others")
     return to_integers(spec.name, datatype_of(spec.dtype), array)

@@ -113,8 +113,6 @@ class ModelRepository:
                 raise ModelNotFoundError(f"Expected a model in the repository, but got {_spelled(name, version)}")
             failures = []
             for key in keys:
-                if key in self.models:
-                    self.models[key].wanted = True
                 if reason := await self._bring_up(key, found[key]):
                     failures.append(f"version {key[1]}: {reason}")
         if failures:
@@ -170,7 +168,11 @@ class ModelRepository:
             for key, location in found.items():
                 entry = self.models.get(key)
                 if entry is None or (entry.wanted and entry.location.fingerprint != location.fingerprint):
-                    await self._bring_up(key, location)
+                    try:
+                        await self._bring_up(key, location)
+                    except Exception:
+                        # It is tried again at each check, and must not keep the others from being loaded.
+                        logger.exception("loading %s version %s failed", *key)
             for key in [key for key in self.models if key not in found]:
                 logger.info("%s version %s is gone from %s", *key, self._settings.bundle)
                 await self._take_down(self.models.pop(key), "its directory was removed")
@@ -213,37 +215,50 @@ class ModelRepository:
         return Engine(adapter, self._settings, self._threads, self._decoders, self._observe(bundle))
 
     async def _bring_up(self, key: Key, location: ModelLocation) -> str:
-        """Load a version while the old one serves, then replace it; return the reason if that failed."""
-        entry = self.models.setdefault(key, Entry(replace(location, fingerprint=()), None))
-        if entry.ready and not entry.reason and entry.location.fingerprint == location.fingerprint:
+        """Load a version while the old one serves, then replace it; return the reason if that failed.
+
+        One that is cancelled, or ends in an error of an unknown kind, leaves the table as it was: the next tries again.
+        """
+        before = self.models.get(key)
+        if before and before.ready and not before.reason and before.location.fingerprint == location.fingerprint:
             return ""
-        entry.location = location
+        entry = Entry(replace(location, fingerprint=()), None) if before is None else replace(before, wanted=True)
+        self.models[key] = entry
         try:
             engine = await anyio.to_thread.run_sync(self._open, location)
+            if not entry.ready:
+                entry.engine = engine
+            await engine.load()
         except CptError as error:
-            return self._refuse(key, error.message)
-        if not entry.ready:
-            entry.engine = engine
-        await engine.load()
+            return self._refuse(entry, key, location, error.message)
+        except BaseException:
+            if before is None:
+                del self.models[key]
+            else:
+                self.models[key] = before
+            raise
         if engine.state is not EngineState.READY:
-            return self._refuse(key, engine.reason)
-        old, entry.engine, entry.reason = entry.engine, engine, ""
+            return self._refuse(entry, key, location, engine.reason)
+        old, entry.engine, entry.reason, entry.location = entry.engine, engine, "", location
         logger.info("serving %s version %s, model.onnx %.12s…", *key, engine.bundle.sha256)
         if old is not None and old is not engine:
             await self._drain(old, "it was replaced")
         return ""
 
-    def _refuse(self, key: Key, reason: str) -> str:
+    def _refuse(self, entry: Entry, key: Key, location: ModelLocation, reason: str) -> str:
         """Record why a version was not loaded; the old one serves on."""
-        self.models[key].reason = reason
+        entry.location, entry.reason = location, reason
         logger.error("%s version %s was not loaded: %s", *key, reason)
         return reason
 
     async def _take_down(self, entry: Entry, reason: str) -> None:
         engine, entry.reason = entry.engine, reason
         if engine is not None:
-            await self._drain(engine, reason)
-            entry.engine = None
+            try:
+                await self._drain(engine, reason)
+            finally:
+                # Also if nobody waits for the end any more: a retired engine cannot be taken back.
+                entry.engine = None
 
     async def _drain(self, engine: Engine[Adapter], reason: str) -> None:
         """Wait until an engine that was removed from the table has answered its requests."""

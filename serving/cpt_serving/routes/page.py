@@ -83,7 +83,7 @@ def _add_samples(router: APIRouter, service: Service) -> None:
     @router.get(
         "/samples/{index}.png",
         response_class=Response,
-        responses={200: {"content": {"image/png": {}}}} | error_answers(*_ERRORS),
+        responses={200: {"content": {"image/png": {}}}, **error_answers(*_ERRORS)},
     )
     async def sample(index: Annotated[int, Path(ge=0)], model: ModelName = None) -> Response:
         """A golden input as an image of the model's input size."""

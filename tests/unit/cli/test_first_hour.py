@@ -1,7 +1,9 @@
 """The first hour at the terminal: own images without splits, an own network, and commands that find the rest alone."""
 
 import json
+import re
 import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image
 
 from cpt_cli.main import main
 from cpt_deploy.data import load_images
+from cpt_deploy.recipe import load_recipe
 from cpt_deploy.workflows import bundle_at, run_at
 
 COLOURS = ("blue", "green", "red")
@@ -218,6 +221,25 @@ def test_the_best_state_is_exported_on_request(run, place):
     assert run("validate", "runs/mine/best", "--allow-undecided")[0] == 0
 
 
+def test_without_checkpoints_the_best_state_is_no_more(run, place):
+    copy = shutil.copytree(
+        place / "runs/mine", place / "runs/bare", ignore=shutil.ignore_patterns("best", "checkpoints")
+    )
+    code, _, err = run("export", "bare", "--checkpoint", "best")
+    assert code == 5
+    assert "Expected the checkpoint" in err[0]
+    assert not (copy / "best").exists()
+
+
+def test_the_best_state_of_a_run_on_a_gpu_is_found_on_any_machine(run, place):
+    copy = shutil.copytree(place / "runs/mine", place / "runs/gpu", ignore=shutil.ignore_patterns("best"))
+    recipe = copy / "recipe.yaml"
+    changed = re.sub(r"( +)device: \w+\n", r"\1device: cuda\n\1cuda_graph: true\n", recipe.read_text())
+    recipe.write_text(re.sub(r" +cuda_graph: false\n", "", changed))
+    assert load_recipe(recipe).train.device == "cuda"
+    assert run("export", "gpu", "--checkpoint", "best")[0] == 0
+
+
 def test_more_epochs_of_a_finished_run_are_begun_as_the_hint_says(run, place):
     code, _, err = run("train", "--resume", "mine", "train.epochs=5")
     assert code == 2
@@ -250,6 +272,11 @@ DOUBTS = {
         "1 cycle in 2 steps leave 2 to a cycle, fewer than 3: train longer",
     ),
     "delayed": (["precision.cycles=2", "precision.delay=0.6"], "2 cycles in 5 quantized steps leave 2.5 to a cycle"),
+    "average": (
+        ["precision.cycles=1", "precision.delay=0.5", "train.swa.enabled=true", "train.swa.start=0.25"],
+        "before quantization does: train.swa.start=0.5",
+    ),
+    "plateau": (["precision.cycles=1", "lr.name=plateau", "train.eval_every=null"], "train.eval_every='1 epoch'"),
     "warm-up": (["lr.warmup_steps=12", "precision.cycles=1"], "warm-up of 12 steps is as long as the run"),
     "few bits": (
         ["precision.cycles=1", "precision.min_bits=3"],

@@ -122,9 +122,27 @@ def test_a_delayed_recipe_shows_the_whole_run_and_saves_nothing(capsys, tmp_path
     assert forward["shares"]["32"] == gradients["shares"]["32"] == 0.75
     assert forward["saving"] < -10
     assert main(["schedules", "--recipe", str(path), "--steps", "256"]) == 0
-    [line] = [line for line in capsys.readouterr().out.splitlines() if "forward" in line]
+    shown = capsys.readouterr().out
+    assert "bits over the run" in shown
+    [line] = [line for line in shown.splitlines() if "forward" in line]
     assert "████▁" in line
     assert "none" in line
+
+
+@pytest.mark.parametrize(("length", "bounds"), [("steps: 64000", "3-8"), ("epochs: 20", "5-8")])
+def test_bounds_left_to_the_length_are_shown(capsys, tmp_path, length, bounds):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"train:\n  {length}\n")
+    assert listed(capsys, "--recipe", str(path))[0]["name"] == f"forward: cosine {bounds}"
+
+
+def test_gradients_that_follow_the_loss_are_shown_as_they_run(capsys, tmp_path):
+    path, losses = tmp_path / "mine.yaml", tmp_path / "losses.txt"
+    path.write_text("precision:\n  grad_schedule: progressive\n  grad_min_bits: 3\n")
+    losses.write_text("\n".join(["1.0"] * 20))
+    _, gradients = listed(capsys, "--recipe", str(path), "--steps", "200", "--losses", str(losses))
+    [alone] = listed(capsys, "progressive", "--steps", "200", "--losses", str(losses))
+    assert gradients["shares"] == alone["shares"]
 
 
 @pytest.mark.parametrize(

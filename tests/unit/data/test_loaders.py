@@ -333,3 +333,19 @@ def test_processes_that_are_not_forked_share_kept_images(photos, spawned):
     for path in photos.paths:
         path.unlink()
     assert same(batches(kept, PHOTO, [], batch_size=3), expected)
+
+
+@pytest.mark.parametrize(
+    ("source", "part"),
+    [
+        (
+            "def data(split):\n    return np.zeros((2, 4, 4), np.uint8), ['cat', 'dog']\n",
+            "labels to be numbers of classes",
+        ),
+        ("def data(root):\n    return np.zeros((2, 4, 4), np.uint8), [0, 1]\n", "to have a parameter split"),
+    ],
+)
+def test_own_data_of_another_form_are_one_clear_error(tmp_path, source, part):
+    (tmp_path / "own_data.py").write_text(f"import numpy as np\n\n\n{source}")
+    with pytest.raises(UsageError, match=part):
+        load_custom(f"{tmp_path}/own_data.py:data", "train", None)

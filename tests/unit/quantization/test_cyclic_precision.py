@@ -12,6 +12,7 @@ from torch import nn
 
 from cpt_deploy import CyclicPrecision, IntegerExecutor, QuantizationConfig, calibrate, export_onnx, prepare
 from cpt_deploy.errors import CptWarning, UsageError
+from cpt_deploy.precision import DelayedSchedule, StaticSchedule
 from cpt_deploy.quantization import LayerGroup
 
 SHAPE = (2, 6, 6)
@@ -122,3 +123,15 @@ def test_examples_in_docstrings_are_true(module):
     result = doctest.testmod(importlib.import_module(module))
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_before_a_delay_nothing_is_quantized():
+    model = small(min_bits=3, max_bits=8, groups=(LayerGroup("own", "2", 6),))
+    delayed = DelayedSchedule(StaticSchedule(5), 0.5)
+    schedule = CyclicPrecision(model, 4, schedule=delayed, gradient_bits=6)
+    for _ in range(2):
+        assert not any(model.precision.branches)
+        schedule.step()
+    assert all(model.precision.branches)
+    assert model.precision.weight_bits == {"scheduled": 5, "fixed": 8, "own": 5}
+    assert model.precision.gradient_bits == 6

@@ -89,8 +89,9 @@ def test_what_was_read_off_the_plot_agrees_with_the_gain_printed_in_it(name):
 
 
 def test_a_smoke_run_keeps_network_data_and_precision():
-    recipe = load_recipe("resnet110-cifar10-cpt3-6")
+    recipe = load_recipe("resnet110-cifar10-cpt3-6", ["train.cuda_graph=true"])
     smoke = smoke_recipe(recipe)
+    assert not smoke.train.cuda_graph
     assert (smoke.model, smoke.data.name, smoke.data.augment) == (recipe.model, "cifar10", recipe.data.augment)
     assert (smoke.precision.min_bits, smoke.precision.max_bits, smoke.precision.grad_max_bits) == (3, 6, 6)
     assert (smoke.train.steps, smoke.train.device, smoke.data.limit) == (2, "cpu", 4)

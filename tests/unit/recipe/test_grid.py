@@ -3,11 +3,13 @@
 import itertools
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpt_deploy.errors import CptError, DataError, RecipeError, UsageError
 from cpt_deploy.recipe import load_grid, load_recipe, save_recipe
+from cpt_deploy.recipe.grid import _text
 
 WHOLE = """
 recipes: [digits-quickstart]
@@ -85,3 +87,14 @@ def test_grids_that_are_none_are_one_clear_error(tmp_path, text, error, message)
 def test_a_grid_that_is_not_there(tmp_path):
     with pytest.raises(DataError, match="readable grid"):
         load_grid(tmp_path / "grid.yaml")
+
+
+@given(
+    value=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=5,
+    )
+)
+def test_a_setting_of_a_grid_reaches_the_command_as_it_is(value):
+    assert yaml.safe_load(_text(value)) == value

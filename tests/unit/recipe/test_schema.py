@@ -83,6 +83,11 @@ def test_average_of_weights_is_not_the_best_state():
         TrainSettings(final="best", swa=SwaSettings(enabled=True))
 
 
+def test_averaged_weights_need_statistics_of_their_own():
+    with pytest.raises(ValidationError, match="calibration_batches of at least 1 with swa"):
+        TrainSettings(calibration_batches=0, swa=SwaSettings(enabled=True))
+
+
 def test_length_is_in_steps_or_epochs():
     assert TrainSettings(epochs=3).total_steps(11) == 33
     assert TrainSettings(steps=7).total_steps(11) == 7

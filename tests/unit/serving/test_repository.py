@@ -1,5 +1,6 @@
 import asyncio
 import shutil
+import threading
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from cpt_deploy.bundle import write_bundle
 from cpt_deploy.errors import BundleError, ValidationFailedError
 from cpt_serving import load_settings
+from cpt_serving.inference.engine import Engine
 from cpt_serving.inference.errors import InvalidRequestError, ModelNotFoundError, NotReadyError
 from cpt_serving.repository.model_directory import version_order
 from cpt_serving.repository.model_repository import ModelRepository
@@ -203,6 +205,115 @@ def test_a_broken_update_leaves_what_serves(models, bundle_contents):
             (place / "labels.txt").write_text(labels)
             await repository.refresh()
             assert repository.models.index()[0].reason == ""
+
+    asyncio.run(scenario())
+
+
+@asynccontextmanager
+async def cancelled_while_loading(monkeypatch, ask):
+    """Cancels what `ask` starts while the files of a model are loaded, as the end of its connection does."""
+    entered, gate = threading.Event(), threading.Event()
+    real = Engine.load_now
+
+    def slowly(engine):
+        entered.set()
+        assert gate.wait(60)
+        real(engine)
+
+    with monkeypatch.context() as slow:
+        slow.setattr(Engine, "load_now", slowly)
+        task = asyncio.create_task(ask)
+        try:
+            assert await asyncio.to_thread(entered.wait, 60)
+            yield
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        finally:
+            gate.set()
+
+
+@pytest.mark.parametrize("again", ["load", "watch"])
+def test_a_load_that_is_cancelled_is_done_by_the_next(models, bundle_contents, monkeypatch, again):
+    path = models(one=["1"])
+
+    async def scenario():
+        async with started(path) as repository:
+            before = repository.models.find("one")
+            replace_labels(path / "one" / "1", bundle_contents, ("a", "b", "c"))
+            async with cancelled_while_loading(monkeypatch, repository.load("one")):
+                assert repository.models.find("one") is before
+            assert repository.models.find("one") is before
+            await (repository.load("one") if again == "load" else repository.refresh())
+            assert repository.models.find("one").bundle.processor.labels == ("a", "b", "c")
+
+    asyncio.run(scenario())
+
+
+def test_a_first_load_that_is_cancelled_leaves_no_trace(models, shared_bundle, monkeypatch):
+    path = models(one=["1"])
+
+    async def scenario():
+        async with started(path) as repository:
+            await repository.unload("one")
+            unloaded = repository.models.index()
+            shutil.copytree(shared_bundle.path, path / "new" / "1")
+            for name in ("one", "new"):
+                async with cancelled_while_loading(monkeypatch, repository.load(name)):
+                    assert states(repository)[name, "1"] == "LOADING"
+                assert repository.models.index() == unloaded
+            await repository.refresh()
+            assert states(repository) == {("one", "1"): "UNAVAILABLE", ("new", "1"): "READY"}
+            await repository.load("one")
+            assert states(repository)["one", "1"] == "READY"
+
+    asyncio.run(scenario())
+
+
+def test_an_unknown_failure_is_tried_again_and_keeps_no_other_from_being_loaded(
+    models, shared_bundle, bundle_contents, monkeypatch, caplog
+):
+    path = models(one=["1"])
+
+    async def scenario():
+        async with started(path) as repository:
+            before, really = repository.models.find("one"), repository._open
+            replace_labels(path / "one" / "1", bundle_contents, ("a", "b", "c"))
+            shutil.copytree(shared_bundle.path, path / "two" / "1")
+
+            def fail(location):
+                if location.name == "one":
+                    raise RuntimeError("a bug")
+                return really(location)
+
+            with monkeypatch.context() as broken:
+                broken.setattr(repository, "_open", fail)
+                with pytest.raises(RuntimeError, match="a bug"):
+                    await repository.load("one")
+                for _ in range(2):
+                    await repository.refresh()
+                    assert repository.models.find("one") is before
+                    assert states(repository) == {("one", "1"): "READY", ("two", "1"): "READY"}
+            assert caplog.text.count("loading one version 1 failed") == 2
+            await repository.refresh()
+            assert repository.models.find("one").bundle.processor.labels == ("a", "b", "c")
+
+    asyncio.run(scenario())
+
+
+def test_an_unload_that_is_cancelled_unloads_all_the_same(models):
+    async def scenario():
+        async with started(models(one=["1"])) as repository:
+            engine = repository.models.find("one")
+            with engine.admit():
+                task = asyncio.create_task(repository.unload("one"))
+                await asyncio.sleep(0)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                assert repository.models["one", "1"].engine is None
+            await repository.load("one")
+            assert repository.models.find("one").state == "READY"
 
     asyncio.run(scenario())
 

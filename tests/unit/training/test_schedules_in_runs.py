@@ -6,9 +6,12 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from cpt_deploy.errors import RunInterruptedError, UsageError
 from cpt_deploy.integer import freeze
+from cpt_deploy.precision import quantized_steps
+from cpt_deploy.quantization.scheduled_model import BITS_KEY
 from cpt_deploy.recipe import load_recipe
 from cpt_deploy.training import load_run, train
 from cpt_deploy.training.distributed.process_group import ALONE
@@ -182,6 +185,19 @@ def test_delayed_quantization_costs_float32_first_and_ends_in_exact_integers(rec
     assert report.cost["gbitops_static_upper"] == pytest.approx(128 * sum(macs.values()) * 22 * weight(8, 8) / 1e9)
     assert {operation.bits for operation in freeze(run.model).weighted()} == {8}
     assert bits_trained_at(run) == sorted({8, *after})
+    costs = {int(bits): cost["gbitops"] for bits, cost in report.steps_by_bits.items()}
+    assert sum(costs[bits] for bits in [32] * 11 + after) == pytest.approx(report.cost["gbitops"])
+
+
+def test_evaluations_before_quantization_are_not_the_best(recipe, tmp_path, recorder):
+    settings = ("precision.delay=0.8", "precision.schedule=piecewise", "precision.points=[[0, 2]]", "train.final=best")
+    train(recipe(*settings, "precision.min_bits=2", "train.eval_every=3 steps"), tmp_path / "run", reporter=recorder)
+    best = {evaluation.step for evaluation in recorder.evaluations if evaluation.best}
+    assert best
+    assert min(best) > 22 - quantized_steps(0.8, 22)
+    state = load_file(tmp_path / "run" / "model.safetensors")
+    (bits,) = (tensor for name, tensor in state.items() if name.endswith(BITS_KEY))
+    assert bits[1:].tolist() == [8] * 5
 
 
 @pytest.mark.parametrize("step", [5, 15])

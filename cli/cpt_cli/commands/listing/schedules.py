@@ -104,12 +104,13 @@ def _backward(name: str, bits: str, cycles: int) -> "PrecisionSchedule":
 
 
 def _table(shown: "list[ShownSchedule]", steps: int, cycles: int, title: str) -> None:
-    visible = -(-steps * min(cycles, SHOWN_CYCLES) // cycles)
+    whole = cycles <= SHOWN_CYCLES or not all(entry.has_cycles for entry in shown)
+    visible = steps if whole else -(-steps * SHOWN_CYCLES // cycles)
     out.table(
         (
             "schedule",
             "short",
-            "bits over the run" if cycles <= SHOWN_CYCLES else f"bits, first {SHOWN_CYCLES} cycles",
+            "bits over the run" if visible == steps else f"bits, first {SHOWN_CYCLES} cycles",
             "mean bits",
             "BitOPs saved",
             "published group",
@@ -118,7 +119,7 @@ def _table(shown: "list[ShownSchedule]", steps: int, cycles: int, title: str) ->
             (
                 entry.name,
                 entry.short or "",
-                readable.sparkline(entry.bits[:visible] if entry.has_cycles else entry.bits, LINE_WIDTH),
+                readable.sparkline(entry.bits[:visible], LINE_WIDTH),
                 f"{entry.mean_bits:.2f}",
                 _saving(entry),
                 entry.group or "",

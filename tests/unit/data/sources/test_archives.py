@@ -140,3 +140,9 @@ def test_cifar_as_jpeg_bytes(real_data):
 
     assert images.pixels.shape == (5000, 32, 32, 3)
     assert images.classes[:2] == ("airplane", "automobile")
+
+
+def test_class_names_that_are_no_text_are_one_clear_error(root):
+    (root / "classes.txt").write_bytes("rot\ngrün\nblau\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"names of classes in UTF-8 in .*classes\.txt"):
+        load_images(root, split="train")

@@ -99,3 +99,9 @@ def test_tiny_imagenet_has_its_names(real_data):
 
     assert len(images) == 5000
     assert images.classes[0] == "goldfish, Carassius auratus"
+
+
+def test_class_names_that_are_no_text_are_one_clear_error(root):
+    (root / "class_names.tsv").write_bytes("cat\tKätzchen\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"names of classes in UTF-8 in .*class_names\.tsv"):
+        load_images(root, split="train")

@@ -54,6 +54,9 @@ def test_a_tensor_of_fixed_size_is_not_copied():
     [
         ("FP32", [2], b"1234567", "to have 8 bytes, but got 7"),
         ("FP32", [2**62, 2**62], b"", "bytes, but got 0"),
+        ("FP32", [0, 2**62], b"", "the shape of an array"),
+        ("BOOL", [2**31, 0, 2**31, 2**31], b"", "the shape of an array"),
+        ("BYTES", [0, 2**64], b"", "the shape of an array"),
         ("FP8", [1], b"1", "datatype of the protocol"),
         ("BYTES", [2], b"\1\0\0\0a", "only 5 bytes"),
         ("BYTES", [1], b"\2\0\0\0a", "element 0 of 'x' to have 2 bytes, but 1 follow"),

@@ -147,6 +147,22 @@ def language_like(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="session")
+def two_rows_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A copy of the first two rows, as a network with a constant slice over the batch makes it."""
+    info = helper.make_tensor_value_info
+    model = model_of(
+        [helper.make_node("Slice", ["x", "start", "end"], ["y"])],
+        [info("x", TensorProto.FLOAT, ["N", 1])],
+        [info("y", TensorProto.FLOAT, ["M", 1])],
+        {"start": np.array([0]), "end": np.array([2])},
+    )
+    signature = Signature((TensorSpec("x", "float32", (1,)),), (TensorSpec("y", "float32", (1,)),))
+    rows = np.array([[1], [2]], np.float32)
+    golden = Golden({"x": rows}, {"y": rows}, tolerances={"y": 0})
+    return bundle_of(tmp_path_factory.mktemp("slices"), "slices", model, signature, golden, TensorProcessor())
+
+
+@pytest.fixture(scope="session")
 def priced() -> Callable[[Arrays], Arrays]:
     """The regression in plain arithmetic."""
     return prices

@@ -1,5 +1,8 @@
 """The adapter of a bundle is the one that its task names, in this project or in an installed package."""
 
+import asyncio
+import threading
+
 import numpy as np
 import pytest
 
@@ -8,7 +11,11 @@ from cpt_deploy.recipe.tasks import tasks
 from cpt_serving import load_settings
 from cpt_serving.adapters import Adapter, adapter_of
 from cpt_serving.adapters.images import ImageAdapter
+from cpt_serving.inference.batching import Batcher
 from cpt_serving.inference.memory import MemoryBudget
+from cpt_serving.inference.observers import ModelObserver
+from cpt_serving.inference.threads import Threads
+from cpt_serving.oip.answers import classes_of
 
 PLUGIN = """
 from cpt_serving.adapters import Adapter
@@ -77,3 +84,44 @@ def test_states_begin_with_zeros_and_come_back_as_inputs(language_like, connect_
         ]
         answer = client.post("/v2/models/sums/infer", json={"inputs": tensors}).json()
         assert np.allclose([output["data"] for output in answer["outputs"]], [[6.5], [6.5]])
+
+
+def test_classes_have_no_names_where_the_labels_are_those_of_another_output():
+    values = np.array([[0.5, 2.0, 1.0]], np.float32)
+    texts = [classes_of("y", values, labels, 2, binary=False).values.tolist() for labels in (("a", "b", "c"), ("a",))]
+    assert texts == [[[b"2.0:1:b", b"1.0:2:c"]], [[b"2.0:1", b"1.0:2"]]]
+
+
+def test_rows_that_get_lost_in_a_batch_are_an_error_of_its_requests(two_rows_bundle):
+    adapter, threads, gate = adapter_for(two_rows_bundle), Threads(1, "compute"), threading.Event()
+    adapter.load()
+
+    async def scenario():
+        batcher = Batcher(adapter, threads, ModelObserver())
+        threads.offer(gate.wait)  # so that the requests are joined
+        requests = [asyncio.ensure_future(batcher.submit({"x": np.full((1, 1), row, np.float32)})) for row in range(4)]
+        await asyncio.sleep(0)
+        gate.set()
+        async with asyncio.timeout(60):
+            for error in await asyncio.gather(*requests, return_exceptions=True):
+                with pytest.raises(
+                    RuntimeError, match=r"Expected 'y' of slices to have 4 rows, .* got the shape \(2, 1\)"
+                ):
+                    raise error
+            assert (await batcher.submit({"x": np.ones((2, 1), np.float32)})).outputs["y"].shape == (2, 1)
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        gate.set()
+        threads.close()
+
+
+def test_rows_that_get_lost_in_a_request_are_said_in_the_log_alone(two_rows_bundle, connect_to, caplog):
+    with connect_to(two_rows_bundle) as client:
+        answers = [client.post("/predict", json={"inputs": [[1.0]] * rows}) for rows in (2, 3)]
+        tensor = {"name": "x", "datatype": "FP32", "shape": [3, 1], "data": [1.0] * 3}
+        answers.append(client.post("/v2/models/slices/infer", json={"inputs": [tensor]}))
+    assert [answer.status_code for answer in answers] == [200, 500, 500]
+    assert "Internal error" in answers[2].json()["error"]
+    assert "Expected 'y' of slices to have 3 rows" in caplog.text

@@ -79,6 +79,9 @@ def folder(tmp_path_factory):
     shaped = [helper.make_node("Reshape", ["x", "s"], ["y"])]
     given = [("x", real, ["N", 4]), ("s", TensorProto.INT64, [2])]
     save(path / "shaped.onnx", shaped, given, [("y", real, ["A", "B"])])
+    for name, kind, width in (("texts", TensorProto.STRING, 1), ("empty", real, 0), ("half", TensorProto.FLOAT16, 2)):
+        copy = [helper.make_node("Identity", ["x"], ["y"])]
+        save(path / f"{name}.onnx", copy, [("x", kind, ["N", width])], [("y", kind, ["N", width])])
     two = [helper.make_node("Add", ["x", "y"], ["z"])]
     save(path / "sizes.onnx", two, [("x", real, ["a"]), ("y", real, ["b"])], [("z", real, ["c"])])
     return path
@@ -233,6 +236,33 @@ def test_texts_of_another_form_are_refused(folder, data):
     outputs = {output["name"]: output["data"] for output in answer.json()["outputs"]}
     assert outputs["BYTES_out"] == VALUES["BYTES"].ravel().tolist()
     assert outputs["FP16_out"] == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("name", ["texts", "empty", "constant", "scalar"])
+@pytest.mark.parametrize("body", [b"", b"12345678"])
+def test_a_body_without_json_needs_rows_of_one_size(folder, name, body):
+    with connect(SimpleNamespace(path=folder / f"{name}.onnx")) as client:
+        headers = {"Inference-Header-Content-Length": "0"}
+        answer = client.post(f"/v2/models/{name}/infer", content=body, headers=headers)
+    assert (answer.status_code, "no rows of one size" in answer.json()["error"]) == (400, True)
+
+
+def test_texts_have_no_classes(client):
+    kind, server = client
+    wanted = kind.InferRequestedOutput("y", class_count=1)
+    with pytest.raises(InferenceServerException, match="'y' has no classes"):
+        server.infer("texts", [tensor(kind, "x", np.array([["a"], ["b"]], object))], outputs=[wanted])
+
+
+def test_numbers_beyond_float16_are_refused_in_json_too(folder):
+    with connect(SimpleNamespace(path=folder / "half.onnx")) as client:
+        given = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.5, 65504]}
+        infer, predict = "/v2/models/half/infer", "/predict"
+        assert client.post(infer, json={"inputs": [given]}).json()["outputs"][0]["data"] == [1.5, 65504]
+        given["data"] = [1.5, 1e5]
+        bodies = {infer: {"inputs": [given]}, predict: {"inputs": {"x": [[1.5, 1e5]]}}}
+        answers = [client.post(path, json=body) for path, body in bodies.items()]
+    assert [(answer.status_code, "float16's range" in answer.text) for answer in answers] == [(400, True)] * 2
 
 
 @pytest.mark.parametrize("setting", ["require_evidence", "require_signature"])

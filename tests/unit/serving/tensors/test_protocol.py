@@ -5,6 +5,7 @@ import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import httpx2
 import numpy as np
 import pytest
@@ -135,6 +136,26 @@ def test_free_sizes_are_bounded_before_anything_is_computed(web, shape, status, 
     )
     assert answer.status_code == status, answer.text
     assert said in answer.json()["error"]
+
+
+@pytest.mark.parametrize("form", ["json", "bytes", "grpc"])
+def test_sizes_beyond_those_of_any_array_are_refused(addresses, web, form):
+    tensor = {"name": "values", "shape": [0, 2**62, 4], "datatype": "FP32"}
+    if form == "grpc":
+        request = triton_grpc.service_pb2.ModelInferRequest(model_name="series")
+        request.inputs.add(**tensor)
+        with grpc.insecure_channel(addresses[1]) as channel, pytest.raises(grpc.RpcError) as caught:
+            triton_grpc.service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        said = caught.value.details()
+    else:
+        more = {"data": []} if form == "json" else {"parameters": {"binary_data_size": 0}}
+        text = json.dumps({"inputs": [{**tensor, **more}]})
+        headers = {"Inference-Header-Content-Length": str(len(text))} if form == "bytes" else {}
+        answer = web.post("/v2/models/series/infer", content=text, headers=headers)
+        assert answer.status_code == 400, answer.text
+        said = answer.json()["error"]
+    assert "Expected 'values' to have the shape of an array" in said
 
 
 def test_the_memory_of_outputs_counts_for_grpc_too(addresses):

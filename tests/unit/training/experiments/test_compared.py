@@ -21,7 +21,12 @@ def runs(recipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for seed in (0, 1):
         train(recipe(*TINY, f"seed={seed}", f"name=cpt-{seed}"), folder / f"cpt{seed}")
-        static = ("precision.schedule=static", f"seed={seed}", f"train.log_every={5 + seed}")
+        static = (
+            "precision.schedule=static",
+            f"seed={seed}",
+            f"train.log_every={5 + seed}",
+            f"data.cache_mb={100 + seed}",
+        )
         train(recipe(*TINY, *static), folder / f"static{seed}")
     return folder
 

@@ -75,9 +75,27 @@ def test_a_network_that_does_not_learn_has_no_lower_bound(recipe):
     assert {total for _, total, _ in told} == {24}
 
 
+def test_schedules_of_the_recipe_do_not_matter(recipe):
+    small = ("precision.max_bits=3", "train.epochs=null", "train.steps=20")
+    static, others = (
+        range_test(recipe(*small, *more), steps=4, to_max_bits=True)
+        for more in (
+            ("precision.schedule=static",),
+            ("precision.cycles=15", "precision.delay=0.5", "precision.grad_schedule=linear"),
+        )
+    )
+    assert static == others
+
+
 def test_too_few_steps_are_refused(recipe):
     with pytest.raises(UsageError, match="at least 4 steps"):
         range_test(recipe(), steps=3)
+
+
+def test_one_process_carries_it_out(recipe, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="in one process, but got 2"):
+        range_test(recipe(), steps=4)
 
 
 WIDE = ["digits-quickstart", "model.args.width=16", "train.device=cpu"]

@@ -8,11 +8,16 @@ import time
 import optuna
 import pytest
 
+from cpt_deploy.errors import UsageError
 from cpt_deploy.metric import ACCURACY
 from cpt_deploy.training import TrialOutcome, TrialQueue
 from cpt_deploy.training.experiments.trials import JOURNAL
 
 NAMES = ["a", "b", "c", "d"]
+
+
+def points(names):
+    return dict.fromkeys(names, "settings")
 
 
 def finished(name):
@@ -24,7 +29,7 @@ def states(queue):
 
 
 def test_every_point_is_carried_out_once(tmp_path):
-    queue, done = TrialQueue(tmp_path, NAMES), []
+    queue, done = TrialQueue(tmp_path, points(NAMES)), []
     assert set(states(queue).values()) == {"waiting"}
 
     queue.work(lambda name: done.append(name) or finished(name), jobs=2)
@@ -32,7 +37,7 @@ def test_every_point_is_carried_out_once(tmp_path):
     outcomes = queue.outcomes().values()
     assert [(o.state, o.figure) for o in outcomes] == [("finished", pytest.approx(i / 10)) for i in range(4)]
 
-    again = TrialQueue(tmp_path, NAMES, retry=True)
+    again = TrialQueue(tmp_path, points(NAMES), retry=True)
     again.work(lambda name: pytest.fail(f"{name} was finished"))
 
 
@@ -49,7 +54,9 @@ def test_at_most_so_many_at_once_and_all_are_told(tmp_path):
             now.remove(name)
         return finished(name)
 
-    TrialQueue(tmp_path, NAMES).work(execute, jobs=2, on_change=lambda name, outcome: told.append((name, outcome)))
+    TrialQueue(tmp_path, points(NAMES)).work(
+        execute, jobs=2, on_change=lambda name, outcome: told.append((name, outcome))
+    )
     assert most == [2]
     for name in NAMES:
         assert [outcome for told_name, outcome in told if told_name == name] == [None, finished(name)]
@@ -59,15 +66,15 @@ def test_one_that_fails_does_not_end_the_others_and_is_retried_when_asked(tmp_pa
     def fails_at_b(name):
         return TrialOutcome("failed", message="no reason") if name == "b" else finished(name)
 
-    queue = TrialQueue(tmp_path, NAMES)
+    queue = TrialQueue(tmp_path, points(NAMES))
     queue.work(fails_at_b)
     assert states(queue) == {"a": "finished", "b": "failed", "c": "finished", "d": "finished"}
     assert queue.outcomes()["b"].message == "no reason"
 
     done = []
-    TrialQueue(tmp_path, NAMES).work(lambda name: done.append(name) or finished(name))
+    TrialQueue(tmp_path, points(NAMES)).work(lambda name: done.append(name) or finished(name))
     assert done == []
-    TrialQueue(tmp_path, NAMES, retry=True).work(lambda name: done.append(name) or finished(name))
+    TrialQueue(tmp_path, points(NAMES), retry=True).work(lambda name: done.append(name) or finished(name))
     assert done == ["b"]
 
 
@@ -79,11 +86,11 @@ def test_a_request_to_stop_leaves_the_rest_waiting_and_interrupted_ones_go_on(tm
         stop.append(True)
         return TrialOutcome("interrupted", message="stopped")
 
-    queue = TrialQueue(tmp_path, NAMES)
+    queue = TrialQueue(tmp_path, points(NAMES))
     queue.work(execute, stopping=lambda: bool(stop))
     assert states(queue) == {"a": "interrupted", "b": "waiting", "c": "waiting", "d": "waiting"}
 
-    again = TrialQueue(tmp_path, NAMES)
+    again = TrialQueue(tmp_path, points(NAMES))
     again.work(lambda name: done.append(name) or finished(name))
     assert sorted(done) == ["a", *NAMES]
     assert set(states(again).values()) == {"finished"}
@@ -102,16 +109,16 @@ def test_whether_to_stop_is_asked_while_all_jobs_are_busy(tmp_path):
         return bool(busy)
 
     busy = []
-    queue = TrialQueue(tmp_path, NAMES)
+    queue = TrialQueue(tmp_path, points(NAMES))
     queue.work(execute, stopping=stopping, on_change=lambda name, outcome: busy.append(name))
     assert states(queue) == {"a": "interrupted", "b": "waiting", "c": "waiting", "d": "waiting"}
 
 
 def test_a_grid_that_grew_adds_its_points_and_one_that_shrank_leaves_them_out(tmp_path):
     done = []
-    TrialQueue(tmp_path, NAMES[:2]).work(finished, stopping=lambda: False)
-    TrialQueue(tmp_path, NAMES)
-    shrunk = TrialQueue(tmp_path, NAMES[:3])
+    TrialQueue(tmp_path, points(NAMES[:2])).work(finished, stopping=lambda: False)
+    TrialQueue(tmp_path, points(NAMES))
+    shrunk = TrialQueue(tmp_path, points(NAMES[:3]))
     shrunk.work(lambda name: done.append(name) or finished(name))
     assert done == ["c"]
     assert list(states(shrunk)) == NAMES[:3]
@@ -121,33 +128,34 @@ def test_what_a_killed_process_was_at_is_taken_up_again(tmp_path, monkeypatch):
     with subprocess.Popen([sys.executable, "-c", ""]) as dead:
         dead.wait()
     monkeypatch.setattr("os.getpid", lambda: dead.pid)
-    queue = TrialQueue(tmp_path, ["a", "b"])
+    queue = TrialQueue(tmp_path, points(["a", "b"]))
     with pytest.raises(SystemExit):
         queue.work(lambda name: sys.exit(9))
     monkeypatch.undo()
 
     done = []
-    TrialQueue(tmp_path, ["a", "b"]).work(lambda name: done.append(name) or finished(name))
+    TrialQueue(tmp_path, points(["a", "b"])).work(lambda name: done.append(name) or finished(name))
     assert sorted(done) == ["a", "b"]
 
 
 def test_what_runs_on_another_machine_is_left_alone_unless_asked(tmp_path, monkeypatch):
     monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
     with pytest.raises(SystemExit):
-        TrialQueue(tmp_path, ["a"]).work(lambda name: sys.exit(1))
+        TrialQueue(tmp_path, points(["a"])).work(lambda name: sys.exit(1))
     monkeypatch.undo()
 
-    queue = TrialQueue(tmp_path, ["a"])
+    queue = TrialQueue(tmp_path, points(["a"]))
     assert [(s.state, s.message) for s in queue.outcomes().values()] == [("running", "on elsewhere")]
     queue.work(lambda name: pytest.fail("it runs elsewhere"))
     done = []
-    TrialQueue(tmp_path, ["a"], retry=True).work(lambda name: done.append(name) or finished(name))
+    TrialQueue(tmp_path, points(["a"]), retry=True).work(lambda name: done.append(name) or finished(name))
     assert done == ["a"]
 
 
 SHARES = """
 import sys, time
 from pathlib import Path
+from cpt_deploy.errors import UsageError
 from cpt_deploy.metric import ACCURACY
 from cpt_deploy.training import TrialOutcome, TrialQueue
 
@@ -156,7 +164,7 @@ def execute(name):
     print(name, flush=True)
     return TrialOutcome("finished", 0.5, metric=ACCURACY)
 
-queue = TrialQueue(Path(sys.argv[1]), sys.argv[2:])
+queue = TrialQueue(Path(sys.argv[1]), dict.fromkeys(sys.argv[2:], "settings"))
 print("ready", flush=True)
 queue.work(execute)
 """
@@ -169,7 +177,7 @@ def test_two_processes_share_a_grid(tmp_path):
     ) as other:
         assert other.stdout.readline() == "ready\n"
         own = []
-        queue = TrialQueue(tmp_path, names)
+        queue = TrialQueue(tmp_path, points(names))
         queue.work(lambda name: time.sleep(0.1) or own.append(name) or TrialOutcome("finished", 0.5, metric=ACCURACY))
         theirs = other.stdout.read().split()
     assert other.returncode == 0
@@ -177,8 +185,25 @@ def test_two_processes_share_a_grid(tmp_path):
 
 
 def test_the_queue_is_a_study_that_optuna_reads(tmp_path):
-    TrialQueue(tmp_path, NAMES).work(finished)
+    TrialQueue(tmp_path, points(NAMES)).work(finished)
     backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / JOURNAL))
     study = optuna.load_study(study_name="grid", storage=optuna.storages.JournalStorage(backend))
     assert study.best_trial.user_attrs["point"] == "d"
     assert study.best_value == pytest.approx(0.3)
+
+
+def test_points_with_other_settings_are_refused_unless_they_failed(tmp_path):
+    TrialQueue(tmp_path, points("ab")).work(
+        lambda name: finished("a") if name == "a" else TrialOutcome("failed", message="diverged")
+    )
+    for changed in ({"a": "others"}, {"b": "others"}):
+        with pytest.raises(UsageError, match=f"Expected {next(iter(changed))} with the settings"):
+            TrialQueue(tmp_path, points("ab") | changed)
+    with pytest.raises(UsageError, match="Expected a with the settings"):
+        TrialQueue(tmp_path, points("ab") | {"a": "others"}, retry=True)
+    done = []
+    TrialQueue(tmp_path, points("ab") | {"b": "others"}, retry=True).work(
+        lambda name: done.append(name) or finished(name)
+    )
+    assert done == ["b"]
+    assert states(TrialQueue(tmp_path, points("ab") | {"b": "others"})) == {"a": "finished", "b": "finished"}

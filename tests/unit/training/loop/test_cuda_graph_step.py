@@ -84,15 +84,26 @@ def test_the_first_steps_are_computed_as_ever_and_the_next_ones_replayed(recorde
     assert (recorded.record.recordings, recorded.record.replays) == (1, 5)
 
 
-def test_another_shape_or_another_branch_is_computed_as_ever_and_harms_nothing(recorded, linear):
+def test_another_shape_is_computed_as_ever_and_harms_nothing(recorded, linear):
     for seed in range(WARMUP_STEPS):
         recorded(batch_of(4, seed), (True,))
     assert recorded(batch_of(4), (True,)) is not None
     assert recorded(batch_of(3), (True,)) is None
-    assert recorded(batch_of(4), (False,)) is None
     for parameter in linear.parameters():  # as the step of the loop does
         parameter.grad = torch.full_like(parameter, 7.0)
     batch = batch_of(4, 3)
+    assert recorded(batch, (True,)) is not None
+    for parameter, gradient in zip(linear.parameters(), expected(linear, batch)[1], strict=True):
+        assert torch.equal(parameter.grad, gradient)
+
+
+@pytest.mark.parametrize("before", [1, WARMUP_STEPS, 10])
+def test_other_branches_are_recorded_anew(recorded, linear, before):
+    for seed in range(before):
+        recorded(batch_of(4, seed), (False,))
+    for seed in range(WARMUP_STEPS):
+        assert recorded(batch_of(4, seed), (True,)) is None
+    batch = batch_of(4, 20)
     assert recorded(batch, (True,)) is not None
     for parameter, gradient in zip(linear.parameters(), expected(linear, batch)[1], strict=True):
         assert torch.equal(parameter.grad, gradient)
@@ -105,7 +116,9 @@ def test_it_waits_for_the_shape_of_the_last_step_before_it_records(recorded):
     assert recorded(batch_of(2), ()) is not None
 
 
-def test_a_run_with_recorded_steps_ends_as_one_without(recipe, tmp_path, outcome, monkeypatch):
+@pytest.mark.by_default("0.0")
+@pytest.mark.parametrize("delay", [0.0, 0.5])
+def test_a_run_with_recorded_steps_ends_as_one_without(recipe, tmp_path, outcome, monkeypatch, delay):
     made = []
 
     def on_cpu(run, *, autocast):
@@ -113,13 +126,18 @@ def test_a_run_with_recorded_steps_ends_as_one_without(recipe, tmp_path, outcome
         made.append(CudaGraphStep(gradients_of(run, autocast=autocast), parameters, CPU, StandIn(parameters)))
         return made[-1]
 
-    settings = ["train.batch_size=96", "train.epochs=3", "train.device=cpu"]  # the last batch of an epoch is smaller
+    settings = [
+        f"precision.delay={delay}",
+        "train.batch_size=96",
+        "train.epochs=3",
+        "train.device=cpu",
+    ]  # the last batch of an epoch is smaller
     train(recipe(*settings), tmp_path / "plain")
     monkeypatch.setattr(loop, "cuda_graph_step", on_cpu)
     train(recipe(*settings), tmp_path / "recorded")
 
     (recorded,) = made
-    assert recorded.record.recordings == 1
+    assert recorded.record.recordings == (2 if delay else 1)
     assert recorded.record.replays > 20
     plain, replayed = (outcome(tmp_path / name) for name in ("plain", "recorded"))
     assert replayed["rows"] == plain["rows"]

@@ -4,6 +4,7 @@ import json
 import pytest
 
 from cpt_deploy.training import train
+from cpt_deploy.training.reporting.profiling import SKIPPED_STEPS
 
 
 @pytest.fixture(scope="module", params=["modules", "float32"])
@@ -48,3 +49,15 @@ def test_profile_changes_nothing(recipe, profiled, tmp_path):
     train(recipe(*settings), tmp_path / "run")
 
     assert (directory / "model.safetensors").read_bytes() == (tmp_path / "run" / "model.safetensors").read_bytes()
+
+
+def test_a_profile_of_more_steps_than_there_are_is_the_mean_of_those(recipe, tmp_path):
+    told = []
+
+    class Profiled:
+        def __getattr__(self, name):
+            return lambda value: told.append((name, value))
+
+    train(recipe("train.epochs=null", "train.steps=6"), tmp_path / "run", reporter=Profiled(), profile_steps=60)
+    [report] = [value for name, value in told if name == "profiled"]
+    assert report.steps == 6 - SKIPPED_STEPS
