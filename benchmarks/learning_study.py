@@ -176,7 +176,7 @@ TITLES = {
     "static5": "static 5",
     "cyclic-lr": "static 8, cyclic learning rate",
     "sbm-static8": "static 8, authors' quantizers",
-    "sbm-cpt": "CPT 3-8, cosine, against static 8: both of the authors' quantizers",
+    "sbm-cpt": "CPT 3-8, authors' quantizers",
     "delayed": "float32, from 70 % on static 8",
     "cooldown": "float32, from 70 % on static 8 and decay",
 }
