@@ -137,7 +137,8 @@ def picture(runs: Runs) -> Any:
         for place, kind in enumerate(kinds):
             points = [(steps, found[name, steps, kind][0]) for steps in LENGTHS if (name, steps, kind) in found]
             _line(axes, kind, points, APART ** (place - (len(kinds) - 1) / 2))
-    handles = [_handle(style, TITLES[kind]) for kind, style in STYLES.items()]
+    drawn = {kind for _, _, kind in found}
+    handles = [_handle(style, TITLES[kind]) for kind, style in STYLES.items() if kind in drawn]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     return figure
 

@@ -117,7 +117,7 @@ class Lowering:
         seen, kind, known = self.measured.get(name), self.network.types.get(name), self.network.shape(name)
         if kind is not None and kind.WhichOneof("value") not in (None, "tensor_type"):
             return onnx.ValueInfoProto(name=name, type=kind)
-        element = 0 if kind is None or (seen is not None and seen.is_float) else kind.tensor_type.elem_type
+        element = seen.element if seen is not None else 0 if kind is None else kind.tensor_type.elem_type
         shape = known if known is not None or seen is None else (None,) * len(seen.shape)
         return helper.make_tensor_value_info(name, element or TensorProto.FLOAT, shape)
 

@@ -72,8 +72,9 @@ def measure_ranges(
     for sample in samples:
         results = runner.run(sample, outputs)
         for name, values in seen.items():
-            _check_finite(name, low := float(results[_LOW + name]), high := float(results[_HIGH + name]))
-            values.add(low, high, results[_VALUES + name], count)
+            low, high, some = float(results[_LOW + name]), float(results[_HIGH + name]), results[_VALUES + name]
+            _check_finite(name, low, high, [some, results[_MEANS + name]] if name in channels else [some])
+            values.add(low, high, some, count)
         for name in channels:
             means[name] = means.get(name, 0.0) + np.nan_to_num(results[_MEANS + name].astype(np.float64))
         count += 1
@@ -83,9 +84,19 @@ def measure_ranges(
     return Ranges(bounds, {name: total / count for name, total in means.items()}, count)
 
 
-def _check_finite(name: str, low: float, high: float) -> None:
+def _check_finite(name: str, low: float, high: float, others: Sequence[NDArray[Any]]) -> None:
+    """Check the values of a tensor: its ends, and others for NaN, which onnxruntime leaves out of minima and maxima.
+
+    Raises:
+        ConversionError: If some are infinite or NaN.
+    """
+    if low <= high and any(np.isnan(array).any() for array in others):  # without elements means are NaN, too
+        low = high = np.nan
     if np.isnan(low + high) or (low <= high and not np.isfinite(low + high)):
-        raise ConversionError(f"Expected finite values of {name!r}, but got {low} to {high}")
+        raise ConversionError(
+            f"Expected finite values of {name!r}, but got {low} to {high}",
+            hint="samples with NaN or infinity give such values: leave them out, or replace the values",
+        )
 
 
 @dataclass

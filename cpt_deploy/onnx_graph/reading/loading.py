@@ -13,9 +13,12 @@ from onnx import helper
 
 from cpt_deploy.errors import ConversionError, DataError
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
+from cpt_deploy.onnx_graph.reading.old_meanings import restore_meanings
 from cpt_deploy.onnx_graph.reading.ordering import in_order
 from cpt_deploy.onnx_graph.reading.rewriting import rewrite_activations
+from cpt_deploy.onnx_graph.reading.running import element_of
 from cpt_deploy.onnx_graph.reading.simplify import simplify
+from cpt_deploy.onnx_graph.reading.sparse import make_dense
 
 #: The lowest opset of ONNX with quantizers per channel, which integer layers need.
 LEAST_OPSET = 13
@@ -32,8 +35,8 @@ MOST_BYTES = 2**31 - 1
 def read_onnx(source: Path | bytes, name: str = "") -> OnnxNetwork:
     """Read an ONNX file, or its content, with external data beside it.
 
-    Functions are inlined, older opsets are converted to opset 13, constant operators are computed, and activation
-    functions that are spelt out in several operators are written as one where ONNX has it.
+    Functions are inlined, sparse constants become dense, older opsets are converted to opset 13, constant operators are
+    computed, and activation functions that are spelt out in several operators are written as one where ONNX has it.
 
     Args:
         source: The file, or its content.
@@ -49,8 +52,9 @@ def read_onnx(source: Path | bytes, name: str = "") -> OnnxNetwork:
         raise DataError(f"Expected an ONNX model in {name}, but it has no outputs")
     in_order(model.graph)
     plain = model.SerializeToString()
-    _check_loads(model, name)
+    _declare_outputs(model.graph, _loaded(model, name))
     inlined = _attempt(lambda: onnx.inliner.inline_local_functions(model), name) if model.functions else model
+    _attempt(lambda: make_dense(inlined.graph), name)
     current = _converted(inlined, name)
     simplified = rewrite_activations(simplify(current))
     return OnnxNetwork.from_model(simplified, name=name, original=plain)
@@ -120,15 +124,28 @@ def _with_data(path: Path) -> onnx.ModelProto:
     return model
 
 
-def _check_loads(model: onnx.ModelProto, name: str) -> None:
+def _loaded(model: onnx.ModelProto, name: str) -> Any:
+    """Return a session of a model.
+
+    Raises:
+        ConversionError: If onnxruntime cannot load it.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base class
         reason = str(error).strip().partition("\n")[0]
         raise ConversionError(f"Expected a model that onnxruntime runs in {name}, but got: {reason}") from error
+
+
+def _declare_outputs(graph: onnx.GraphProto, session: Any) -> None:
+    """Declare types of outputs that the file leaves open, as behind operators that only onnxruntime knows."""
+    elements = {output.name: element_of(output.type) for output in session.get_outputs()}
+    for output in graph.output:
+        if output.type.WhichOneof("value") in (None, "tensor_type") and elements.get(output.name):
+            output.type.tensor_type.elem_type = elements[output.name]
 
 
 def _attempt(step: Callable[[], Any], name: str) -> Any:
@@ -159,4 +176,6 @@ def _converted(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     newer = onnx.ModelProto()
     newer.CopyFrom(model)
     newer.ir_version = max(model.ir_version, CONVERTED_IR)
-    return _attempt(lambda: onnx.version_converter.convert_version(newer, LEAST_OPSET), name)
+    converted: onnx.ModelProto = _attempt(lambda: onnx.version_converter.convert_version(newer, LEAST_OPSET), name)
+    restore_meanings(converted, opset)
+    return converted

@@ -2,10 +2,13 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from cpt_deploy.onnx_graph.onnx_parts import read_names
@@ -20,8 +23,8 @@ def rewrite_activations(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model with hard sigmoids, leaky ReLUs, global means and others in the form of fewest operators.
 
     HardSwish, also spelt out as `x · clip(x + 3, 0, 6) / 6`, becomes `x · HardSigmoid(x)`, PRelu of one slope
-    LeakyRelu, and ReduceMean over all positions GlobalAveragePool. A softmax of opset 12 or earlier, which is converted
-    to one between two reshapes, loses these where it works on the last axis.
+    LeakyRelu, ReduceMean over all positions GlobalAveragePool, and Pad and Resize of some axes ones of all. A softmax
+    of opset 12 or earlier, which is converted to one between two reshapes, loses these where it works on the last axis.
 
     Args:
         model: A simplified model.
@@ -58,7 +61,7 @@ class _Rewriting:
     def run(self) -> None:
         for node in self.graph.node:
             new = self._hard_function(node) or self._leaky(node) or self._mean(node) or self._slices(node)
-            new = new or self._all_in_order(node) or self._softmax(node)
+            new = new or self._all_in_order(node) or self._softmax(node) or self._pad(node) or self._resize(node)
             if new is not None:
                 self.made[id(node)] = new
         nodes = []
@@ -155,8 +158,10 @@ class _Rewriting:
         return [helper.make_node("LeakyRelu", [node.input[0]], [node.output[0]], node.name, alpha=float(slopes[0]))]
 
     def _mean(self, node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
-        """Return the global average that a mean over both positions of (N, C, H, W) is."""
+        """Return the global average that a mean over both positions of (N, C, H, W), float32, is."""
         if not is_standard(node, "ReduceMean") or self.ranks.get(node.input[0]) != 4:
+            return None
+        if self.types[node.input[0]].elem_type != onnx.TensorProto.FLOAT:  # onnxruntime has no other kernel
             return None
         attributes = attributes_of(node)
         axes = attributes.get("axes")
@@ -209,6 +214,77 @@ class _Rewriting:
             self.gone.add(id(sizes))
         return [helper.make_node(inner.op_type, [source], [node.output[0]], node.name, axis=-1)]
 
+    # onnxruntime moves transpositions past Pad and Resize, for integer convolutions, without a look at their axes.
+
+    def _pad(self, node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
+        """Return the Pad of all axes that one of some is."""
+        if not is_standard(node, "Pad") or len(node.input) < 4 or node.input[3] not in self.constants:
+            return None
+        rank = self.ranks.get(node.input[0], 0)
+        places = _places(numpy_helper.to_array(self.constants[node.input[3]]), rank)
+        if places is None:
+            return None
+        both, zeros = np.concatenate([places, places + rank]), np.zeros(2 * rank, np.int64)
+        return self._with_input(node, 1, zeros, both, node.input[:3])
+
+    def _resize(self, node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
+        """Return the Resize of all axes that one of some is."""
+        attributes = attributes_of(node) if is_standard(node, "Resize") else {}
+        if "axes" not in attributes or attributes.get("keep_aspect_ratio_policy", "stretch") != "stretch":
+            return None
+        rank = self.ranks.get(node.input[0], 0)
+        places = _places(np.array(attributes["axes"]), rank)
+        inputs = ["" if self._is_empty(name) else name for name in node.input]
+        if places is None or inputs[1]:
+            return None
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        del copy.attribute[:]
+        copy.attribute.extend(attribute for attribute in node.attribute if attribute.name != "axes")
+        if inputs[2]:
+            return self._with_input(copy, 2, np.ones(rank, np.float32), places, inputs)
+        sizes = f"{node.output[0]}_sizes_before"
+        made = self._with_input(copy, 3, sizes, places, inputs)
+        return None if made is None else [helper.make_node("Shape", [node.input[0]], [sizes]), *made]
+
+    def _is_empty(self, name: str) -> bool:
+        return name in self.constants and 0 in self.constants[name].dims
+
+    def _with_input(
+        self,
+        node: onnx.NodeProto,
+        at: int,
+        whole: NDArray[Any] | str,
+        places: NDArray[np.int64],
+        inputs: Sequence[str],
+    ) -> list[onnx.NodeProto] | None:
+        """Return an operator that reads `whole`, with the values of its input `at` in some places.
+
+        Args:
+            node: The operator.
+            at: Position of the input.
+            whole: An array, or the name of a tensor that is computed.
+            places: Where the values belong.
+            inputs: All inputs.
+        """
+        values, name = inputs[at], f"{node.output[0]}_of_all_axes"
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copy.input[:] = [*inputs[:at], name, *inputs[at + 1 :]]
+        if values in self.constants and list(self.constants[values].dims) != [len(places)]:
+            return None  # onnxruntime tells what is wrong
+        if values in self.constants and not isinstance(whole, str):
+            whole[places] = numpy_helper.to_array(self.constants[values])
+            self._new_constant(name, whole)
+            return [copy]
+        where = self._new_constant(f"{name}_places", places)
+        whole = whole if isinstance(whole, str) else self._new_constant(f"{name}_others", whole)
+        return [helper.make_node("ScatterElements", [whole, where, values], [name]), copy]
+
+    def _new_constant(self, name: str, values: NDArray[Any]) -> str:
+        self.graph.initializer.append(numpy_helper.from_array(values, name))
+        return name
+
     def _slices(self, node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
         """Return the slices of real values that a Split of known sizes computes."""
         if not is_standard(node, "Split") or self.ranks.get(node.input[0], 0) < 2:
@@ -234,6 +310,13 @@ class _Rewriting:
                 self.graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), bounds[-1]))
             made.append(helper.make_node("Slice", [node.input[0], *bounds], [name], name))
         return made
+
+
+def _places(axes: NDArray[Any], rank: int) -> NDArray[np.int64] | None:
+    """Return axes counted from the first; None if a tensor of a rank, or of none that is known, has not all of them."""
+    if axes.ndim != 1 or not rank or (axes < -rank).any() or (axes >= rank).any():
+        return None
+    return axes.astype(np.int64) % rank
 
 
 def _hard_sigmoid(source: str, output: str) -> onnx.NodeProto:

@@ -16,6 +16,7 @@ Sample = Mapping[str, NDArray[Any]]
 """Values of all inputs of a network, by name."""
 
 _SHAPE = "cpt_shape:"
+_ELEMENTS: Mapping[str, int] = dict(TensorProto.DataType.items())
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,12 @@ class Measured:
     Attributes:
         shape: Its shape.
         is_float: Whether it is float32.
+        element: Its element type in ONNX; 0 if it is unknown.
     """
 
     shape: tuple[int, ...]
     is_float: bool
+    element: int = TensorProto.UNDEFINED
 
 
 def measure_shapes(network: OnnxNetwork, sample: Sample) -> dict[str, Measured]:
@@ -49,7 +52,18 @@ def measure_shapes(network: OnnxNetwork, sample: Sample) -> dict[str, Measured]:
     results = run(model, sample, network, [probe.output[0] for probe in probes])
     shapes = {name: tuple(map(int, results[_SHAPE + name])) for name in names}
     kinds = _element_types(network, names)
-    return {name: Measured(shape, kinds.get(name) == TensorProto.FLOAT) for name, shape in shapes.items()}
+    elements = {name: kinds.get(name, TensorProto.UNDEFINED) for name in names}
+    return {
+        name: Measured(shape, elements[name] == TensorProto.FLOAT, elements[name]) for name, shape in shapes.items()
+    }
+
+
+def element_of(kind: str) -> int:
+    """Return the ONNX element type of a type in onnxruntime's words, such as "tensor(int64)"; 0 if it is no tensor."""
+    if not kind.startswith("tensor("):
+        return 0
+    # onnxruntime writes ONNX's names in small letters
+    return _ELEMENTS.get(kind.removeprefix("tensor(").removesuffix(")").upper(), 0)
 
 
 def _may_have_shape(network: OnnxNetwork, name: str) -> bool:
@@ -64,8 +78,7 @@ def _element_types(network: OnnxNetwork, names: Sequence[str]) -> dict[str, int]
     if unknown:
         model = network.to_model((), [name for name in unknown if name not in network.output_names])
         for output in open_session(model.SerializeToString(), optimize=False).get_outputs():
-            if output.type == "tensor(float)":
-                known[output.name] = TensorProto.FLOAT
+            known[output.name] = known.get(output.name) or element_of(output.type)
     return known
 
 

@@ -73,7 +73,7 @@ def _compute_outputs(graph: onnx.GraphProto) -> None:
 
 
 def _take_constants(graph: onnx.GraphProto) -> None:
-    """Turn `Constant` operators into initializers, and sparse ones into dense ones."""
+    """Turn `Constant` operators into initializers."""
     kept, outputs = [], {value.name for value in graph.output}
     for node in graph.node:
         computed = not is_standard(node, "Constant") or node.output[0] in outputs
@@ -155,7 +155,9 @@ def _does_nothing(node: onnx.NodeProto, graph: onnx.GraphProto, constants: set[s
     if not is_standard(node, "Dropout") or (len(node.input) > 2 and node.input[2]):
         return False
     mask = node.output[1] if len(node.output) > 1 else ""
-    return not mask or not any(mask in read_names(other) for other in graph.node)
+    if not mask:
+        return True
+    return all(mask != value.name for value in graph.output) and not any(mask in read_names(n) for n in graph.node)
 
 
 def _remove_unread(graph: onnx.GraphProto) -> None:
@@ -227,11 +229,17 @@ class _Folding:
                 return None
             return np.array(chosen, np.int64).reshape(places.shape)
         if is_standard(node, "Slice") and all(name in self.constants for name in node.input[1:] if name):
-            bounds = [numpy_helper.to_array(self.constants[name]).reshape(-1) for name in node.input[1:] if name]
-            step = int(bounds[3][0]) if len(bounds) > 3 else 1
-            part = sizes[int(bounds[0][0]) : int(bounds[1][0]) : step] if step else [None]
-            return None if None in part else np.array(part, np.int64)
+            return self._slice(sizes, node)
         return None
+
+    def _slice(self, sizes: list[int | None], node: onnx.NodeProto) -> Array | None:
+        """Return the sizes that a `Slice` takes: its start, end, axis, which can only be 0, and step are inputs."""
+        bounds = [numpy_helper.to_array(self.constants[name]) if name else None for name in node.input[1:]]
+        if any(bound is not None and bound.size != 1 for bound in bounds):
+            return None
+        start, end, _, step = (None if bound is None else int(bound.item()) for bound in (*bounds, None, None)[:4])
+        part = sizes[start:end:step] if step != 0 else [None]
+        return None if None in part else np.array(part, np.int64)
 
     def _sizes_of(self, node: onnx.NodeProto) -> list[int | None] | None:
         name, attributes = node.input[0], attributes_of(node)
@@ -248,7 +256,7 @@ class _Folding:
         if node.op_type == "ConstantOfShape":
             return _product(first)
         if node.op_type == "Range":
-            start, limit, delta = (float(array.reshape(-1)[0]) for array in arrays.values())
+            start, limit, delta = (float(arrays[name].reshape(-1)[0]) for name in node.input)
             return abs(limit - start) / abs(delta) if delta else math.inf
         sizes = float(sum(array.size for array in arrays.values()))
         if node.op_type in ("Concat", "ScatterElements", "ScatterND"):

@@ -154,3 +154,79 @@ def test_a_file_above_2_gb_is_one_line_and_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"at most 2 GB with its data, .* has 2\.2 GB"):
         read_onnx(tmp_path / "large.onnx")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
+
+
+@pytest.mark.parametrize("step", [2, -1])
+def test_a_slice_of_a_shape_without_axes_has_a_step(step: int) -> None:
+    made = Network([2, 3, 4, 5])
+    first, last = (0, 4) if step > 0 else (3, -9)
+    part = made.op("Slice", made.op("Shape", "x"), np.array([first]), np.array([last]), "", np.array([step]))
+    file = made.file(made.op("Mul", part, np.array([1])))
+    read = read_onnx(file)
+    (sample,) = samples((2, 3, 4, 5), 1)
+    np.testing.assert_array_equal(run(read.to_model().SerializeToString(), sample)[0], run(file, sample)[0])
+    constant = read.array(read.nodes[0].input[0])
+    assert constant is not None
+    assert constant.tolist() == [2, 3, 4, 5][first:last:step]
+
+
+def test_a_range_may_read_one_constant_twice() -> None:
+    made = Network(["N", 4])
+    for name, value in (("one", 1), ("five", 5)):  # without dimensions
+        made.constants.append(helper.make_tensor(name, TensorProto.FLOAT, [], [value]))
+    read = read_onnx(made.file(made.op("Add", "x", made.op("Range", "one", "five", "one"))))
+    constant = read.array(read.nodes[0].input[1])
+    assert constant is not None
+    assert constant.tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("kind", [TensorProto.INT32, TensorProto.DOUBLE])
+def test_a_mean_of_other_numbers_than_float32_stays(kind: int) -> None:
+    made = Network(["N", 3, 4, 4])
+    cast = made.op("Cast", made.op("Mul", "x", np.float32(10)), to=kind)
+    file = made.file(made.op("ReduceMean", cast, axes=[2, 3]))
+    (sample,) = samples((2, 3, 4, 4), 1)
+    (got,) = run(read_onnx(file).to_model().SerializeToString(), sample)
+    np.testing.assert_array_equal(got, run(file, sample)[0])
+
+
+SPARSE = [
+    helper.make_sparse_tensor(
+        helper.make_tensor("k", TensorProto.FLOAT, [2], [1.5, -2.0]),
+        helper.make_tensor("places", TensorProto.INT64, list(places.shape), places.reshape(-1)),
+        [4, 5],
+    )
+    for places in (np.array([1, 19]), np.array([[0, 1], [3, 4]]))
+]
+
+
+@pytest.mark.parametrize("sparse", SPARSE)
+@pytest.mark.parametrize("opset", [11, 17])
+@pytest.mark.parametrize("where", ["initializer", "constant", "branch"])
+def test_sparse_constants_are_read(where: str, opset: int, sparse: onnx.SparseTensorProto) -> None:
+    made = Network(["N", 4, 5], opset=opset)
+    add = helper.make_node("Add", ["x", "k"], ["y"])
+    constant = helper.make_node("Constant", [], ["k"], sparse_value=sparse)
+    nodes = {"initializer": [add], "constant": [constant, add]}.get(where, [])
+    if where == "branch":
+        value = onnx.ValueInfoProto(name="y")
+        branches = (helper.make_graph(body, "branch", [], [value]) for body in ([constant, add], [add]))
+        then, other = branches
+        other.sparse_initializer.append(sparse)
+        condition = made.op("Greater", made.op("ReduceSum", "x", keepdims=0), np.float32(0))
+        made.nodes.append(helper.make_node("If", [condition], ["y"], then_branch=then, else_branch=other))
+    made.nodes.extend(nodes)
+    model = made.model("y")
+    if where == "initializer":
+        model.graph.sparse_initializer.append(sparse)
+    file = model.SerializeToString()
+    read = read_onnx(file).to_model().SerializeToString()
+    for sample in samples((2, 4, 5), 4):
+        np.testing.assert_array_equal(run(read, sample)[0], run(file, sample)[0])
+
+
+def test_types_of_outputs_that_only_onnxruntime_knows_are_declared() -> None:
+    made = Network(["N", 4])
+    known, count = made.op("Gelu", "x", domain="com.microsoft"), made.op("ArgMax", "x", axis=1)
+    read = read_onnx(made.file(known, count))
+    assert [value.type.tensor_type.elem_type for value in read.outputs] == [TensorProto.FLOAT, TensorProto.INT64]

@@ -1,5 +1,8 @@
 """Networks that are read from ONNX and quantized: integers against onnxruntime's, outputs against float ones."""
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -8,10 +11,12 @@ from cpt_deploy.errors import ConversionError, UsageError
 from cpt_deploy.integer.graph import from_dict, to_dict
 from cpt_deploy.integer.operations import FullyConnected, OnnxPart
 from cpt_deploy.onnx_graph.quantizing import quantize_onnx
+from cpt_deploy.onnx_graph.quantizing.quantizing import check_same
 from cpt_deploy.onnx_graph.reading import read_onnx
 from cpt_deploy.onnx_graph.writer import write_onnx
 from tests.unit.onnx_graph.reading.networks import Network, proven, run, samples
 
+SAMPLES = samples((2, 3, 8, 8))
 FLOAT_LAYERS = {"Conv", "FusedConv", "Gemm", "MatMul", "FusedGemm", "ConvTranspose", "Add", "Mul"}
 
 
@@ -193,6 +198,95 @@ def test_values_that_are_not_finite_are_refused() -> None:
     network, output = residual()
     with pytest.raises(ConversionError, match="Expected finite values"):
         quantize_onnx(read_onnx(network.file(output)), [{"x": np.full((1, 3, 16, 16), np.nan, np.float32)}])
+
+
+@pytest.mark.parametrize("place", [(0, 0, 1, 1), (1, 2, 15, 15)])
+def test_a_single_nan_is_refused(place: tuple[int, ...]) -> None:
+    """Minima and maxima of onnxruntime leave NaN out, unless it comes first."""
+    network, output = residual()
+    given = samples((2, 3, 16, 16))
+    given[5]["x"][place] = np.nan
+    with pytest.raises(ConversionError, match="Expected finite values of 'x', but got nan"):
+        quantize_onnx(read_onnx(network.file(output)), given)
+
+
+def offset_labels(others: int) -> bytes:
+    """Return a network that tells which of 10,000 values are positive, all but some of them rightly."""
+    network = Network([1, 10_000])
+    offsets = np.zeros(10_000, np.float32)
+    offsets[:others] = 1000
+    return network.file(network.op("Greater", network.op("Add", "x", offsets), np.float32(0)))
+
+
+def test_outputs_that_are_no_real_numbers_are_compared() -> None:
+    sample = {"x": np.full((1, 10_000), -1, np.float32)}
+    read = read_onnx(offset_labels(0))
+    check_same(read, sample)
+    check_same(replace(read, original=offset_labels(10)), sample)  # as few as ties of two labels may be
+    with pytest.raises(ConversionError, match="to compute the same as it was read, but its output 'greater1' differs"):
+        check_same(replace(read, original=offset_labels(11)), sample)
+
+
+def test_labels_of_another_shape_or_type_are_no_same_labels() -> None:
+    network = Network([2, 5])
+    labels = network.op("ArgMax", "x", axis=1)
+    read = read_onnx(network.file(labels))
+    for node in (
+        onnx.helper.make_node("ArgMax", ["x"], [labels], axis=1, keepdims=0),
+        onnx.helper.make_node("ArgMin", ["x"], [labels], axis=1),
+    ):
+        free = [onnx.ValueInfoProto(name=labels)]
+        with pytest.raises(ConversionError, match="to compute the same as it was read"):
+            check_same(replace(read, nodes=(node,), outputs=tuple(free)), samples((2, 5), 1)[0])
+
+
+def test_outputs_that_change_between_calls_are_refused() -> None:
+    network = Network([2, 50])
+    noise = network.op("Greater", network.op("RandomNormalLike", "x"), "x")
+    with pytest.raises(ConversionError, match="to compute the same each time"):
+        quantize_onnx(read_onnx(network.file(noise)), samples((2, 50)))
+
+
+@pytest.mark.parametrize("axes", [[-1], [3, 2], [-2, 3], [3, 2, 1, 0]])
+@pytest.mark.parametrize("mode", ["constant", "reflect"])
+@pytest.mark.parametrize("computed", [False, True])
+def test_a_padding_of_some_axes_pads_these(mode: str, computed: bool, axes: list[int]) -> None:
+    """onnxruntime computes convolutions of integers channels last, and moves what is between two of them along."""
+    network = Network(["N", 3, 8, 8], opset=18)
+    x = network.op("Relu", network.conv("x", 3, 4))
+    before = {3: 1, 2: 2, 1: 0, 0: 0}
+    widths: Any = np.array([before[axis % 4] for axis in axes] + [before[axis % 4] // 2 for axis in axes])
+    if computed:
+        count = network.op("Size", network.op("Relu", "x"))
+        widths = network.op("Add", network.op("Mul", count, np.array([0])), widths)
+    x = network.op("Pad", x, widths, "", np.array(axes), mode=mode)
+    proven(network.file(network.conv(x, 4, 4)), samples((2, 3, 8, 8)))
+
+
+@pytest.mark.parametrize("axes", [[3, 2], [-2, -1]])
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+@pytest.mark.parametrize("given", ["scales", "sizes"])
+def test_a_resize_of_some_axes_resizes_these(given: str, mode: str, axes: list[int]) -> None:
+    network = Network(["N", 3, 8, 8], opset=18)
+    x = network.op("Relu", network.conv("x", 3, 4))
+    sizes = ["", np.float32([2, 3])] if given == "scales" else ["", "", np.array([9, 20])]
+    x = network.op("Resize", x, *sizes, mode=mode, axes=axes)
+    proven(network.file(network.conv(x, 4, 4)), samples((2, 3, 8, 8)))
+
+
+def test_integers_of_a_type_that_onnx_does_not_know_go_between_parts() -> None:
+    network = Network(["N", 3, 8, 8])
+    ends = (np.int32(0), np.int32(4), np.int32(1))
+    places = network.op("Range", *ends, domain="com.microsoft")
+    x = network.op("Gather", network.op("Sin", network.conv("x", 3, 4)), places, axis=1)
+    proven(network.file(network.conv(network.op("Gather", network.conv(x, 4, 4), places, axis=1), 4, 4)), SAMPLES)
+
+
+def test_an_output_of_onnxruntimes_own_operator_needs_no_type() -> None:
+    network = Network(["N", 3, 8, 8])
+    result, _ = proven(network.file(network.op("Gelu", network.conv("x", 3, 4), domain="com.microsoft")), SAMPLES)
+    (output,) = result.graph.signature.outputs
+    assert output.dtype == "float32"
 
 
 def test_constants_of_the_file_may_have_any_names() -> None:
