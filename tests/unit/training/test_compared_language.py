@@ -90,6 +90,6 @@ def test_a_grid_keeps_the_perplexity_of_a_trial(tmp_path):
     report = {"metric": PERPLEXITY.to_dict(), "test": {"metrics": metrics}}
     outcome = _outcome(0, json.dumps({"report": report}))
     assert outcome == TrialOutcome("finished", 81.5, metric=PERPLEXITY)
-    TrialQueue(tmp_path, ["text"]).work(lambda _: outcome)
-    (status,) = TrialQueue(tmp_path, ["text"]).outcomes().values()
+    TrialQueue(tmp_path, {"text": "settings"}).work(lambda _: outcome)
+    (status,) = TrialQueue(tmp_path, {"text": "settings"}).outcomes().values()
     assert (status.state, status.figure, status.metric) == ("finished", 81.5, PERPLEXITY)
