@@ -185,7 +185,7 @@ def read_rows(path: Path) -> Body:
         raise UsageError(f"Expected a file {', '.join(readers)}, but got {path}")
     try:
         body = readers[path.suffix](path)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, RecursionError, csv.Error, zipfile.BadZipFile) as error:
         raise DataError(f"Expected rows in {path}, but got: {getattr(error, 'strerror', None) or error}") from error
     given = next(iter(body.values()))
     columns = given.values() if isinstance(given, dict) else [given]

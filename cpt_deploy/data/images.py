@@ -2,6 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from cpt_deploy.bundle.processors.images import read_image
+from cpt_deploy.bundle.processors.images import read_image, upright
 from cpt_deploy.errors import DataError
 
 Split = Literal["train", "test"]
@@ -29,7 +30,7 @@ class ImageSet(ABC):
         labels: int64 (N,).
 
     Raises:
-        DataError: If there are no images, or a label is not the index of a class.
+        DataError: If there are no images, classes have no names of their own, or a label is not the index of a class.
     """
 
     name: str
@@ -40,6 +41,12 @@ class ImageSet(ABC):
     def __post_init__(self) -> None:
         if self.labels.ndim != 1 or len(self.labels) == 0:
             raise DataError(f"Expected {self.describe()} to have images, but got labels of shape {self.labels.shape}")
+        wrong = next((name for name, count in Counter(self.classes).items() if count > 1 or not name.strip()), None)
+        if wrong is not None:
+            raise DataError(
+                f"Expected a name of its own for each class of {self.describe()}, "
+                f"but got {f'{wrong!r} more than once' if wrong.strip() else 'an empty one'}"
+            )
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= len(self.classes):
             raise DataError(
@@ -158,9 +165,13 @@ class CallableImages(ImageSet):
     load: Callable[[int], Pixels | Image.Image]
 
     def image(self, index: int) -> Pixels | Image.Image:
-        """Call the function; any exception becomes a `DataError` that names the image."""
+        """Call the function; any exception becomes a `DataError` that names the image.
+
+        An image with an EXIF orientation is turned, as one from a file is here and in the server.
+        """
         try:
-            return self.load(int(index))
+            image = self.load(int(index))
+            return upright(image) if isinstance(image, Image.Image) else image
         except DataError:
             raise
         except Exception as error:

@@ -91,7 +91,16 @@ def constant_reasons(constants: ConstantsResult | None) -> list[str]:
 
 
 def _finite_reasons(report: ValidationReport) -> list[str]:
-    return [f"{runtime.name} returned outputs that are not finite" for runtime in report.runtimes if not runtime.finite]
+    outputs = [
+        f"{runtime.name} returned outputs that are not finite" for runtime in report.runtimes if not runtime.finite
+    ]
+    if outputs:
+        return outputs
+    return [
+        f"{report.metric.title} of {runtime.name} is {runtime.value}, not a finite number"
+        for runtime in report.runtimes
+        if not isfinite(runtime.value)
+    ]
 
 
 def _overflow_reasons(report: ValidationReport) -> list[str]:
@@ -104,8 +113,15 @@ def _portability_reasons(report: ValidationReport) -> list[str]:
 
 def _drop_reasons(report: ValidationReport) -> list[str]:
     verdict = report.non_inferiority
-    if report.gate.max_drop is None or verdict is None:
+    if report.gate.max_drop is None:
         return []
+    if verdict is None:
+        if not any(runtime.name == "trained" for runtime in report.runtimes):
+            return []
+        return [
+            f"whether {change(report)} cannot be judged: the {report.reference} and onnxruntime have no scores of the "
+            "same samples"
+        ]
     if verdict.state != "failed" and isfinite(verdict.loss):
         return []
     trained, served = (report.metric.text(report.runtime(name).value) for name in ("trained", "onnxruntime"))

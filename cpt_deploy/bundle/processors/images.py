@@ -35,6 +35,9 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+_WITH_ORIENTATION = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+"""Entries of an image's `info` from which Pillow reads an orientation."""
+
 
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode the first frame of an image file to 8-bit pixels.
@@ -88,7 +91,7 @@ def pixels_of(image: Image.Image) -> Image.Image:
     """
     try:
         image.load()
-        return to_eight_bit(_upright(image))
+        return to_eight_bit(upright(image))
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -185,9 +188,14 @@ def _formats() -> list[str]:
     return [name for name in IMAGE_FORMATS if name in Image.OPEN]
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """Return an image as its EXIF orientation shows it; one that was turned has no EXIF any more."""
     method = _turn(image)
-    return image if method is None else image.transpose(method)
+    if method is None:
+        return image
+    turned = image.transpose(method)
+    turned.info = {key: value for key, value in turned.info.items() if key not in _WITH_ORIENTATION}
+    return turned
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

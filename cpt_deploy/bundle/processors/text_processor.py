@@ -139,7 +139,8 @@ class TextProcessor:
 def context_of(signature: Signature) -> int | None:
     """Return the maximum number of tokens that a language model can read, past and present ones; None without limit."""
     (length,) = next(tensor.shape for tensor in signature.inputs if tensor.name == TOKENS_NAME)
-    return length if isinstance(length, int) else signature.free[length].most
+    most = length if isinstance(length, int) else signature.free[length].most
+    return min((limit for limit in (most, signature.context) if limit is not None), default=None)
 
 
 def _word_decoder(tokenizer: WordTokenizer, before: Sequence[int]) -> Decoder:

@@ -199,12 +199,12 @@ def parse_tokenizer(content: bytes, where: str = FILE_NAME) -> Tokenizer:
         text = content.decode("utf-8")
         model = json.loads(text)["model"]
         kind, vocabulary = model["type"], model["vocab"]
-    except (ValueError, KeyError, TypeError) as error:
+        if kind == "WordLevel":
+            return WordTokenizer(sorted(vocabulary, key=vocabulary.__getitem__))
+        if kind == "BPE" and not model["merges"] and len(vocabulary) == _BYTES:
+            return ByteTokenizer()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"Expected a tokenizer at {where}, but got: {error!r}") from error
-    if kind == "WordLevel":
-        return WordTokenizer(sorted(vocabulary, key=vocabulary.__getitem__))
-    if kind == "BPE" and not model["merges"] and len(vocabulary) == _BYTES:
-        return ByteTokenizer()
     return BpeTokenizer(text)
 
 

@@ -12,6 +12,6 @@ def read_names(file: Path) -> list[str]:
         DataError: If it cannot be read or is not UTF-8.
     """
     try:
-        return file.read_text(encoding="utf-8").splitlines()
+        return file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"Expected names of classes in UTF-8 in {file}, but got: {error}") from error

@@ -142,4 +142,9 @@ def _readable_names(root: Path, classes: list[str]) -> tuple[str, ...]:
         return tuple(classes)
     rows = (line.split("\t", 1) for line in read_names(path) if "\t" in line)
     names = {key: name.strip() for key, name in rows}
-    return tuple(names.get(key, key) for key in classes)
+    readable_names = [names.get(key) or key for key in classes]
+    # ImageNet has two classes "crane", a bird and a machine.
+    return tuple(
+        f"{name} ({key})" if readable_names.count(name) > 1 else name
+        for key, name in zip(classes, readable_names, strict=True)
+    )

@@ -95,7 +95,12 @@ class AdaptiveEmbedding(nn.Module):
         check_cutoffs(cutoffs, vocabulary)
         self.features = features
         self.bounds = [0, *cutoffs, vocabulary]
-        widths = [int(features // factor**band) for band in range(len(cutoffs) + 1)]
+        widths = [int(features // factor**band) if factor > 0 else 0 for band in range(len(cutoffs) + 1)]
+        if min(widths) < 1:
+            raise UsageError(
+                f"Expected a factor with a dimension for each of {len(widths)} bands of {features} features, "
+                f"but got {factor:g}"
+            )
         sizes = [end - start for start, end in pairwise(self.bounds)]
         self.bands = nn.ModuleList(nn.Embedding(size, width) for size, width in zip(sizes, widths, strict=True))
         self.projections = nn.ModuleList(nn.Linear(width, features, bias=False) for width in widths)

@@ -49,7 +49,8 @@ def text_samples(name: str, tokens: npt.NDArray[Any], signature: Signature, limi
     if len(chosen) < 2:
         raise DataError(f"Expected a text of two tokens or more, but got {len(chosen)}")
     rows = rows_of(chosen, ROWS)
-    batches = partial(_batches, rows, context_of(signature) if signature.states else None)
+    context = context_of(signature)
+    batches = partial(_batches, rows, context if signature.states else None, min(CHUNK, context or CHUNK))
     count = rows.size - len(rows)
     size = count if len(chosen) == len(tokens) else len(tokens) - 1
     return Samples(name, "test", token_digest(chosen), size, count, batches)
@@ -62,11 +63,11 @@ def rows_of(text: npt.NDArray[np.integer[Any]], rows: int) -> Tokens:
     return np.ascontiguousarray(text[: rows * length], np.int64).reshape(rows, length)
 
 
-def _batches(rows: Tokens, context: int | None) -> Iterator[Batch]:
+def _batches(rows: Tokens, context: int | None, chunk: int) -> Iterator[Batch]:
     """Yield chunks of tokens with the tokens that follow them; a limited context begins with an empty state."""
     length = rows.shape[1] - 1
     for first in range(0, length, context or length):
         last = min(first + (context or length), length)
-        for start in range(first, last, CHUNK):
-            end = min(start + CHUNK, last)
+        for start in range(first, last, chunk):
+            end = min(start + chunk, last)
             yield Batch({TOKENS_NAME: rows[:, start:end]}, rows[:, start + 1 : end + 1], first=start == first)

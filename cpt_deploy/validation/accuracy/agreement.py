@@ -79,12 +79,12 @@ class Agreement:
             self._worst.setdefault(name, 0.0)
             if got.shape != wanted.shape:
                 self._others[name] = self._others.get(name, 0) + 1
-                whole = [float(np.square(np.nan_to_num(x.astype(np.float64))).sum()) for x in (wanted, got)]
+                whole = [float(np.square(reals(values)).sum()) for values in (wanted, got)]
                 self._sums[name] += np.array([*whole, 0.0, max(whole)])
                 continue
             if is_map(wanted):
                 self._maps.setdefault(name, Areas()).add(wanted, got)
-            first, second = np.nan_to_num(wanted.astype(np.float64)), np.nan_to_num(got.astype(np.float64))
+            first, second = reals(wanted), reals(got)
             noise = first - second
             sums = np.array(
                 [
@@ -96,7 +96,8 @@ class Agreement:
             self._worst[name] = max(self._worst.get(name, 0.0), float(np.abs(noise).max(initial=0)))
             if wanted.ndim == 2 and wanted.shape[1] > 1:
                 rows = self._rows.setdefault(name, [0, 0])
-                rows[0] += int((first.argmax(axis=1) == second.argmax(axis=1)).sum())
+                best, other = (np.nan_to_num(values).argmax(axis=1) for values in (wanted, got))
+                rows[0] += int((best == other).sum())
                 rows[1] += len(first)
 
     def detection(self) -> DetectionFacts | None:
@@ -117,6 +118,11 @@ class Agreement:
             )
             for name, sums in self._sums.items()
         )
+
+
+def reals(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return values with 0 in place of those that are not finite, so that one that only one model has is noise."""
+    return np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _ratios(sums: npt.NDArray[np.float64]) -> tuple[float, float]:

@@ -27,9 +27,9 @@ class Areas:
 
     def add(self, wanted: Array, got: Array) -> None:
         """Add maps (N, C, H, W) of the float model, and those of another."""
-        if not self._shared.size:
-            classes = wanted.shape[1]
-            self._shared, self._either = np.zeros(classes), np.zeros(classes)
+        more = max(wanted.shape[1], got.shape[1]) - len(self._shared)
+        if more > 0:  # the number of channels may follow from the input
+            self._shared, self._either = (np.pad(sums, (0, more)) for sums in (self._shared, self._either))
         if wanted.shape[1] == 1:
             if self._threshold is None:
                 self._threshold = _PROBABLE if wanted.min() >= 0 and wanted.max() <= 1 else 0.0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from cpt_deploy.errors import DataError
 from cpt_deploy.metric import ACCURACY, PERPLEXITY, R_SQUARED, Metric
 from cpt_deploy.signature import OUTPUT_NAME
 from cpt_deploy.validation.accuracy.noninferiority import (
@@ -137,7 +138,7 @@ class Accuracy(Scoring):
 
     def remeasured_differs(self, recorded: float, measured: float, samples: int) -> bool:
         """See `Scoring`; a few answers may differ."""
-        return abs(recorded - measured) > max(RECORDED_POINTS / 100, (RECORDED_SAMPLES + 0.5) / samples)
+        return not abs(recorded - measured) <= max(RECORDED_POINTS / 100, (RECORDED_SAMPLES + 0.5) / samples)
 
     def certain_loss(self, recorded: float, samples: int, served: Scores) -> tuple[float, float] | None:
         """See `Scoring`; by Newcombe's interval of two independent shares."""
@@ -239,7 +240,10 @@ def _blocks(scores: Scores) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int
 def _squares(scores: Scores) -> float:
     """Return the sum of squares of all targets around their mean, value by value."""
     targets = np.concatenate(scores.targets).astype(np.float64)
-    return float(((targets - targets.mean(axis=0)) ** 2).sum())
+    squares = float(((targets - targets.mean(axis=0)) ** 2).sum())
+    if squares == 0:
+        raise DataError("Expected targets that differ, without which there is no coefficient of determination")
+    return squares
 
 
 def _in_units(verdict: NonInferiority, units: Any) -> NonInferiority:

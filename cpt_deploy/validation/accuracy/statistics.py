@@ -1,7 +1,7 @@
 """Confidence intervals of accuracies, and tests whether two differ: Wilson's interval and McNemar's exact test."""
 
 from dataclasses import dataclass
-from math import comb, hypot, sqrt
+from math import hypot, sqrt
 from statistics import NormalDist
 
 
@@ -72,7 +72,10 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
         raise ValueError(f"Expected counts of at least 0, but got {only_first} and {only_second}")
     discordant = only_first + only_second
     # Python divides integers of any length to a correctly rounded float, so nothing overflows or cancels.
-    tail = sum(comb(discordant, k) for k in range(min(only_first, only_second) + 1))
+    outcomes = tail = 1
+    for count in range(1, min(only_first, only_second) + 1):
+        outcomes = outcomes * (discordant - count + 1) // count  # a binomial coefficient from the one before
+        tail += outcomes
     all_outcomes: int = 2**discordant
     return min(1.0, 2 * tail / all_outcomes)
 

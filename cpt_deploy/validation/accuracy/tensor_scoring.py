@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from cpt_deploy.errors import UsageError
 from cpt_deploy.metric import MOST_DECIBELS, OWN_SQNR_DB, SQNR_DB
-from cpt_deploy.validation.accuracy.agreement import Agreement
+from cpt_deploy.validation.accuracy.agreement import Agreement, reals
 from cpt_deploy.validation.accuracy.noninferiority import NonInferiority
 from cpt_deploy.validation.accuracy.samples import Arrays, Scores
 from cpt_deploy.validation.accuracy.scoring import Scoring
@@ -39,14 +39,14 @@ class SignalToNoise(Scoring):
         errors = np.zeros(len(targets))
         for name, wanted in self.truth[int(targets[0])].items():
             got = outputs[name]
-            error = _reals(wanted) - (_reals(got) if got.shape == wanted.shape else 0.0)
+            error = reals(wanted) - (reals(got) if got.shape == wanted.shape else 0.0)
             errors += np.square(error).reshape(len(targets), -1).sum(axis=1)
         return errors
 
     def value(self, scores: Scores) -> float:
         """Return the ratio in decibels, 200 at most."""
         outputs = [values for targets in scores.targets for values in self.truth[int(targets[0])].values()]
-        signal, noise = sum(float(np.square(_reals(values)).sum()) for values in outputs), float(scores.flat().sum())
+        signal, noise = sum(float(np.square(reals(values)).sum()) for values in outputs), float(scores.flat().sum())
         return MOST_DECIBELS if noise == 0 else min(MOST_DECIBELS, 10 * log10(max(signal, 1e-300) / noise))
 
     def see(self, served: Arrays, targets: npt.NDArray[Any]) -> None:
@@ -61,7 +61,3 @@ class SignalToNoise(Scoring):
             UsageError: Always.
         """
         raise UsageError("Expected no --max-drop for a model without a task, but got it")
-
-
-def _reals(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    return np.nan_to_num(values.astype(np.float64))

@@ -66,13 +66,13 @@ def labels_of(source: FloatModel, images: "ImageSet") -> tuple[str, ...]:
 
     Raises:
         DataError: If the file cannot be read.
-        UsageError: If it has another number of names than the data set has classes.
+        UsageError: If it has another number of names than the data set has classes, or a name twice.
     """
     path = source.labels
     if path is None:
         return images.classes
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"Expected class names, one per line, in {readable.path(path)}, but got: {error}") from error
     labels = tuple(line.strip() for line in lines if line.strip())
@@ -81,6 +81,9 @@ def labels_of(source: FloatModel, images: "ImageSet") -> tuple[str, ...]:
             f"Expected a name for each of the {len(images.classes)} classes of {images.name}, but "
             f"{readable.path(path)} has {len(labels)}"
         )
+    if len(set(labels)) < len(labels):
+        twice = next(name for name in labels if labels.count(name) > 1)
+        raise UsageError(f"Expected different names in {readable.path(path)}, but got {twice!r} more than once")
     return labels
 
 

@@ -142,6 +142,8 @@ def tensor_samples(
     files = InputFiles.find(data, [tensor.name for tensor in signature.inputs])
     joined, ranks = signature.joins_rows, {tensor.name: tensor.whole_shape for tensor in signature.inputs}
     size = files.count if joined else files.number_of_calls(ranks)
+    if not size:
+        raise UsageError(f"Expected at least one {'row' if joined else 'whole call'} in {data.name}, but got none")
     count = size if limit is None else min(size, limit)
     session = open_session(source or bundle.onnx_path, threads=None, optimize=source is not None)
     names, truth = [tensor.name for tensor in signature.outputs], dict[int, Arrays]()

@@ -14,7 +14,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from cpt_deploy.bundle import Prediction
 from cpt_deploy.errors import CptError, DataError, ImageError, ImageTooLargeError, UsageError
-from cpt_serving.client.exchange import address_of, ask, is_loopback, unreachable
+from cpt_serving.client.exchange import address_of, ask, is_loopback, shown_address, unreachable
 
 _IMAGE_ERRORS: Mapping[int, type[CptError]] = {400: ImageError, 413: ImageTooLargeError, 415: ImageError}
 _TEXT_ERRORS: Mapping[int, type[CptError]] = {400: UsageError, 413: UsageError}
@@ -124,7 +124,8 @@ class AsyncPredictClient:
             model, version, timings = content["model"], content["version"], content["timings"]
             return Answer(model, version, predictions, timings, content.get("batch_rows"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CptError(f"Expected a prediction from {self._url}, but got another answer: {error}") from error
+            where = shown_address(self._url)
+            raise CptError(f"Expected a prediction from {where}, but got another answer: {error}") from error
 
     async def generate(
         self, prompt: str, *, model: str | None = None, **parameters: Any

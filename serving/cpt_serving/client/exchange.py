@@ -4,6 +4,7 @@ import datetime
 import email.utils
 import ipaddress
 import random
+import re
 from asyncio import sleep
 from collections.abc import Mapping
 from time import monotonic
@@ -85,11 +86,20 @@ def address_of(url: str) -> httpx2.URL:
     try:
         parsed = httpx2.URL(url if "://" in url else f"http://{url}")
     except httpx2.InvalidURL as error:
-        raise UsageError(f"Expected the address of a server, but got {url!r}: {error}") from error
+        raise UsageError(f"Expected the address of a server, but got {_without_password(url)!r}: {error}") from error
     if parsed.scheme not in {"http", "https"} or not parsed.host:
-        raise UsageError(f"Expected an address like http://127.0.0.1:8000, but got {url!r}")
+        raise UsageError(f"Expected an address like http://127.0.0.1:8000, but got {_without_password(url)!r}")
     path = parsed.path.rstrip("/").removesuffix("/predict")
     return parsed.copy_with(path=path or "/", query=None, fragment=None)
+
+
+def shown_address(url: httpx2.URL) -> str:
+    """Return an address for messages, without the user and the password that it may have."""
+    return str(url.copy_with(userinfo=b""))
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"(?<=://)[^/]*@", "", url) if "://" in url else url.rpartition("@")[2]
 
 
 def is_loopback(host: str) -> bool:
@@ -117,16 +127,17 @@ def retry_after_s(text: str | None) -> float | None:
 def unreachable(url: httpx2.URL, error: httpx2.HTTPError) -> DataError:
     """Return the error for a failure of the network."""
     if isinstance(error, httpx2.TimeoutException):
-        return DataError(f"Expected an answer from {url}, but it did not come in time")
+        return DataError(f"Expected an answer from {shown_address(url)}, but it did not come in time")
     said = str(error) or type(error).__name__
-    return DataError(f"Expected a server at {url}, but got: {said}", hint="`cpt serve BUNDLE` starts one")
+    where = shown_address(url)
+    return DataError(f"Expected a server at {where}, but got: {said}", hint="`cpt serve BUNDLE` starts one")
 
 
 def _refusal(url: httpx2.URL, response: httpx2.Response, kinds: Mapping[int, type[CptError]]) -> CptError:
     try:
         message = str(response.json()["error"])
     except (ValueError, KeyError, TypeError):
-        said = f"Expected a prediction from {url}, but got status {response.status_code}"
+        said = f"Expected a prediction from {shown_address(url)}, but got status {response.status_code}"
         return CptError(said, hint="is it a server of `cpt serve`?")
     known: dict[int, type[CptError]] = {404: UsageError, 504: DataError, **kinds}
-    return known.get(response.status_code, CptError)(f"{url} answered {response.status_code}: {message}")
+    return known.get(response.status_code, CptError)(f"{shown_address(url)} answered {response.status_code}: {message}")

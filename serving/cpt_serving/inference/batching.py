@@ -50,6 +50,7 @@ class _Request:
     inputs: Tensors
     rows: int
     key: Hashable
+    most_rows: int
     arrived: float
     deadline: float | None
     loop: asyncio.AbstractEventLoop
@@ -105,9 +106,9 @@ class Batcher:
         if deadline is not None and now >= deadline:
             raise deadline_passed()
         model = self.model
-        request = _Request(
-            inputs, model.rows(inputs), model.batch_key(inputs), now, deadline, loop, loop.create_future()
-        )
+        # The model is asked here, so that an error is that of this request and the threads never see it.
+        rows, key, most_rows = model.rows(inputs), model.batch_key(inputs), model.largest_batch(inputs)
+        request = _Request(inputs, rows, key, most_rows, now, deadline, loop, loop.create_future())
         with self._lock:
             self.waiting[request] = None
             self.waiting_rows += request.rows
@@ -132,9 +133,8 @@ class Batcher:
 
     def _run_next(self) -> None:
         """Compute the next batch unless another thread has taken it already. Runs in a compute thread."""
-        batch = self._take()
         try:
-            if batch:
+            if batch := self._take():
                 self._compute(batch)
         finally:
             with self._lock:
@@ -164,7 +164,7 @@ class Batcher:
                 if request.deadline is not None and now >= request.deadline:
                     late.append(request)  # the timer on the event loop answers it
                 elif not batch:
-                    room = self.model.largest_batch(request.inputs) - request.rows
+                    room = request.most_rows - request.rows
                     batch.append(request)
                 elif request.key == batch[0].key:
                     room -= request.rows

@@ -9,6 +9,8 @@ from cpt_serving.web.errors import bad_request
 from cpt_serving.web.shown import shown
 
 MOST_STOPS = 16
+MOST_STOP_CHARACTERS = 256
+"""Maximum length of a string in `stop`: after each token, as much text is compared with each of them."""
 MOST_LOGPROBS = 20
 LARGEST_SEED = 2**63 - 1
 
@@ -35,11 +37,14 @@ class GenerationParameters(BaseModel):
         """Return the strings that end the text.
 
         Raises:
-            RequestError: 400 if one is empty or there are too many.
+            RequestError: 400 if one is empty or too long, or there are too many.
         """
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        if len(stops) > MOST_STOPS or not all(stops):
-            raise bad_request(f"Expected at most {MOST_STOPS} strings in stop, none empty, but got {shown(stops)}")
+        if len(stops) > MOST_STOPS or not all(0 < len(stop) <= MOST_STOP_CHARACTERS for stop in stops):
+            raise bad_request(
+                f"Expected at most {MOST_STOPS} strings in stop, each of 1 to {MOST_STOP_CHARACTERS} characters, "
+                f"but got {shown(stops)}"
+            )
         return stops
 
 

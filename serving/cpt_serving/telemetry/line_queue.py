@@ -64,7 +64,13 @@ class LineQueue(Generic[T]):
     def _work(self) -> None:
         lines, count = bytearray(), 0
         while (entry := self._entries.get()) is not None:
-            lines += self._line(entry)
+            try:
+                lines += self._line(entry)
+            except Exception:
+                # A line that cannot be written must not end the thread that writes all others.
+                self._dropped()
+                self._done += 1
+                continue
             count += 1
             if self._gather_s and len(lines) < _PIECE_BYTES and not self._entries.empty():
                 continue

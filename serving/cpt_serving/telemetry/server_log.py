@@ -25,11 +25,16 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _writable(record.getMessage()),
         }
         if record.exc_info:
-            fields["exception"] = self.formatException(record.exc_info)
+            fields["exception"] = _writable(self.formatException(record.exc_info))
         return orjson.dumps(fields, option=orjson.OPT_UTC_Z, default=str).decode()
+
+
+def _writable(text: str) -> str:
+    """Return a text without surrogates, which names of files and of uploads can have, but UTF-8 cannot."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class QueuedHandler(logging.Handler):
@@ -57,7 +62,7 @@ class QueuedHandler(logging.Handler):
         self._lines.put(record)
 
     def _line(self, record: logging.LogRecord) -> bytes:
-        return (self.format(record) + "\n").encode()
+        return _writable(self.format(record) + "\n").encode()
 
     def close(self) -> None:
         """Write the waiting records, for at most a second if nobody reads."""

@@ -170,7 +170,9 @@ async def _files_of(form: FormData, max_rows: int) -> list[EncodedImage]:
 
 
 def _upload_name(index: int, part: UploadFile, count: int) -> str:
-    name = f" ({part.filename[:100]})" if part.filename else ""
+    # A client's own charset can decode to surrogates, which no answer can hold.
+    known = (part.filename or "")[:100].encode("utf-8", "backslashreplace").decode()
+    name = f" ({known})" if known else ""
     return f"the image{name}" if count == 1 else f"image {index + 1} of {count}{name}"
 
 

@@ -1,3 +1,4 @@
+import io
 import multiprocessing
 import os
 import random
@@ -8,9 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from cpt_deploy.bundle import Preprocessing
+from cpt_deploy.bundle.processors.images import decode_image
 from cpt_deploy.data import (
     ArrayImages,
     FileImages,
@@ -23,7 +25,7 @@ from cpt_deploy.data import (
     train_loader,
     training_stream,
 )
-from cpt_deploy.data.images import limited
+from cpt_deploy.data.images import CallableImages, limited
 from cpt_deploy.data.sources.custom import load_custom
 from cpt_deploy.errors import DataError, UsageError
 
@@ -349,3 +351,34 @@ def test_own_data_of_another_form_are_one_clear_error(tmp_path, source, part):
     (tmp_path / "own_data.py").write_text(f"import numpy as np\n\n\n{source}")
     with pytest.raises(UsageError, match=part):
         load_custom(f"{tmp_path}/own_data.py:data", "train", None)
+
+
+def turned_jpeg() -> bytes:
+    """A photo of a camera that was held upright: 9 x 5 pixels, and an orientation that says so."""
+    pixels = np.random.default_rng(0).integers(256, size=(5, 9, 3), dtype=np.uint8)
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=95, exif=exif)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("convert", [lambda image: image, lambda image: image.convert("RGB")])
+@pytest.mark.parametrize("limit", [None, 1])
+def test_own_photos_are_turned_as_the_server_turns_them(convert, limit):
+    """The reference is Pillow's own `ImageOps.exif_transpose`, and what the server makes of the file."""
+    content = turned_jpeg()
+    own = CallableImages(
+        "own", "train", ("a",), np.zeros(2, np.int64), lambda index: convert(Image.open(io.BytesIO(content)))
+    )
+    image = np.asarray(limited(own, limit).image(0).convert("RGB"))
+    assert image.shape == (9, 5, 3)
+    assert np.array_equal(image, np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content)))))
+    assert np.array_equal(image, np.asarray(decode_image(content)))
+
+
+@pytest.mark.parametrize(
+    ("names", "part"), [(("a", "b", "a"), "'a' more than once"), (("a", " ", "b"), "an empty one")]
+)
+def test_classes_without_names_of_their_own_are_refused(names, part):
+    with pytest.raises(DataError, match=part):
+        ArrayImages("own", "train", names, np.zeros(2, np.int64), np.zeros((2, 4, 4), np.uint8))

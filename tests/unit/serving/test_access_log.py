@@ -11,8 +11,9 @@ from cpt_deploy.errors import DataError
 from cpt_serving import create_app, load_settings
 from cpt_serving.access.api_keys import add_key
 from cpt_serving.telemetry.access_log import AccessLog, json_line, text_line
+from cpt_serving.telemetry.line_queue import LineQueue
 from cpt_serving.telemetry.records import RequestRecord
-from cpt_serving.telemetry.server_log import QueuedHandler
+from cpt_serving.telemetry.server_log import JsonFormatter, QueuedHandler
 
 SCOPE = {"method": "GET", "client": ("10.0.0.7", 4711)}
 
@@ -133,6 +134,36 @@ def test_a_pipe_that_nobody_reads_holds_up_neither_requests_nor_the_end(pipe):
     assert 88 <= len(dropped) <= 90
     log.close()
     assert len(dropped) == 100
+
+
+@pytest.mark.parametrize("formatter", [logging.Formatter("%(message)s"), JsonFormatter()])
+def test_names_that_are_no_text_end_no_log(formatter):
+    read, write = os.pipe()
+    log = QueuedHandler(write, formatter, lambda: pytest.fail("a line was lost"))
+    for name in ("model-\udcff", "\ud800", "fine"):
+        log.handle(logging.makeLogRecord({"msg": f"loading {name}"}))
+    log.close()
+    os.set_blocking(read, False)
+    lines = os.read(read, 1 << 16).decode().splitlines()
+    os.close(read)
+    assert [
+        part in line for part, line in zip((r"model-\udcff", r"\ud800", "fine"), map(_plain, lines), strict=True)
+    ] == [True] * 3
+
+
+def _plain(line):
+    return json.loads(line)["message"] if line.startswith("{") else line
+
+
+def test_a_line_that_cannot_be_made_is_dropped_and_the_next_written():
+    read, write = os.pipe()
+    dropped = []
+    lines = LineQueue(write, lambda entry: b"%d\n" % (1 // entry), dropped=lambda: dropped.append(1))
+    for entry in (1, 0, 1):
+        lines.put(entry)
+    lines.close()
+    assert (os.read(read, 100), dropped) == (b"1\n1\n", [1])
+    os.close(read)
 
 
 def test_lines_come_whole_and_in_order_through_a_pipe_that_is_read_late(pipe):

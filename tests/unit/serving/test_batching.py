@@ -482,3 +482,19 @@ _models = {}
 def _real_model(bundle):
     model = _models.setdefault(bundle.path, OnnxRuntimeModel(bundle.onnx_path, bundle.signature))
     return lambda rows: model.run({"image": rows})["logits"]
+
+
+def test_a_request_of_which_the_model_knows_no_size_harms_no_other():
+    class Choosy(RowModel):
+        def largest_batch(self, inputs):
+            if inputs["x"].max() > 9:
+                raise ValueError("Expected at most 9")
+            return self.max_batch
+
+    async def scenario():
+        async with batcher(Choosy(lambda x: x * 2)) as (queue, _):
+            with pytest.raises(ValueError, match="at most 9"):
+                await asyncio.wait_for(submit(queue, 10), 30)
+            assert answers([await asyncio.wait_for(submit(queue, 1), 30)]) == [[2]]
+
+    asyncio.run(scenario())

@@ -117,6 +117,15 @@ def test_no_server_is_a_data_error_with_a_hint(monkeypatch):
     assert "cpt serve" in str(caught.value.hint)
 
 
+@pytest.mark.parametrize(
+    "url", ["http://alice:s3cret@127.0.0.1:1/", "ftp://alice:s3cret@host/", "http://alice:s3cret@[::/"]
+)
+def test_passwords_of_addresses_are_not_shown(url):
+    with pytest.raises(CptError) as caught, PredictClient(url, attempts=1) as client:
+        client.predict([b"image"])
+    assert "s3cret" not in f"{caught.value.message} {caught.value.hint}"
+
+
 def test_a_server_that_says_nothing_is_a_data_error():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"

@@ -206,6 +206,12 @@ def test_wrong_forms_are_400(client, png):
     error(client.post("/predict", content=b"x", headers={"content-type": "multipart/form-data"}), 400)
 
 
+def test_names_of_files_that_are_no_text_are_shown(client):
+    part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="\\ud800"\r\n\r\nno image\r\n--x--\r\n'
+    headers = {"content-type": "multipart/form-data; boundary=x; charset=unicode_escape"}
+    assert r"(\ud800)" in error(client.post("/predict", content=part, headers=headers), 400)
+
+
 def test_the_bad_one_of_several_images_is_named(client, png):
     files = [("files", ("good.png", png())), ("files", ("bad.png", b"no image"))]
     assert "image 2 of 2 (bad.png)" in error(client.post("/predict", files=files), 400)

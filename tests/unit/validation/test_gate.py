@@ -205,3 +205,17 @@ def test_sums_that_int32_may_not_hold_fail():
     judged = judge(report(accumulators=(fits, large)))
     assert not judged.passed
     assert "'fc' can reach 2,147,483,648" in judged.reasons[0]
+
+
+def test_a_drop_that_cannot_be_judged_does_not_pass():
+    demanded = report(gate=Gate(0.5, require_exact=False))
+    (reason,) = judge(demanded).reasons
+    assert "cannot be judged" in reason
+    alone = replace(demanded, runtimes=demanded.runtimes[1:])
+    assert judge(alone).reasons == ()  # nothing to compare with
+
+
+def test_a_metric_that_is_no_number_does_not_pass():
+    nothing = RuntimeResult("onnxruntime", float("nan"), None, finite=True)
+    (reason,) = judge(report(runtimes=(report().runtimes[0], nothing))).reasons
+    assert "not a finite number" in reason

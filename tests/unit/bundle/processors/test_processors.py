@@ -1,6 +1,7 @@
 """Processors of texts and tensors, and how a task finds its processor."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from tokenizers import Tokenizer
 from cpt_deploy.bundle import ImageProcessor, TensorProcessor, TextProcessor, processor_class
 from cpt_deploy.bundle.processors.by_task import read_processor
 from cpt_deploy.bundle.processors.text_processor import END, context_of
-from cpt_deploy.bundle.processors.tokenization import ByteTokenizer, WordTokenizer, train_bpe
+from cpt_deploy.bundle.processors.tokenization import ByteTokenizer, WordTokenizer, parse_tokenizer, train_bpe
 from cpt_deploy.errors import BundleError, DataError
 from cpt_deploy.signature import FreeSize, Signature, TensorSpec
 
@@ -165,3 +166,24 @@ def test_known_tasks_have_theirs_and_others_take_tensors():
     assert processor_class("audio-a") is TensorProcessor
     with pytest.raises(BundleError, match="the TensorProcessor of the task audio-a, but got the processor Sound"):
         read_processor("audio-a", {"cpt": {"processor": "SoundProcessor"}}, {}.__getitem__)
+
+
+def test_a_context_is_what_all_states_leave():
+    free = {"length": FreeSize(2, most=64), "past": FreeSize(2, least=0, most=63)}
+    signature = replace(text_signature(5), free=free)
+    assert context_of(signature) == signature.context == 63
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"model": {"type": "WordLevel", "vocab": ["a"]}}',
+        '{"model": {"type": "WordLevel", "vocab": {"a": 1, "b": "x"}}}',
+        '{"model": {"type": "BPE", "vocab": {}}}',
+        "[" * 100_000,
+        "[]",
+    ],
+)
+def test_what_is_no_tokenizer_is_one_clear_error(content):
+    with pytest.raises(DataError, match="Expected a tokenizer"):
+        parse_tokenizer(content.encode())

@@ -105,3 +105,10 @@ def test_class_names_that_are_no_text_are_one_clear_error(root):
     (root / "class_names.tsv").write_bytes("cat\tKätzchen\n".encode("latin-1"))
     with pytest.raises(DataError, match=r"names of classes in UTF-8 in .*class_names\.tsv"):
         load_images(root, split="train")
+
+
+def test_equal_readable_names_are_told_apart(root):
+    (root / "class_names.tsv").write_text("cat\tcrane\ndog\tcrane\n", encoding="utf-8-sig")
+    assert load_images(root, split="train").classes == ("crane (cat)", "crane (dog)")
+    (root / "class_names.tsv").write_text("cat\t\ndog\tDog\n", encoding="utf-8-sig")
+    assert load_images(root, split="train").classes == ("cat", "Dog")

@@ -115,6 +115,7 @@ def test_long_texts_are_read_in_parts(client, logits_of):
         ({"prompt": 3}, "prompt"),
         ({}, "prompt"),
         ({"prompt": "the", "stop": [""]}, "stop"),
+        ({"prompt": "the", "stop": ["x" * 257]}, "of 1 to 256 characters"),
         ({"prompt": "the", "seed": 1.5}, "seed"),
     ],
 )

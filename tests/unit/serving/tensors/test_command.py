@@ -80,6 +80,8 @@ def test_a_table_has_the_names_of_features_or_none(capsys, make_series_bundle, t
         ("rows.json", '{"measures": [[1, 2, 3]]}', 2, "Expected each of the inputs ['measures', 'district'] once"),
         ("rows.json", '{"measures": [[1, 2, 3]], "district": [[7]]}', 2, "out of data bounds"),
         ("rows.npz", "no archive", 5, "Expected rows in"),
+        ("rows.json", "[" * 100_000, 5, "Expected rows in"),
+        ("rows.csv", "area,age,rooms\n1,2," + "3" * 200_000, 5, "Expected rows in"),
         ("rows.csv", "area,age\n1,much\n", 5, "Expected rows in"),
     ],
 )

@@ -89,3 +89,22 @@ def test_an_output_of_another_shape_is_noise_and_never_equal():
     (result,) = agreement.results()
     assert result.sqnr_db < 0
     assert result.other_shapes == 2
+
+
+def test_channels_may_follow_from_the_input():
+    areas = Areas()
+    for channels in (2, 5, 3):
+        maps = np.random.default_rng(channels).normal(size=(1, channels, 4, 4)).astype(np.float32)
+        areas.add(maps, maps)
+    assert areas.value() == 1
+
+
+def test_values_that_are_not_finite_are_noise_where_only_one_model_has_them():
+    wanted = np.array([[1.0, 2.0, -np.inf, 3.0]], np.float32)
+    same, other = Agreement(), Agreement()
+    same.add({"y": wanted}, {"y": wanted + np.array([0.1, 0, 0, 0], np.float32)})
+    other.add({"y": wanted}, {"y": np.array([[1.0, np.inf, -np.inf, 3.0]], np.float32)})
+    (near,), (far,) = same.results(), other.results()
+    assert near.sqnr_db == pytest.approx(10 * np.log10(14 / 0.01), abs=0.01)
+    assert far.sqnr_db == pytest.approx(10 * np.log10(14 / 4))
+    assert near.cosine == pytest.approx(1, abs=1e-3)

@@ -8,6 +8,7 @@ import torch
 from scipy import stats
 from sklearn.metrics import r2_score
 
+from cpt_deploy.errors import DataError
 from cpt_deploy.validation import Accuracy, Perplexity, RSquared, Samples, Scores, judge_losses
 from cpt_deploy.validation.accuracy.reference import Recorded
 
@@ -103,3 +104,15 @@ def test_a_second_measurement_may_differ_a_little(scoring, recorded, measured, d
 def test_a_recorded_metric_belongs_to_a_whole_split(recorded, same):
     assert recorded.is_of(Samples("set", "test", "a", 100, 100, lambda: iter(()))) is same
     assert not recorded.is_of(Samples("set", "test", "a", 100, 50, lambda: iter(())))
+
+
+def test_equal_targets_have_no_coefficient_of_determination():
+    scoring = RSquared("y")
+    targets = np.ones(3)
+    scores = Scores([scoring.scores({"y": np.zeros(3)}, targets)], [targets])
+    with pytest.raises(DataError, match="targets that differ"):
+        scoring.value(scores)
+
+
+def test_accuracy_that_is_no_number_differs_from_its_report():
+    assert Accuracy().remeasured_differs(float("nan"), 0.9, 100)

@@ -1,5 +1,7 @@
 """Intervals and p-values against SciPy and closed forms."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,3 +67,10 @@ def test_mcnemar_has_the_closed_form_in_either_direction(first, second, p):
 def test_mcnemar_refuses_negative_counts():
     with pytest.raises(ValueError, match="-1"):
         mcnemar_exact(3, -1)
+
+
+def test_mcnemar_of_many_samples_takes_no_time():
+    expected = stats.binomtest(20_000, 40_500, 0.5).pvalue
+    began = time.process_time()
+    assert mcnemar_exact(20_000, 20_500) == pytest.approx(expected, rel=1e-9)
+    assert time.process_time() - began < 10  # a sum of binomial coefficients, each computed by itself, takes hours
