@@ -27,12 +27,13 @@ def table(runs: Runs) -> str:
         if not lengths:
             continue
         unit, level = UNITS[data.metric]
-        rows = [[f"{TITLES[REFERENCE]}: {level}", *(_level(runs, name, steps) for steps in lengths)]]
+        rows = [[f"{TITLES[REFERENCE]}: {level}", *(_level(runs, name, steps) for steps in lengths), "1"]]
         for kind in data.kinds:
             of_kind = [found.get((name, steps, kind)) for steps in lengths]
             if any(of_kind):
-                rows.append([TITLES[kind], *("" if entry is None else _entry(*entry) for entry in of_kind)])
-        header = [unit, *(f"{steps:,} steps" for steps in lengths)]
+                entries = ["" if entry is None else _entry(*entry) for entry in of_kind]
+                rows.append([TITLES[kind], *entries, _time(runs, name, kind)])
+        header = [unit, *(f"{steps:,} steps" for steps in lengths), "processor time"]
         parts.append(f"**{data.title}** ({_count(runs, name)})\n\n{markdown_table(header, rows)}")
     return "\n\n".join(parts)
 
@@ -45,7 +46,8 @@ def _introduction(runs: Runs) -> str:
         f"to {TITLES[REFERENCE]} bits on the test set, paired by seed: mean ± standard error (number of seeds). "
         "Positive is better everywhere: points of top-1 accuracy gained, or percent of perplexity saved (100 times the "
         f"difference of the losses in nats). `*` where all {len(SEEDS)} seeds are there and Holm's correction over all "
-        "comparisons of the study leaves p below 0.05 (`python benchmarks/learning_study.py --table`)."
+        "comparisons of the study leaves p below 0.05. Processor time: of the longest runs, against static 8 on a "
+        "processor of the same kind, median (`python benchmarks/learning_study.py --table`)."
     )
 
 
@@ -60,6 +62,20 @@ def _level(runs: Runs, name: str, steps: int) -> str:
     if not found:
         return ""
     return f"{100 * statistics.mean(found):.2f}" if metric == "accuracy" else f"{statistics.geometric_mean(found):.3f}"
+
+
+def _time(runs: Runs, name: str, kind: str) -> str:
+    """Return the processor time of a kind's longest runs as a share of static 8, the median of pairs."""
+    for steps in reversed(LENGTHS):
+        pairs = [(runs.get(key(name, steps, kind, s)), runs.get(key(name, steps, REFERENCE, s))) for s in SEEDS]
+        ratios = [
+            mine["cpu_seconds"] / other["cpu_seconds"]
+            for mine, other in pairs
+            if mine and other and mine["processor"] == other["processor"]
+        ]
+        if len(ratios) >= len(SEEDS) / 2:
+            return f"{statistics.median(ratios):.2f}"
+    return ""
 
 
 def _entry(value: Difference, p: float) -> str:

@@ -45,7 +45,8 @@ def invented(study: ModuleType, seeds: int = 8) -> dict[str, dict[str, Any]]:
         name, _, kind, seed = cell
         if seed < seeds:
             gain = {"float32": 0.2, "static5": -0.2}.get(kind, 0) + source.uniform(-0.01, 0.01)
-            runs[study.key(*cell)] = {study.SETS[name].metric: 0.5 + gain, "loss": 0.5 - gain}
+            measured = {"loss": 0.5 - gain, "processor": f"seed {seed % 2}", "cpu_seconds": 1 + (kind == "cpt")}
+            runs[study.key(*cell)] = {study.SETS[name].metric: 0.5 + gain, **measured}
     return runs
 
 
@@ -54,7 +55,7 @@ def test_recorded_runs_belong_to_the_plan_and_their_metrics_are_there(study):
     metrics = {study.key(*cell): study.SETS[cell[0]].metric for cell in study.cells()}
     assert len(metrics) == sum(1 for _ in study.cells())
     for cell, run in recorded.items():
-        assert {metrics[cell], "loss", "processor"} <= set(run)
+        assert {metrics[cell], "loss", "processor", "cpu_seconds"} <= set(run)
 
 
 def test_every_kind_of_run_is_a_recipe_and_has_a_partner_a_title_and_a_line(study, report):
@@ -148,7 +149,11 @@ def test_the_table_says_how_far_the_study_has_come(study, report):
     assert "**Shakespeare, 1,003,856 bytes** (104 of 104 runs)" in text
     float32 = [line for line in text.splitlines() if line.startswith("| float32 |")]
     assert len(float32) == len(study.SETS)
-    assert all(entry.strip().startswith("+") and "*" in entry for line in float32 for entry in line.split("|")[2:-1])
+    assert all(entry.strip().startswith("+") and "*" in entry for line in float32 for entry in line.split("|")[2:-2])
+    times = {
+        line.split("|")[1].strip(): line.split("|")[-2].strip() for line in text.splitlines() if "cosine |" in line
+    }
+    assert times == {study.TITLES["cpt"]: "2.00", study.TITLES["cpt-5-8"]: "1.00"}
     del runs["shakespeare/300/float32/7"]
     assert f"{len(runs):,} of {len(runs) + 1:,} runs: the study has not ended." in report.table(runs)
     assert "(103 of 104 runs)" in report.table(runs)
