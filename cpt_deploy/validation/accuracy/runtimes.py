@@ -78,7 +78,11 @@ class RuntimeComparison:
         self.values += sum(values.size for values in next(iter(outputs.values())).values())
         for pair in self.pairs:
             first, second = (outputs.get(name) for name in pair)
-            if first is None or second is None or any(first[name].shape != second[name].shape for name in first):
+            if first is None or second is None:
+                continue
+            if any(first[name].shape != second[name].shape for name in first):
+                self._other_values[pair] += sum(max(first[name].size, second[name].size, 1) for name in first)
+                self._worst[pair] = np.inf
                 continue
             for name, values in first.items():
                 difference = np.abs(values.astype(np.float64) - second[name])

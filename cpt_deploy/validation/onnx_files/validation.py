@@ -269,6 +269,13 @@ def _calls(
     if data.keys() - {LABELS} != {*names} - {LABELS} or not names:
         raise UsageError(f"Expected arrays {', '.join(names)}, but got {', '.join(data) or 'none'}")
     labels = data.get(LABELS) if LABELS not in names else None
+    lengths = {name: len(data[name]) for name in names if data[name].ndim}
+    if file.free_batch and len({*lengths.values()}) > 1:
+        found = ", ".join(f"{length} of {name}" for name, length in lengths.items())
+        raise UsageError(f"Expected equally many rows of each input, but got {found}")
+    rows = min(lengths.values(), default=1)
+    if labels is not None and labels.shape != (rows,):
+        raise UsageError(f"Expected {LABELS} of shape ({rows},), one for each row, but got {labels.shape}")
     start = 0
     for inputs in batches(file, {name: data[name] for name in names}):
         end = start + _length(inputs)

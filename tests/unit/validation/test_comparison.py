@@ -45,6 +45,16 @@ def test_logits_that_are_not_finite_are_told(value):
     assert comparison.comparisons()[0].worst_difference is None
 
 
+def test_outputs_of_another_shape_are_other_values():
+    comparison = RuntimeComparison(["one", "two"], [("one", "two")], Accuracy())
+    batch = {name: {"logits": np.zeros((2, size), np.float32)} for name, size in (("one", 4), ("two", 3))}
+    for name, outputs in batch.items():
+        comparison.score(name, outputs, np.zeros(2, np.int64))
+    comparison.add(batch)
+    (pair,) = comparison.comparisons()
+    assert (pair.other_values, pair.worst_difference) == (8, None)
+
+
 @given(seed=st.integers(0, 1000), batches=st.integers(1, 3))
 def test_mismatching_integers_are_counted_by_tensor(seed, batches):
     rng = np.random.default_rng(seed)

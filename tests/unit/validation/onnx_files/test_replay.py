@@ -142,6 +142,12 @@ def test_data_of_another_model_are_refused(files):
         validate_file(read_file(files["qdq"]), {"picture": images(2)})
 
 
+@pytest.mark.parametrize("labels", [np.zeros(1, np.int64), np.zeros((2, 1), np.int64)])
+def test_labels_are_one_for_each_row(files, labels):
+    with pytest.raises(UsageError, match=r"labels of shape \(2,\)"):
+        validate_file(read_file(files["qdq"]), {"image": images(2), "labels": labels})
+
+
 def test_rows_of_a_fixed_batch_are_grouped(files, tmp_path):
     model = onnx.load(files["reduced"])
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 3
