@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +37,7 @@ class PairResult:
     Args:
         first: Name of the first runtime.
         second: Name of the second.
-        worst_difference: Max absolute difference of two output values; `None` if one was not finite.
+        worst_difference: Max absolute difference of two output values; `None` if one was not finite, or shapes differed.
         other_values: Number of unequal output values.
         other_answers: Number of samples with different answers; `None` if the task's outputs are no choice.
         figures: Further figures of the task's scoring.
@@ -115,10 +116,11 @@ class RuntimeComparison:
 
     def _compare(self, first: str, second: str) -> PairResult:
         pair = first, second
+        worst = self._worst[pair]
         return PairResult(
             first,
             second,
-            worst_difference=self._worst[pair] if self._finite[first] and self._finite[second] else None,
+            worst_difference=worst if self._finite[first] and self._finite[second] and isfinite(worst) else None,
             other_values=self._other_values[pair],
             other_answers=self._other_answers[pair],
             figures=self.scoring.compare(self.scores[first], self.scores[second]),
