@@ -37,7 +37,7 @@ class PairResult:
     Args:
         first: Name of the first runtime.
         second: Name of the second.
-        worst_difference: Max absolute difference of two output values; `None` if one was not finite, or shapes differed.
+        worst_difference: Max absolute difference of two output values; `None` if one was not finite or shapes differ.
         other_values: Number of unequal output values.
         other_answers: Number of samples with different answers; `None` if the task's outputs are no choice.
         figures: Further figures of the task's scoring.
