@@ -143,8 +143,8 @@ def _readable_names(root: Path, classes: list[str]) -> tuple[str, ...]:
     rows = (line.split("\t", 1) for line in read_names(path) if "\t" in line)
     names = {key: name.strip() for key, name in rows}
     readable_names = [names.get(key) or key for key in classes]
+    counts = Counter(readable_names)
     # ImageNet has two classes "crane", a bird and a machine.
     return tuple(
-        f"{name} ({key})" if readable_names.count(name) > 1 else name
-        for key, name in zip(classes, readable_names, strict=True)
+        f"{name} ({key})" if counts[name] > 1 else name for key, name in zip(classes, readable_names, strict=True)
     )

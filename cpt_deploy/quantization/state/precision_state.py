@@ -101,11 +101,10 @@ class PrecisionState(nn.Module):
         weights, activations = whole_bits("weights", weights), whole_bits("activations", activations)
         gradients = whole_bits("gradients", gradients)
         for kind, bits in ((self.weight_bits, weights), (self.activation_bits, activations)):
-            kind["scheduled"] = bits
-            kind["fixed"] = bits if bits >= FLOAT_BITS else self.max_bits
-        for group, max_bits in self.groups.items():
-            for kind, bits in ((self.weight_bits, weights), (self.activation_bits, activations)):
-                kind[group] = given.get(group, bits if bits >= FLOAT_BITS else min(bits, max_bits))
+            in_float = bits >= FLOAT_BITS
+            kind |= {"scheduled": bits, "fixed": bits if in_float else self.max_bits}
+            for group, max_bits in self.groups.items():
+                kind[group] = given.get(group, bits if in_float else min(bits, max_bits))
         self.gradient_bits = gradients
         self._fill_quant_max()
 

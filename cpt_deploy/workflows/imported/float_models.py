@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpt_deploy import readable
-from cpt_deploy.errors import DataError, UsageError
+from cpt_deploy.errors import UsageError
 from cpt_deploy.tasks import Reporter
 from cpt_deploy.tasks.exporting import SOURCE_DIGEST, SOURCE_FILE
 from cpt_deploy.workflows.origins import file_digest
@@ -68,14 +68,12 @@ def labels_of(source: FloatModel, images: "ImageSet") -> tuple[str, ...]:
         DataError: If the file cannot be read.
         UsageError: If it has another number of names than the data set has classes, or a name twice.
     """
+    from cpt_deploy.data.sources.class_names import read_names
+
     path = source.labels
     if path is None:
         return images.classes
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"Expected class names, one per line, in {readable.path(path)}, but got: {error}") from error
-    labels = tuple(line.strip() for line in lines if line.strip())
+    labels = tuple(line.strip() for line in read_names(path) if line.strip())
     if len(labels) != len(images.classes):
         raise UsageError(
             f"Expected a name for each of the {len(images.classes)} classes of {images.name}, but "

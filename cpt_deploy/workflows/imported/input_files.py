@@ -162,9 +162,12 @@ class InputFiles:
         return total.hexdigest()
 
     def ends(self) -> Arrays:
-        """Return the first and the last of the rows, of which there must be one."""
-        filled = [number for number, rows in enumerate(self.rows) if rows]
-        first, last = self.arrays(filled[0]), self.arrays(filled[-1])
+        """Return the first and the last row.
+
+        Raises:
+            UsageError: If a part has no rows, or inputs have not equally many.
+        """
+        first, last = self.arrays(0), self.arrays(len(self.rows) - 1)
         return {name: np.stack([first[name][0], last[name][-1]]) for name in first}
 
 
