@@ -66,12 +66,11 @@ class LineQueue(Generic[T]):
         while (entry := self._entries.get()) is not None:
             try:
                 lines += self._line(entry)
+                count += 1
             except Exception:
                 # A line that cannot be written must not end the thread that writes all others.
                 self._dropped()
                 self._done += 1
-                continue
-            count += 1
             if self._gather_s and len(lines) < _PIECE_BYTES and not self._entries.empty():
                 continue
             self._write(lines, count)
