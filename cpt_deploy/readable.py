@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _FEW = 12
 """Numbers of one output that are written out."""
@@ -96,6 +97,16 @@ def sparkline(values: Sequence[float], width: int = 64) -> str:
         return _BLOCKS[-1] * columns
     steps = len(_BLOCKS) - 1
     return "".join(_BLOCKS[round((value - lowest) / (highest - lowest) * steps)] for value in sampled)
+
+
+def printable(text: str) -> str:
+    r"""Return a text with control characters, which a terminal obeys, written out as `\x1b`; line breaks stay."""
+    return text.translate(_CONTROLS)
+
+
+def name(text: str) -> str:
+    """Return a name from a file of unknown origin as one printable line."""
+    return printable(text).replace("\n", "\\n")
 
 
 def path(location: Path) -> str:

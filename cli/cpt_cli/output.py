@@ -99,12 +99,12 @@ class Output:
     def line(self, text: str) -> None:
         """Print one line of the result."""
         if not self.json_mode:
-            self._print(text)
+            self._print(readable.printable(text))
 
     def text(self, part: str) -> None:
         """Print a part of a growing text, at once and without a line break."""
         if not self.json_mode and not self.rank:
-            sys.stdout.write(part)
+            sys.stdout.write(readable.printable(part))
             sys.stdout.flush()
 
     def table(
@@ -129,12 +129,12 @@ class Output:
             return
         if self.quiet:
             for row in rows:
-                self._print(str(row[0]))
+                self._print(readable.printable(str(row[0])))
             return
         from rich import box
         from rich.table import Table
 
-        cells = [[str(cell) for cell in row] for row in rows]
+        cells = [[readable.printable(str(cell)) for cell in row] for row in rows]
         numeric = [bool(rows) and all(map(_looks_numeric, column)) for column in zip(*cells, strict=True)]
         numeric = numeric or [False] * len(columns)
         # Words are never broken, names and numbers are not even wrapped.
@@ -147,7 +147,13 @@ class Output:
             if left < 0 and name in columns:
                 shown.remove(columns.index(name))
                 left += least[columns.index(name)] + _GAP
-        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+        table = Table(
+            title=None if title is None else readable.printable(title),
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+        )
         for index in shown:
             whole = max(len(columns[index]), *(len(row[index]) for row in cells), 0)
             more = min(whole - least[index], max(left, 0))
@@ -178,14 +184,14 @@ class Output:
         grid.add_column(style="cyan", no_wrap=True)
         grid.add_column(overflow="fold")
         for name, value in fields.items():
-            grid.add_row(f"  {name}", str(value))
-        self._print(Text(title, "bold"))
+            grid.add_row(readable.printable(f"  {name}"), readable.printable(str(value)))
+        self._print(Text(readable.printable(title), "bold"))
         self._print(grid)
 
     def note(self, text: str) -> None:
         """Print a message on stderr, one line."""
         if not self.quiet:
-            self._print(text, stderr=True)
+            self._print(readable.printable(text), stderr=True)
 
     def hint(self, text: str) -> None:
         """Suggest the next command, with the user's own arguments."""
@@ -278,7 +284,7 @@ class Output:
     def _labelled(self, label: str, text: str, colour: str) -> None:
         from rich.text import Text
 
-        line = Text.assemble((f"{label}:", f"bold {colour}"), " ", text)
+        line = Text.assemble((f"{label}:", f"bold {colour}"), " ", readable.printable(text))
         self.console(stderr=True).print(line, soft_wrap=True)
 
 

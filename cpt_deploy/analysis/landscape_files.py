@@ -1,6 +1,7 @@
 """The directory of a landscape: its settings and the points measured so far, so that a measurement can be resumed."""
 
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -71,8 +72,9 @@ class LandscapeFiles:
             self._write(rows)
 
     def _write(self, rows: Sequence[tuple[object, ...]]) -> None:
-        lines = [",".join(str(value) for value in row) for row in (COLUMNS, *rows)]
-        write_atomically(self.table, ("\n".join(lines) + "\n").encode())
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows((COLUMNS, *rows))
+        write_atomically(self.table, text.getvalue().encode())
 
     def _read(self) -> dict[str, dict[Point, Value]]:
         """Return the points of each run; an incomplete last line is skipped and removed from the file."""

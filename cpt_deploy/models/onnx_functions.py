@@ -15,6 +15,8 @@ from torch.nn import functional
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.models.onnx_layers import Shape, padding
 
+#: PyTorch's names of the modes of Pad.
+_PADDING_MODES = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 _LARGEST = torch.finfo(torch.float32).max
 
 
@@ -167,7 +169,11 @@ def _gather(call: Call) -> Any:
         return call.x[places] if isinstance(places, int) else [call.x[place] for place in places]
     if isinstance(places, int):
         return call.x.select(axis, places)
-    return call.x.index_select(axis, torch.tensor(places, device=call.x.device))
+    indices = torch.tensor(places, device=call.x.device)
+    if bool((indices < 0).any()):
+        indices = torch.where(indices < 0, indices + call.x.shape[axis], indices)
+    rows = call.x.index_select(axis, indices.flatten())
+    return rows if indices.dim() == 1 else rows.unflatten(axis, tuple(indices.shape))
 
 
 def _concat(call: Call) -> Any:
@@ -186,11 +192,16 @@ def _cast(call: Call) -> Any:
 
 def _pad(call: Call) -> Any:
     pads, value, mode = call.get(1, "pads"), call.get(2, "value", 0.0), call.attributes.get("mode", "constant")
-    half = len(pads) // 2
-    pairs = [size for axis in reversed(range(half)) for size in (pads[axis], pads[axis + half])]
+    rank = call.x.dim()
+    sizes = dict.fromkeys(range(rank), (0, 0))
+    axes = call.get(3, "axes", range(rank))
+    sizes |= {axis % rank: (pads[place], pads[place + len(axes)]) for place, axis in enumerate(axes)}
+    pairs = [size for axis in reversed(range(rank)) for size in sizes[axis]]
     if mode == "constant":
         return functional.pad(call.x, pairs, value=float(value))
-    return functional.pad(call.x, pairs[:4], mode={"reflect": "reflect", "edge": "replicate"}[mode])
+    if rank != 4 or any(pairs[4:]):
+        raise ConversionError(f"Expected padding of mode {mode} at the sides of images only")
+    return functional.pad(call.x, pairs[:4], mode=_PADDING_MODES[mode])
 
 
 def _transpose(call: Call) -> Any:

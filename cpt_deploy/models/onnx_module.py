@@ -64,7 +64,13 @@ def build_onnx(
     images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     expected = onnxruntime_logits(network, images.numpy())
     with torch.no_grad():
-        difference = float((module(images) - torch.from_numpy(expected)).abs().max())
+        logits = _logits(module, images, path.name)
+    if logits.shape != expected.shape:
+        raise ConversionError(
+            f"Expected {path.name} to give logits of shape {list(expected.shape)} in PyTorch too, but got "
+            f"{list(logits.shape)}"
+        )
+    difference = float((logits - torch.from_numpy(expected)).abs().max())
     if not difference <= _TOLERANCE * max(float(np.abs(expected).max()), 1e-6):
         raise ConversionError(
             f"Expected {path.name} to give the same logits in PyTorch and onnxruntime, but they differ by "
@@ -73,6 +79,19 @@ def build_onnx(
     if num_classes != known_classes:
         module.replace_head(num_classes)
     return module
+
+
+def _logits(module: nn.Module, images: Tensor, name: str) -> Tensor:
+    try:
+        logits: Tensor = module(images)
+    except ConversionError:
+        raise
+    except Exception as error:  # whatever the functions of PyTorch raise for attributes that they do not have
+        raise ConversionError(
+            f"Expected PyTorch to compute the operators of {name}, but got: {str(error).partition(chr(10))[0]}",
+            hint=f"it can be exported without training: cpt export --from {name}",
+        ) from error
+    return logits
 
 
 def digest_of(path: Path) -> str:

@@ -176,7 +176,8 @@ def fit(
         if len(kept) < len(finite):
             farthest = max((value for value, *_ in finite if not least <= value <= most), key=abs)
             notes.append(f"{len(finite) - len(kept)} of {len(finite)} values lie outside, up to {farthest:.3g}")
-        limit(axes, axis, min(map(min, kept)), max(map(max, kept)), zero=zero, log=log)
+        drawn = [end for entry in kept for end in entry if math.isfinite(end)]
+        limit(axes, axis, min(drawn), max(drawn), zero=zero, log=log)
     elif not values:
         notes = ["no values yet"]
         getattr(axes, f"set_{axis}ticks")([])

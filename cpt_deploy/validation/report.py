@@ -134,11 +134,6 @@ class ValidationReport:
         """The first tensor in graph order with a differing integer."""
         return next((tensor for tensor in self.tensors or () if tensor.mismatches), None)
 
-    @property
-    def saturation_possible(self) -> bool:
-        """Whether the integers could saturate on an x86 processor without VNNI."""
-        return any(layer.possible for layer in self.saturation)
-
     def title(self, name: str) -> str:
         """Return the title of a runtime for reports."""
         return self.reference if name == "trained" else _TITLES[name]

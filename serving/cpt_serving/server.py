@@ -54,20 +54,18 @@ def run(settings: ServeSettings, *, on_listening: Callable[[str], None] | None =
     if settings.grpc_port is not None:
         require_grpc()
         _listen(settings.host, settings.grpc_port).close()
-    service = create_service(settings)
-    app = app_of(service)
-    service.repository.load_now()
-    with (
-        _listen(settings.host, settings.port) as listener,
-        logging_to_stderr(settings, service.metrics.server_line_dropped),
-        _kept_signals() as early,
-    ):
-        if on_listening is not None:
-            on_listening(_address(settings, listener))
-        warn_if_exposed(settings, listener.getsockname()[0])
-        config, connections = _prepared(service, app)
-        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-            runner.run(_serve(uvicorn.Server(config), listener, service, connections, early))
+    with logging_to_stderr(settings) as log:
+        service = create_service(settings)
+        log.dropped = service.metrics.server_line_dropped
+        app = app_of(service)
+        service.repository.load_now()
+        with _listen(settings.host, settings.port) as listener, _kept_signals() as early:
+            if on_listening is not None:
+                on_listening(_address(settings, listener))
+            warn_if_exposed(settings, listener.getsockname()[0])
+            config, connections = _prepared(service, app)
+            with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+                runner.run(_serve(uvicorn.Server(config), listener, service, connections, early))
 
 
 def _prepared(service: Service, app: ASGIApp) -> tuple[uvicorn.Config, Connections]:

@@ -66,6 +66,23 @@ def test_a_quantized_file_passes(folder: Path, capsys: pytest.CaptureFixture[str
     assert (folder / "page.html").is_file()
 
 
+def test_an_input_without_dimensions_is_given_to_each_call(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = onnx.load(folder / "quantized.onnx")
+    model.graph.input.append(value("temperature", []))
+    model.graph.node.append(helper.make_node("Div", ["y", "temperature"], ["scaled"], "scale"))
+    model.graph.output[0].name = "scaled"
+    onnx.save(model, tmp_path / "scaled.onnx")
+    np.savez(tmp_path / "inputs.npz", image=images(12), temperature=np.float32(2), labels=np.zeros(12, np.int64))
+    for words in ([], ["--data", tmp_path / "inputs.npz"]):
+        found = json.loads(run(capsys, "validate", tmp_path / "scaled.onnx", *words, "--json")[0])
+        assert found["verdict"] == "passed"
+        assert found["served"]["mismatching"] == 0
+    assert found["rows"] == 12
+    assert found["accuracy"]["trials"] == 12
+
+
 def test_a_file_whose_sums_overflow_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nodes = [
         helper.make_node("QuantizeLinear", ["a", "s", "z"], ["q"], "quantize"),

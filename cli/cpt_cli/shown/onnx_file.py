@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from cpt_deploy.validation.onnx_files.replay import Replayed
     from cpt_deploy.validation.onnx_files.validation import FileReport
 
-_MOST_NAMES = 4
+_MOST_NAMES, _MOST_LAYERS = 4, 20
 
 
 def show_inspection(inspection: "Inspection") -> None:
@@ -25,7 +25,9 @@ def show_inspection(inspection: "Inspection") -> None:
         {
             "inputs": "\n".join(map(_tensor, inspection.inputs)) or "none",
             "outputs": "\n".join(map(_tensor, inspection.outputs)),
-            "opset": ", ".join([str(inspection.opset), *(f"{name} {v}" for name, v in inspection.domains.items())]),
+            "opset": ", ".join(
+                [str(inspection.opset), *(f"{readable.name(name)} {v}" for name, v in inspection.domains.items())]
+            ),
             "operators": _counts(inspection.operators),
             "onnxruntime runs": _counts(inspection.executed),
             "on integers": f"{'unknown' if share is None else readable.share(share)} of the multiply-accumulates, "
@@ -37,8 +39,13 @@ def show_inspection(inspection: "Inspection") -> None:
         },
     )
     if floats and not out.quiet:
-        rows = [(layer.name, layer.operator, "" if layer.macs is None else f"{layer.macs:,}") for layer in floats]
-        out.table(("layer in float", "operator", "multiply-accumulates"), rows[:20])
+        rows = [
+            (readable.name(layer.name), layer.operator, "" if layer.macs is None else f"{layer.macs:,}")
+            for layer in floats
+        ]
+        out.table(("layer in float", "operator", "multiply-accumulates"), rows[:_MOST_LAYERS])
+        if len(rows) > _MOST_LAYERS:
+            out.line(f"… and {len(rows) - _MOST_LAYERS} more; --json lists all")
     show_findings(inspection)
 
 
@@ -68,7 +75,10 @@ def show_file_report(report: "FileReport") -> None:
     }
     if report.default_kernels is not None:
         facts["in other programs here"] = f"{_agreement(report.default_kernels)}, with kernels that saturate"
-    facts |= {f"output {each.name}": f"{_closeness(each)}, against the float model" for each in report.agreement or ()}
+    facts |= {
+        f"output {readable.name(each.name)}": f"{_closeness(each)}, against the float model"
+        for each in report.agreement or ()
+    }
     for name, found in (("accuracy", report.accuracy), ("float accuracy", report.source_accuracy)):
         if found is not None:
             facts[name] = f"{readable.share(found.value)} ({readable.share(found.low)} to {readable.share(found.high)})"
@@ -102,20 +112,23 @@ def _closeness(facts: "OutputAgreementFacts") -> str:
 
 
 def _portable(inspection: "Inspection") -> str:
-    risky = sum(layer.saturates for layer in inspection.layers)
+    risky = sum(layer.saturates is True for layer in inspection.layers)
+    if inspection.portable is None:
+        return "unknown: weights are computed, or layers on integers are inside of subgraphs"
     if risky:
         return f"no: {risky} of {len(inspection.layers)} layers can saturate on x86 processors without VNNI"
     return "yes: nothing can saturate on any processor"
 
 
 def _tensor(facts: "TensorFacts") -> str:
-    return f"{facts.name}: {facts.dtype} [{', '.join(map(str, facts.shape))}]"
+    shape = "of unknown shape" if facts.shape is None else f"[{', '.join(map(str, facts.shape))}]"
+    return readable.name(f"{facts.name}: {facts.dtype} {shape}")
 
 
 def _counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in counts.items())
+    return readable.name(", ".join(f"{count} {name}" for name, count in counts.items()))
 
 
 def _where(names: tuple[str, ...]) -> str:
     more = f", … ({len(names)})" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + more
+    return readable.name(", ".join(names[:_MOST_NAMES])) + more

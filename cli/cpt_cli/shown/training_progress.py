@@ -199,7 +199,7 @@ def show_profile(profile: "ProfileReport") -> None:
 
 def show_step_costs(report: "RunReport") -> None:
     """Print the cost of a step at each bit-width: BitOPs, and measured time and memory."""
-    max_bits = max((cost["gbitops"] or 0.0 for cost in report.steps_by_bits.values()), default=0.0)
+    greatest = max((cost["gbitops"] or 0.0 for cost in report.steps_by_bits.values()), default=0.0)
     rows = []
     for bits, cost in report.steps_by_bits.items():
         operations, memory = cost["gbitops"] or 0.0, cost["memory_bytes"]
@@ -207,7 +207,7 @@ def show_step_costs(report: "RunReport") -> None:
             (
                 bits,
                 f"{operations:,.1f}",
-                readable.share(operations / max_bits, 0),
+                readable.share(operations / greatest, 0),
                 cost["steps"],
                 f"{1e3 * (cost['median_seconds'] or 0.0):,.1f}",
                 "" if memory is None else readable.size(int(memory)),

@@ -170,12 +170,6 @@ def exported_preprocessing(config: Mapping[str, Any]) -> Preprocessing | None:
         return None
 
 
-def exported_labels(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the labels at the time of export, from config.json; none if it has none."""
-    names = config.get("label_names")
-    return tuple(str(name) for name in names) if isinstance(names, list) else ()
-
-
 def preprocessing_differences(served: Preprocessing, known: Preprocessing, source: str) -> list[str]:
     """Return the differences of a bundle's preprocessing from another one, as one sentence or an empty list.
 

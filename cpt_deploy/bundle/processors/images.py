@@ -108,7 +108,7 @@ def _damaged(error: Exception) -> ImageError:
 
 
 def decoding_bytes(image: Image.Image) -> int:
-    """Return an max_bits of the memory for decoding an opened image file, in bytes, from its header."""
+    """Return an upper bound of the memory for decoding an opened image file, in bytes, from its header."""
     stored = 1 if image.mode in {"1", "L", "P"} else 4
     gray = image.mode in {"1", "L", "LA", "La", "F"} or image.mode.startswith("I")
     reduced = 0 if image.mode in {"L", "RGB"} and "transparency" not in image.info else 1 if gray else 4

@@ -18,11 +18,14 @@ def glance(report: Report) -> str:
     found = report["non_inferiority"]
     if found is not None:
         unit, sign = report["drop_unit"], -1 if metric.higher_is_better else 1
-        low, high = sorted((sign * found["low"], sign * found["high"]))
-        change = f"{sign * found['loss']:+.2f}".replace("-0.00", "0.00").replace("+0.00", "0.00")
+        # None is a value that is not finite, which JSON does not have
+        low, high = ("unknown" if end is None else f"{sign * end:.2f}" for end in (found["low"], found["high"])[::sign])
+        change = "unknown"
+        if found["loss"] is not None:
+            change = f"{sign * found['loss']:+.2f}".replace("-0.00", "0.00").replace("+0.00", "0.00") + f" {unit}"
         trained = metric.text(_runtime(report, "trained")[metric.name])
-        detail = f"{trained} before; 95 % interval {low:.2f} to {high:.2f} {unit}"
-        tiles.append((f"change from the {reference_name(report)}", f"{change} {unit}", detail))
+        detail = f"{trained} before; 95 % interval {low} to {high} {unit}"
+        tiles.append((f"change from the {reference_name(report)}", change, detail))
     if report["integers"] is not None:
         integers = report["integers"]
         tensors = f"of {integers['compared']:,} in {len(report['tensors'])} tensors"

@@ -134,20 +134,18 @@ def _confusion(report: Report, labels: Sequence[str]) -> str:
     confusion = report["confusion"]
     if confusion is None:
         return ""
-    samples = dict.fromkeys(range(confusion["classes"]), 0)
-    for right, _, count in confusion["cells"]:
-        samples[right] += count
     mistakes = sorted((cell for cell in confusion["cells"] if cell[0] != cell[1]), key=lambda cell: -cell[2])
     columns = (Column("true label", number=False), Column("predicted", number=False), Column(report["dataset"]["unit"]),
                Column("of the class"))  # fmt: skip
     rows = [
-        (labels[right], labels[given], f"{count:,}", f"{100 * count / samples[right]:.2f} %")
+        (labels[right], labels[given], f"{count:,}", f"{100 * count / confusion['samples'][right]:.2f} %")
         for right, given, count in mistakes[:_MAX_CONFUSIONS]
     ]
     caption = "Shaded by the share of the class; the scale is stretched to make rare mistakes visible."
     if confusion["omitted"]:
         caption += f" {confusion['omitted']:,} {report['dataset']['unit']} in rarer cells are left out."
-    listed = table("Most frequent confusions", columns, rows) if rows else "<p>No sample was misclassified.</p>"
+    nothing = "No confusion is frequent enough to be listed" if confusion["omitted"] else "No sample was misclassified"
+    listed = table("Most frequent confusions", columns, rows) if rows else f"<p>{nothing}.</p>"
     return (
         "<section><h2>Confusions between classes</h2>\n"
         f'<div class="beside">{figure(confusion_plot(report, labels), caption)}<div>{listed}</div></div></section>'

@@ -46,7 +46,7 @@ def metric_plot(report: Report) -> str:
     for row, runtime in enumerate(runtimes):
         served = runtime["name"] == "onnxruntime"
         colour = ORANGE if served else BLUE
-        if runtime["interval_95"]:
+        if runtime["interval_95"] and None not in runtime["interval_95"]:
             bounds = [metric.scale * bound for bound in runtime["interval_95"]]
             axes.plot(bounds, [row, row], color=colour, linewidth=2, solid_capstyle="butt")
         value = runtime[metric.name]
@@ -110,7 +110,7 @@ def confusion_plot(report: Report, labels: Sequence[str]) -> str:
     counts = np.zeros((classes, classes))
     for right, given, count in confusion["cells"]:
         counts[right, given] = count
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    shares = counts / np.maximum(np.array(confusion["samples"])[:, np.newaxis], 1)
     side = min(WIDTH, 1.8 + 0.32 * classes)
     figure = new_figure(WIDTH, side)
     axes = figure.subplots()
@@ -130,9 +130,10 @@ def confusion_plot(report: Report, labels: Sequence[str]) -> str:
     axes.set_ylabel("true label")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
+    left_out = f"; {confusion['omitted']} are in cells that are left out" if confusion["omitted"] else ""
     alternative = (
-        f"Confusion matrix of {classes} classes: {int(np.trace(counts))} of {int(counts.sum())} samples lie on the "
-        f"diagonal, where the label is correct."
+        f"Confusion matrix of {classes} classes: {int(np.trace(counts))} of {sum(confusion['samples'])} samples lie on "
+        f"the diagonal, where the label is correct{left_out}."
     )
     return to_svg(figure, name="confusion", alternative=alternative)
 

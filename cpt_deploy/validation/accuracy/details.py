@@ -15,11 +15,13 @@ class Confusion:
 
     Args:
         classes: Number of classes.
+        samples: Number of samples of each class.
         cells: Class, predicted label and number of samples of the most frequent non-empty cells.
         omitted: Number of samples in omitted cells.
     """
 
     classes: int
+    samples: tuple[int, ...]
     cells: tuple[tuple[int, int, int], ...]
     omitted: int
 
@@ -60,7 +62,7 @@ class ConfusionCount:
         found = [(int(i), int(j), int(self._counts[i, j])) for i, j in np.argwhere(self._counts)]
         kept = sorted(sorted(found, key=lambda cell: -cell[2])[:MOST_CELLS])
         omitted = int(self._counts.sum()) - sum(count for _, _, count in kept)
-        return Confusion(len(self._counts), tuple(kept), omitted)
+        return Confusion(len(self._counts), tuple(self._counts.sum(axis=1).tolist()), tuple(kept), omitted)
 
 
 class OutputSampler:

@@ -13,7 +13,7 @@ class Proportion:
         successes: Number of successes.
         trials: Number of trials, at least 1.
         low: Lower bound of the interval.
-        high: max_bits.
+        high: Upper bound of the interval.
     """
 
     successes: int

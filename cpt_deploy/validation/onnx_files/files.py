@@ -35,11 +35,13 @@ class OnnxFile:
         path: The file.
         model: Its content with external data inside and a name for each operator.
         content: The same, serialized.
+        size_bytes: Size of the file with external data.
     """
 
     path: Path
     model: onnx.ModelProto
     content: bytes
+    size_bytes: int
 
     @cached_property
     def graph(self) -> OnnxNetwork:
@@ -63,8 +65,8 @@ class OnnxFile:
 
     @property
     def free_batch(self) -> bool:
-        """Whether the first dimension of each input is free."""
-        return all(shape[:1] == (None,) for shape in map(self.graph.shape, self.input_names) if shape is not None)
+        """Whether the first dimension of each input is free; numbers, inputs without dimensions, have none."""
+        return all(shape[0] is None for shape in map(self.graph.shape, self.input_names) if shape)
 
     @property
     def input_names(self) -> list[str]:
@@ -82,13 +84,14 @@ def read_file(path: Path) -> OnnxFile:
     model = parsed(path)
     if not model.graph.output:
         raise DataError(f"Expected an ONNX model in {path}, but it has no outputs")
+    size = model.ByteSize()
     taken = {node.name for node in model.graph.node}
     fresh = (name for i in itertools.count() if (name := f"unnamed_{i}") not in taken)
     for node in model.graph.node:
         node.name = node.name or next(fresh)
     content = model.SerializeToString()
     open_session(content, where=str(path), optimize=False)
-    return OnnxFile(path, model, content)
+    return OnnxFile(path, model, content, size)
 
 
 def with_outputs(network: OnnxNetwork) -> bytes:
@@ -171,9 +174,16 @@ def _quantized_range(network: OnnxNetwork, name: str) -> tuple[float, float]:
 
 
 def batches(file: OnnxFile, arrays: Mapping[str, npt.NDArray[Any]]) -> Iterator[Arrays]:
-    """Yield the calls that rows of inputs make: a few rows each, or as many as a file with a fixed size takes."""
-    sizes = {(file.graph.shape(name) or (None,))[0] for name in arrays} - {None}
-    length = min(len(array) for array in arrays.values())
+    """Yield the calls that rows of inputs make: a few rows each, or as many as a file with a fixed size takes.
+
+    Each call takes numbers, inputs without dimensions, as they are.
+    """
+    rows = {name: array for name, array in arrays.items() if array.ndim}
+    if not rows:
+        yield dict(arrays)
+        return
+    sizes = {(file.graph.shape(name) or (None,))[0] for name in rows} - {None}
+    length = min(len(array) for array in rows.values())
     step = _ROWS if not sizes else max(size for size in sizes if size is not None)
     for start in range(0, length - (length % step if sizes else 0), step):
-        yield {name: array[start : start + step] for name, array in arrays.items()}
+        yield {name: array[start : start + step] if array.ndim else array for name, array in arrays.items()}

@@ -16,7 +16,7 @@ from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
 from cpt_deploy.validation.onnx_files.around import Around
 from cpt_deploy.validation.onnx_files.files import OnnxFile, example_inputs
 from cpt_deploy.validation.onnx_files.findings import Finding, find
-from cpt_deploy.validation.onnx_files.layers import Layer, integer_share, layers_of
+from cpt_deploy.validation.onnx_files.layers import Layer, integer_share, layers_of, multiplies_integers
 from cpt_deploy.validation.onnx_files.replay import Replay
 
 #: Parts of the names of operators that quantize, or compute on integers.
@@ -30,12 +30,12 @@ class TensorFacts:
     Args:
         name: Its name.
         dtype: Its type as NumPy names it, or what it is if it is no tensor.
-        shape: Its sizes; names where they are free, "?" where these have no name.
+        shape: Its sizes; names where they are free, "?" where these have no name; `None` if their number is unknown.
     """
 
     name: str
     dtype: str
-    shape: tuple[int | str, ...]
+    shape: tuple[int | str, ...] | None
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class Inspection:
         outputs: Its outputs.
         operators: Number of operators of the file by type.
         executed: Number of operators of onnxruntime's optimized graph by type.
-        in_float: Those of them that compute in float.
+        inside: Number of operators inside of subgraphs of that graph by type; no layers are looked for there.
+        in_float: Operators of that graph that compute in float, by type.
         integers: Integer tensors between the operators of the optimized graph; `None` if unknown.
         layers: Layers that multiply.
         integer_share: Share of multiply-accumulates on integers; `None` if unknown or there are none.
@@ -67,6 +68,7 @@ class Inspection:
     outputs: tuple[TensorFacts, ...]
     operators: Mapping[str, int]
     executed: Mapping[str, int]
+    inside: Mapping[str, int]
     in_float: Mapping[str, int]
     integers: tuple[TensorFacts, ...] | None
     layers: tuple[Layer, ...]
@@ -77,15 +79,18 @@ class Inspection:
     @property
     def quantized(self) -> bool:
         """Whether anything in it is quantized."""
-        kinds = (*self.operators, *self.executed)
+        kinds = (*self.operators, *self.executed, *self.inside)
         return any(word in kind for kind in kinds for word in _QUANTIZED) or any(
             layer.integers for layer in self.layers
         )
 
     @property
-    def portable(self) -> bool:
-        """Whether no sum can saturate on any x86 processor."""
-        return not any(layer.saturates for layer in self.layers)
+    def portable(self) -> bool | None:
+        """Whether no sum can saturate on any x86 processor; `None` if unknown."""
+        if any(layer.saturates for layer in self.layers):
+            return False
+        unknown = any(layer.saturates is None for layer in self.layers) or any(map(multiplies_integers, self.inside))
+        return None if unknown else True
 
     def to_dict(self) -> dict[str, Any]:
         """Return the inspection as JSON types."""
@@ -106,9 +111,11 @@ def inspect_file(file: OnnxFile) -> Inspection:
         kinds = {name: array.dtype for name, array in (traced | example).items()}
     except UsageError as error:
         note = error.message
-    inside = Counter(node.op_type for node in optimized.nodes for _ in inner_nodes(node))
+    inner = [(node.op_type, each.op_type) for node in optimized.nodes for each in inner_nodes(node)]
+    inside = Counter(kind for _, kind in inner)
     if inside:
-        bodies = ", ".join(f"{count} operators inside of {kind}" for kind, count in inside.items())
+        outer = Counter(kind for kind, _ in inner)
+        bodies = ", ".join(f"{count} operators inside of {kind}" for kind, count in outer.items())
         note = "; ".join([*([note] if note else []), f"{bodies} were not looked at"])
     layers = layers_of(optimized, shapes, kinds)
     computed = [
@@ -120,7 +127,7 @@ def inspect_file(file: OnnxFile) -> Inspection:
     opset = opset_of(file.model)
     return Inspection(
         file=file.path.name,
-        size_bytes=len(file.content),
+        size_bytes=file.size_bytes,
         opset=opset,
         domains={
             node.domain: network.opsets.get(node.domain, 1)
@@ -131,6 +138,7 @@ def inspect_file(file: OnnxFile) -> Inspection:
         outputs=tuple(map(_facts, network.outputs)),
         operators=_counted(network),
         executed=_counted(optimized),
+        inside=dict(inside.most_common()),
         in_float=float_operators(file.content),
         integers=tuple(computed) if kinds else None,
         layers=layers,
@@ -149,6 +157,8 @@ def _facts(value: Any) -> TensorFacts:
     if kind != "tensor_type":
         return TensorFacts(value.name, str(kind).removesuffix("_type"), ())
     tensor = value.type.tensor_type
-    sizes = (d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim)
+    sizes = None
+    if tensor.HasField("shape"):
+        sizes = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim)
     name = "string" if tensor.elem_type == 8 else str(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-    return TensorFacts(value.name, name, tuple(sizes))
+    return TensorFacts(value.name, name, sizes)

@@ -1,6 +1,5 @@
 """The layers that multiply in the graph that onnxruntime executes: their work, and what their integers can exceed."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +12,13 @@ from cpt_deploy.integer.accumulators import layer_saturation
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork, attributes_of
 from cpt_deploy.precision.accumulators import INT32_MOST, worst_sums
 from cpt_deploy.validation.onnx_files.around import plain_name
+from cpt_deploy.validation.onnx_files.work import RECURRENT, macs_of
 
 _FLOAT_LAYERS = frozenset(
     {
-        "Attention", "Conv", "ConvTranspose", "FusedConv", "FusedGemm", "FusedMatMul", "GRU", "Gemm", "LSTM", "MatMul",
-        "MatMulNBits", "NhwcFusedConv", "RNN", "TransposeMatMul",
+        "Attention", "Conv", "ConvTranspose", "Einsum", "FusedConv", "FusedGemm", "FusedMatMul", "GRU", "Gemm",
+        "GroupQueryAttention", "LSTM", "MatMul", "MatMulNBits", "MultiHeadAttention", "NhwcFusedConv", "RNN",
+        "TransposeMatMul",
     }
 )  # fmt: skip
 _WEIGHT = {
@@ -35,7 +36,6 @@ _WEIGHT_ZERO_POINT = {
     "QLinearConv": 5, "QLinearMatMul": 5,
 }  # fmt: skip
 _BIAS = {"QGemm": 6, "QLinearConv": 8}
-_RECURRENT = frozenset({"DynamicQuantizeLSTM", "GRU", "LSTM", "RNN"})
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -51,7 +51,7 @@ class Layer:
         macs: Multiply-accumulates of a call; `None` if unknown.
         worst_pair: The largest sum of two products of uint8 and int8, whose limit is 32,767 on x86 processors without
             VNNI; `None` if it does not multiply these types by constant weights.
-        saturates: Whether such a sum exceeds int16.
+        saturates: Whether such a sum exceeds int16; `None` if unknown, since the second factor is computed.
         worst_sum: The largest partial sum of its integers; `None` if its weights are not constant.
     """
 
@@ -60,13 +60,18 @@ class Layer:
     integers: bool
     macs: int | None
     worst_pair: int | None = None
-    saturates: bool = False
+    saturates: bool | None = False
     worst_sum: int | None = None
 
     @property
     def overflows(self) -> bool:
         """Whether a partial sum can exceed int32."""
         return self.worst_sum is not None and self.worst_sum > INT32_MOST
+
+
+def multiplies_integers(operator: str) -> bool:
+    """Return whether operators of a type are layers on integers."""
+    return operator in _WEIGHT
 
 
 def layers_of(network: OnnxNetwork, shapes: Shapes, kinds: Mapping[str, np.dtype[np.generic]]) -> tuple[Layer, ...]:
@@ -91,10 +96,11 @@ def layers_of(network: OnnxNetwork, shapes: Shapes, kinds: Mapping[str, np.dtype
 
 
 def integer_share(layers: tuple[Layer, ...]) -> float | None:
-    """Return the share of multiply-accumulates on integers; `None` if unknown or there are none."""
-    known = [layer for layer in layers if layer.macs is not None]
-    total = sum(layer.macs or 0 for layer in known)
-    return sum(layer.macs or 0 for layer in known if layer.integers) / total if total else None
+    """Return the share of multiply-accumulates on integers; `None` if there are none or a layer's are unknown."""
+    total = sum(layer.macs or 0 for layer in layers)
+    if not total or any(layer.macs is None for layer in layers):
+        return None
+    return sum(layer.macs or 0 for layer in layers if layer.integers) / total
 
 
 def _macs(network: OnnxNetwork, node: onnx.NodeProto, shapes: Shapes) -> int | None:
@@ -104,40 +110,29 @@ def _macs(network: OnnxNetwork, node: onnx.NodeProto, shapes: Shapes) -> int | N
         known = network.shape(name)
         return None if known is None or None in known else tuple(size for size in known if size is not None)
 
-    weight, read, made = (
-        shape(name) for name in (node.input[_WEIGHT.get(node.op_type, 1)], node.input[0], node.output[0])
-    )
-    if weight is None or read is None or (made is None and node.op_type not in _RECURRENT):
-        return None
-    if node.op_type in _RECURRENT:
-        return math.prod(read[:2]) * (math.prod(weight) + math.prod(shape(node.input[2]) or (0,)))
-    if node.op_type in {"Attention", "QAttention"}:
-        return math.prod(read[:2]) * math.prod(weight)
-    if node.op_type == "ConvTranspose":
-        return math.prod(read) * math.prod(weight[1:])
-    if "Conv" in node.op_type:
-        return math.prod(made or ()) * math.prod(weight[1:])
-    transposed = attributes_of(node).get("transA", 0)
-    return math.prod(made or ()) * read[-2 if transposed else -1]
+    place = _WEIGHT.get(node.op_type, 1)
+    return macs_of(node, node.input[place] if place < len(node.input) else "", shape)
 
 
 def _bounds(
     network: OnnxNetwork, node: onnx.NodeProto, kinds: Mapping[str, np.dtype[np.generic]]
-) -> tuple[int | None, bool, int | None]:
+) -> tuple[int | None, bool | None, int | None]:
     """Return the worst pair of products, whether it saturates, and the worst partial sum."""
-    place, codes = _WEIGHT[node.op_type], None
-    if node.op_type in _ZERO_POINT:
-        codes = network.array(node.input[place])
-    if codes is None or codes.dtype.kind not in "iu" or codes.ndim < 2:
-        return None, False, None
-    rows = _output_channels_first(node, codes)
     read = kinds.get(node.input[0], np.dtype(np.uint8))
     signed = read == np.int8
+    if node.op_type not in _ZERO_POINT:  # they quantize what they read themselves, to uint8
+        weights = [network.array(name) for name in node.input[1 : 3 if node.op_type in RECURRENT else 2]]
+        pairs = [_pairs(node, weight, signed=False) for weight in weights if weight is not None]
+        known = [pair for pair, _ in pairs if pair is not None]
+        saturates = None if len(pairs) < len(weights) else False
+        return max(known, default=None), any(risk for _, risk in pairs) or saturates, None
+    codes = network.array(node.input[_WEIGHT[node.op_type]])
+    if codes is None or codes.dtype.kind not in "iu" or codes.ndim < 2:
+        second = codes.dtype if codes is not None else kinds.get(node.input[_WEIGHT[node.op_type]])
+        return None, False if signed or second == np.uint8 else None, None
+    rows = _output_channels_first(node, codes)
+    pair, at_risk = _pairs(node, codes, signed=signed)
     zeros = _constant(network, node, _WEIGHT_ZERO_POINT[node.op_type])
-    pair = saturates = None
-    if codes.dtype == np.int8:
-        bound = layer_saturation(node.name, rows, 8, signed=signed)
-        pair, saturates = bound.worst_pair_sum, bound.possible and not signed
     shift = 0 if zeros is None else zeros.astype(np.int64)
     centred = rows.reshape(len(rows), -1).astype(np.int64) - np.broadcast_to(shift, (len(rows),)).reshape(-1, 1)
     position = _ZERO_POINT[node.op_type]
@@ -146,7 +141,15 @@ def _bounds(
     relative = 255 if zero is None else int(zero.max()) + (128 if signed else 0)
     bias = _constant(network, node, _BIAS[node.op_type]) if node.op_type in _BIAS else None
     worst = worst_sums(centred, None if bias is None else bias.reshape(-1), quant_max=255, zero_point=relative)
-    return pair, bool(saturates), int(worst.max(initial=0))
+    return pair, at_risk, int(worst.max(initial=0))
+
+
+def _pairs(node: onnx.NodeProto, codes: npt.NDArray[Any], *, signed: bool) -> tuple[int | None, bool]:
+    """Return the worst pair of products with constant weights, and whether it saturates."""
+    if codes.dtype != np.int8:
+        return None, False
+    bound = layer_saturation(node.name, _output_channels_first(node, codes), 8, signed=signed)
+    return bound.worst_pair_sum, bound.possible and not signed
 
 
 def _output_channels_first(node: onnx.NodeProto, codes: npt.NDArray[np.generic]) -> npt.NDArray[np.int8]:

@@ -6,7 +6,6 @@ Then it computes float operators between the quantizers, as another runtime or a
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
 
@@ -82,8 +81,3 @@ def _integer_tensors(file: OnnxFile) -> dict[str, int]:
 def differing(tensors: tuple[TensorResult, ...]) -> tuple[int, int]:
     """Return the number of differing integers, and of all compared ones."""
     return sum(tensor.mismatches for tensor in tensors), sum(tensor.values for tensor in tensors)
-
-
-def share_of(pair: tuple[int, int]) -> float:
-    """Return a number as a share of another; 0 of nothing."""
-    return float(np.divide(*pair)) if pair[1] else 0.0

@@ -284,7 +284,7 @@ def _calls(
 
 
 def _length(inputs: Arrays) -> int:
-    return min((len(array) if array.ndim else 1 for array in inputs.values()), default=1)
+    return min((len(array) for array in inputs.values() if array.ndim), default=1)
 
 
 def _check_source(session: Any, source: Any) -> None:

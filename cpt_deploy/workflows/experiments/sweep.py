@@ -282,15 +282,18 @@ def _point(entry: Entry, metric: Metric, max_bits: int) -> "SweepPoint":
 
     weights, activations = entry["weight_bits"], entry["activation_bits"]
     value = entry[metric.name]
-    low, high = entry["interval_95"] or (value, value)
+    # None is a value that is not finite, which JSON does not have
+    quality, low, high = (
+        math.nan if each is None else metric.scale * each for each in (value, *(entry["interval_95"] or (value, value)))
+    )
     return SweepPoint(
         label=f"{weights}",
         series="activations at the weights' bits"
         if activations == weights != max_bits
         else f"activations at {activations} bits",
-        quality=metric.scale * value,
-        low=metric.scale * low,
-        high=metric.scale * high,
+        quality=quality,
+        low=low,
+        high=high,
         kilobytes=entry["weights_bytes"] / 1e3,
         milliseconds=entry["milliseconds"],
     )

@@ -1,9 +1,11 @@
 """Lines that are written without ever blocking the server: a bounded queue, and a thread that writes them."""
 
 import os
+import select
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
@@ -38,7 +40,7 @@ class LineQueue(Generic[T]):
         self._gather_s, self._dropped = gather_s, dropped
         self._entries: SimpleQueue[T | None] = SimpleQueue()
         self._taken = self._done = 0
-        self._ending = False
+        self._ending = self._torn = False
         # It may block forever on a pipe that nobody reads: the process must be able to end without it.
         self._thread = threading.Thread(target=self._work, name="log", daemon=True)
         self._thread.start()
@@ -62,31 +64,45 @@ class LineQueue(Generic[T]):
             self._dropped()
 
     def _work(self) -> None:
-        lines, count = bytearray(), 0
+        lines: list[bytes] = []
         while (entry := self._entries.get()) is not None:
             try:
-                lines += self._line(entry)
-                count += 1
+                lines.append(self._line(entry))
             except Exception:
                 # A line that cannot be written must not end the thread that writes all others.
                 self._dropped()
                 self._done += 1
-            if self._gather_s and len(lines) < _PIECE_BYTES and not self._entries.empty():
+            if self._gather_s and sum(map(len, lines)) < _PIECE_BYTES and not self._entries.empty():
                 continue
-            self._write(lines, count)
-            lines, count = bytearray(), 0
+            self._write(lines)
+            lines = []
             if self._entries.empty():
                 time.sleep(self._gather_s)
-        self._write(lines, count)
+        self._write(lines)
         if self._descriptor > _STDERR:
             os.close(self._descriptor)
 
-    def _write(self, lines: bytearray, count: int) -> None:
+    def _write(self, lines: Sequence[bytes]) -> None:
+        begin = b"\n" * self._torn
+        data, written = memoryview(begin + b"".join(lines)), 0
+        ends = list(accumulate(map(len, lines), initial=len(begin)))
         try:
-            while lines:
-                del lines[: os.write(self._descriptor, lines)]
+            while written < len(data):
+                written += self._written(data[written:])
         except OSError:
             # The reader is gone, or the disk is full: the count shows it.
-            for _ in range(count):
+            for _ in range(sum(end > written for end in ends[1:])):
                 self._dropped()
-        self._done += count
+        if written:
+            self._torn = written not in ends
+        self._done += len(lines)
+
+    def _written(self, data: memoryview) -> int:
+        """Write what fits at once, and return the number of bytes; wait for the reader if nothing fits."""
+        try:
+            return os.write(self._descriptor, data)
+        except BlockingIOError:  # whoever opened the descriptor made it non-blocking
+            waiting = select.poll()
+            waiting.register(self._descriptor, select.POLLOUT)
+            waiting.poll()
+            return 0

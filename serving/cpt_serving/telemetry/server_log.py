@@ -14,6 +14,7 @@ from cpt_serving.settings import ServeSettings
 from cpt_serving.telemetry.line_queue import LineQueue
 
 _STDERR = 2
+_LOGGERS = ("uvicorn", "cpt_serving", "cpt_deploy", "opentelemetry", "asyncio")
 
 
 class JsonFormatter(logging.Formatter):
@@ -43,16 +44,17 @@ class QueuedHandler(logging.Handler):
     Args:
         descriptor: File descriptor that lines are written to.
         formatter: Formats the line of a record.
-        dropped: Called for each line that is left out.
         most: Maximum waiting records.
+
+    Attributes:
+        dropped: Called for each line that is left out.
     """
 
-    def __init__(
-        self, descriptor: int, formatter: logging.Formatter, dropped: Callable[[], None], most: int = 65_536
-    ) -> None:
+    def __init__(self, descriptor: int, formatter: logging.Formatter, most: int = 65_536) -> None:
         super().__init__()
         self.setFormatter(formatter)
-        self._lines: LineQueue[logging.LogRecord] = LineQueue(descriptor, self._line, most=most, dropped=dropped)
+        self.dropped: Callable[[], None] = lambda: None
+        self._lines: LineQueue[logging.LogRecord] = LineQueue(descriptor, self._line, most=most, dropped=self._dropped)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Format the message now, as its arguments may change later, and leave the rest to the thread."""
@@ -60,6 +62,9 @@ class QueuedHandler(logging.Handler):
         # uvicorn's formatter would show this template, whose arguments are gone, instead of the message.
         record.__dict__.pop("color_message", None)
         self._lines.put(record)
+
+    def _dropped(self) -> None:
+        self.dropped()
 
     def _line(self, record: logging.LogRecord) -> bytes:
         return _writable(self.format(record) + "\n").encode()
@@ -71,25 +76,24 @@ class QueuedHandler(logging.Handler):
 
 
 @contextmanager
-def logging_to_stderr(settings: ServeSettings, dropped: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Write the log of the server and of uvicorn to stderr while the context is open.
+def logging_to_stderr(settings: ServeSettings) -> Iterator[QueuedHandler]:
+    """Write the log of the server and of the libraries that it runs on to stderr while the context is open.
 
     Args:
         settings: Settings with its format and minimum severity.
-        dropped: Called for each line that is left out because nobody reads them.
     """
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
     formatter = (
         JsonFormatter() if as_json else DefaultFormatter("%(levelprefix)s %(message)s", use_colors=sys.stderr.isatty())
     )
-    handler = QueuedHandler(_STDERR, formatter, dropped)
-    loggers = [logging.getLogger(name) for name in ("uvicorn", "cpt_serving")]
+    handler = QueuedHandler(_STDERR, formatter)
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
     for logger in loggers:
         logger.setLevel(settings.log_level.upper())
         logger.addHandler(handler)
         logger.propagate = False
     try:
-        yield
+        yield handler
     finally:
         for logger in loggers:
             logger.removeHandler(handler)

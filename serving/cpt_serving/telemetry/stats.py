@@ -6,8 +6,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from prometheus_client.samples import Sample
 from pydantic import BaseModel, Field
 
-PREDICTING_ROUTES = ("/predict", "/infer", "/generate", "/generate_stream", "/score")
-"""Last part of the paths of routes that compute; other routes would distort the figures."""
+PREDICTING_ROUTES = (
+    "/predict",
+    "/infer",
+    "/generate",
+    "/generate_stream",
+    "/score",
+    "/ModelInfer",
+    "/ModelStreamInfer",
+)
+"""Last part of the paths of routes and calls that compute; other routes would distort the figures."""
 
 
 class LatencyHistogram(BaseModel):

@@ -3,7 +3,7 @@
 Exporting needs the extra `otel`, and is configured by OpenTelemetry's own variables.
 """
 
-import importlib.util
+import importlib
 import logging
 import os
 import time
@@ -15,7 +15,7 @@ from opentelemetry import propagate, trace
 from starlette.types import Scope
 
 import cpt_deploy
-from cpt_deploy.errors import MissingExtraError
+from cpt_deploy.errors import MissingExtraError, UsageError
 from cpt_serving.settings import ServeSettings
 from cpt_serving.telemetry.access_log import QUIET_ROUTES
 from cpt_serving.telemetry.records import RequestRecord
@@ -31,6 +31,7 @@ def open_tracing(settings: ServeSettings) -> trace.TracerProvider | None:
 
     Raises:
         MissingExtraError: If the settings ask for it and the extra is not installed.
+        UsageError: If OpenTelemetry's variables contradict each other.
     """
     asked = any(os.environ.get(name) for name in _ENDPOINTS) and os.environ.get("OTEL_TRACES_EXPORTER") != "none"
     if settings.tracing == "off" or (settings.tracing == "auto" and not asked):
@@ -46,10 +47,15 @@ def open_tracing(settings: ServeSettings) -> trace.TracerProvider | None:
 
 
 def require_tracing() -> None:
-    """Raise a MissingExtraError unless the packages that export spans are installed."""
-    for name in ("opentelemetry.sdk", "opentelemetry.exporter"):
-        if importlib.util.find_spec(name) is None:
-            raise MissingExtraError(f"{name} is not installed", extra="otel")
+    """Raise a MissingExtraError unless the packages that export spans are installed.
+
+    Other exporters have the same package `opentelemetry.exporter`, so the modules themselves are imported.
+    """
+    for name in ("opentelemetry.sdk.trace.export", "opentelemetry.exporter.otlp.proto.http.trace_exporter"):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise MissingExtraError(f"{name} is not installed", extra="otel") from error
 
 
 def _exporting_provider() -> trace.TracerProvider:
@@ -62,7 +68,10 @@ def _exporting_provider() -> trace.TracerProvider:
     if not os.environ.get("OTEL_SERVICE_NAME") and "service.name" not in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):
         about["service.name"] = "cpt-serve"
     provider = TracerProvider(resource=Resource.create(about), shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    try:
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    except ValueError as error:
+        raise UsageError(f"Expected variables OTEL_BSP_* that fit each other, but got: {error}") from error
     return provider
 
 

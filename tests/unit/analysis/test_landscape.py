@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from cpt_deploy.analysis import Grid, LandscapeFiles, LandscapeSettings
 from cpt_deploy.analysis.directions import filter_normalized, random_direction
-from cpt_deploy.analysis.landscape import Point, Value, landscape_of
+from cpt_deploy.analysis.landscape import Landscape, Point, Value, landscape_of
 from cpt_deploy.errors import DataError, UsageError
 
 
@@ -115,6 +115,14 @@ def test_points_are_there_after_an_interruption(tmp_path):
     assert again.known == {"a": {Point(0.0, 0.0): Value(0.1, 0.9)}, "b": {Point(1 / 3, -1.0): Value(2 / 3, 0.5)}}
     again.append("b", Point(0.0, 0.0), Value(0.2, 0.5))
     assert len(LandscapeFiles(tmp_path / "out", settings()).known["b"]) == 2
+
+
+def test_finished_points_are_read_again_whatever_the_names_of_runs(tmp_path):
+    named = settings(runs={'a,"b"': "00"}, grid=Grid(points=3, dimensions=1))
+    files = LandscapeFiles(tmp_path, named)
+    points = {point: Value(0.25, 0.5) for point in named.grid}
+    files.finish({'a,"b"': Landscape(named.grid, points)})
+    assert LandscapeFiles(tmp_path, named).known == {'a,"b"': points}
 
 
 def test_other_settings_are_refused(tmp_path):

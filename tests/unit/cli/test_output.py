@@ -32,6 +32,20 @@ def test_people_get_tables_on_stdout_and_the_rest_on_stderr(capsys, say_everythi
     assert printed.err.splitlines() == ["working", "warning: be careful", "next: cpt export run"]
 
 
+def test_what_a_terminal_would_obey_is_written_out(capsys):
+    out, evil = Output(), "name\x1b[2J\x9b31m\x07\r"
+    out.fields(evil, {evil: evil})
+    out.table(("name",), [(evil,)], title=evil)
+    out.line(evil)
+    out.text(evil)
+    out.note(evil)
+    out.error(evil, hint=evil)
+    printed = capsys.readouterr()
+    assert not set(printed.out + printed.err) & {"\x1b", "\x9b", "\x07", "\r"}
+    assert printed.out.count(r"name\x1b[2J\x9b31m\x07\x0d") == 7
+    assert printed.err.count(r"name\x1b[2J") == 3
+
+
 def test_json_mode_prints_exactly_one_object_on_stdout(capsys, say_everything):
     out = Output()
     out.configure(command="train", json_mode=True)

@@ -91,7 +91,7 @@ CONV = ("Conv", "x conv.weight conv.bias", "c", {"pads": [1, 1, 1, 1]})
 MIDDLES: dict[str, tuple[list[tuple[Any, ...]], dict[str, np.ndarray], int]] = {
     "clip with attributes": ([("Clip", "c", "h", {"min": 0.0, "max": 6.0})], {}, 10),
     "clip with operands": ([("Clip", "c low high", "h", {})], {"low": np.float32(0), "high": np.float32(1)}, 17),
-    "clip without max_bits": ([("Clip", "c low", "h", {})], {"low": np.float32(0)}, 17),
+    "clip without an upper bound": ([("Clip", "c low", "h", {})], {"low": np.float32(0)}, 17),
     "batch norm": (
         [("Relu", "c", "r", {}), ("BatchNormalization", "r s b m v", "h", {"epsilon": 1e-3})],
         {"s": array(4), "b": array(4), "m": array(4), "v": np.abs(array(4)) + 0.1},
@@ -159,6 +159,31 @@ MIDDLES: dict[str, tuple[list[tuple[Any, ...]], dict[str, np.ndarray], int]] = {
         },
         17,
     ),
+    "padding of two axes": (
+        [
+            ("Pad", "c pads zero axes", "p", {}), ("Relu", "p", "r", {}),
+            ("Pad", "r less zero sides", "q", {"mode": "edge"}), ("Slice", "q one nine both", "h", {}),
+        ],
+        {
+            "pads": np.array([1, 1, 1, 1]), "zero": np.float32(0.5), "axes": np.array([-1, 2]),
+            "less": np.array([1, 0, 0, 0]), "sides": np.array([3, 2]), "one": np.array([1, 1]),
+            "nine": np.array([9, 9]), "both": np.array([2, 3]),
+        },
+        18,
+    ),
+    "padding that wraps": (
+        [("Pad", "c pads", "p", {"mode": "wrap"}), ("Slice", "p zero eight axes", "h", {})],
+        {
+            "pads": np.array([0, 0, 2, 1, 0, 0, 1, 2]), "zero": np.array([0, 0]), "eight": np.array([8, 8]),
+            "axes": np.array([2, 3]),
+        },
+        19,
+    ),
+    "rows chosen by a table": (
+        [("Gather", "c table", "g", {"axis": 1}), ("ReduceMean", "g", "h", {"axes": [1], "keepdims": 0})],
+        {"table": np.array([[0, 1, 2, -1], [3, -2, 0, 0]])},
+        17,
+    ),
     "global maximum": ([("GlobalMaxPool", "c", "g", {}), ("Add", "c g", "h", {})], {}, 17),
     "a shape that is computed": (
         [
@@ -215,11 +240,30 @@ def test_a_head_for_other_classes_is_new(tmp_path: Path) -> None:
     assert other.get_parameter("fc.weight").shape == (7, 256)
 
 
+CONSTANTS = {
+    "axis": np.array([1]), "five": np.array([5]), "pads": np.array([0, 1, 0, 0] * 2), "rows": np.array([-1, 4, 64]),
+    "back": np.array([-1, 4, 1, 1]),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("nodes", "options", "message"),
     [
         ([CONV, ("CumSum", "c axis", "h", {}), *HEAD], {}, "CumSum in node 'the_CumSum'"),
         ([CONV, ("Relu", "c", "h", {}), *HEAD], {"image": ("N", 3, 9, 8)}, "the height that net.onnx is made for, 9"),
+        (
+            [CONV, ("Pad", "c pads", "p", {"mode": "reflect"}), ("Slice", "p axis five axis", "h", {}), *HEAD],
+            {},
+            "padding of mode reflect at the sides of images only",
+        ),
+        (
+            [
+                CONV, ("Reshape", "c rows", "r", {}), ("GlobalAveragePool", "r", "m", {}),
+                ("Reshape", "m back", "g", {}), ("Add", "c g", "h", {}), *HEAD,
+            ],
+            {},
+            "PyTorch to compute the operators of net.onnx, but got",
+        ),
         ([CONV, ("Relu", "c", "h", {}), *HEAD], {"sha256": "0" * 64}, "as when the run began"),
     ],
 )  # fmt: skip
@@ -227,7 +271,7 @@ def test_what_cannot_be_trained_is_one_line(
     nodes: list[Any], options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     digest = {key: options.pop(key) for key in ("sha256",) if key in options}
-    path = onnx_file(tmp_path / "net.onnx", nodes, WEIGHTS | {"axis": np.array(1)}, **options)
+    path = onnx_file(tmp_path / "net.onnx", nodes, WEIGHTS | CONSTANTS, **options)
     with pytest.raises(CptError, match=message) as raised:
         build_model(f"onnx:{path}", num_classes=5, in_channels=3, input_size=(8, 8), **digest)
     assert "\n" not in str(raised.value)

@@ -49,7 +49,12 @@ def make_report(**changes):
         "unoptimized_tensors": [{"name": "a", **tensor}, {"name": "b", **tensor, "mismatches": 1}],
         "integers": {"compared": 2000, "mismatching": 0, "first_difference": None},
         "constants": {"compared": 321, "differences": []},
-        "confusion": {"classes": 3, "cells": [[0, 0, 50], [1, 1, 40], [1, 2, 10]], "omitted": 0},
+        "confusion": {
+            "classes": 3,
+            "samples": [50, 50, 0],
+            "cells": [[0, 0, 50], [1, 1, 40], [1, 2, 10]],
+            "omitted": 0,
+        },
         "output_pairs": {
             "first": "trained",
             "second": "onnxruntime",
@@ -198,11 +203,33 @@ def test_many_classes_and_tensors_stay_one_picture():
     tensors = [{"name": f"block_{i}_{'x' * 40}", **tensor} for i in range(90)]
     cells = [[i, (i * i) % 120, 3] for i in range(120)]
     report = make_report(
-        tensors=tensors, unoptimized_tensors=tensors, confusion={"classes": 120, "cells": cells, "omitted": 7}
+        tensors=tensors,
+        unoptimized_tensors=tensors,
+        confusion={"classes": 120, "samples": [6] * 120, "cells": cells, "omitted": 360},
     )
     page = render_validation_page(report, [f"class {i}" for i in range(120)])
-    assert "7 images in rarer cells are left out" in page
+    assert "360 images in rarer cells are left out" in page
+    assert "50.00 %" in page
+    right = 3 * sum(i == j for i, j, _ in cells)
+    assert f"{right} of 720 samples lie on the diagonal" in page
+    diagonal = {"classes": 120, "samples": [6] * 120, "cells": [[i, i, 3] for i in range(120)], "omitted": 360}
+    page = render_validation_page(make_report(confusion=diagonal), [f"class {i}" for i in range(120)])
+    assert "No sample was misclassified" not in page
     assert len(page) < 400_000
+
+
+def test_values_that_are_not_finite_are_shown_as_unknown():
+    report = make_report(
+        non_inferiority={"loss": None, "low": None, "high": 2.0},
+        metric={"name": "perplexity", "higher_is_better": False, "percent": False},
+        runtimes=[
+            {"name": "trained", "perplexity": 3.0, "interval_95": [2.0, 4.0]},
+            {"name": "onnxruntime", "perplexity": None, "interval_95": [None, None]},
+        ],
+        passed=False,
+    )
+    reader = read(render_validation_page(report, LABELS))
+    assert "95 % interval unknown to 2.00" in reader.text
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch):

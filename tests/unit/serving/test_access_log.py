@@ -1,8 +1,12 @@
 import contextlib
+import errno
 import json
 import logging
 import os
 import re
+import shutil
+import time
+from dataclasses import replace
 
 import httpx2
 import pytest
@@ -14,6 +18,7 @@ from cpt_serving.telemetry.access_log import AccessLog, json_line, text_line
 from cpt_serving.telemetry.line_queue import LineQueue
 from cpt_serving.telemetry.records import RequestRecord
 from cpt_serving.telemetry.server_log import JsonFormatter, QueuedHandler
+from tests.unit.serving.conftest import server_process
 
 SCOPE = {"method": "GET", "client": ("10.0.0.7", 4711)}
 
@@ -127,7 +132,8 @@ def pipe():
 
 def test_a_pipe_that_nobody_reads_holds_up_neither_requests_nor_the_end(pipe):
     dropped = []
-    log = QueuedHandler(os.dup(pipe[1]), logging.Formatter("%(message)s"), lambda: dropped.append(1), most=10)
+    log = QueuedHandler(os.dup(pipe[1]), logging.Formatter("%(message)s"), most=10)
+    log.dropped = lambda: dropped.append(1)
     for number in range(100):
         log.handle(logging.makeLogRecord({"msg": f"line {number}"}))
     # The thread holds one, and has taken another at most.
@@ -139,7 +145,8 @@ def test_a_pipe_that_nobody_reads_holds_up_neither_requests_nor_the_end(pipe):
 @pytest.mark.parametrize("formatter", [logging.Formatter("%(message)s"), JsonFormatter()])
 def test_names_that_are_no_text_end_no_log(formatter):
     read, write = os.pipe()
-    log = QueuedHandler(write, formatter, lambda: pytest.fail("a line was lost"))
+    log = QueuedHandler(write, formatter)
+    log.dropped = lambda: pytest.fail("a line was lost")
     for name in ("model-\udcff", "\ud800", "fine"):
         log.handle(logging.makeLogRecord({"msg": f"loading {name}"}))
     log.close()
@@ -167,6 +174,51 @@ def test_a_line_that_cannot_be_made_is_dropped_and_the_next_written():
     lines.close()
     assert (found, dropped) == (b"1\n1\n", [1, 1])
     os.close(read)
+
+
+def test_a_pipe_that_does_not_block_loses_no_line_while_somebody_reads():
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    lines = LineQueue(write, lambda entry: b"%0100d\n" % entry, dropped=lambda: pytest.fail("a line was lost"))
+    for entry in range(3000):  # more than a pipe holds
+        lines.put(entry)
+    with os.fdopen(read, "rb") as file:
+        found = [int(file.readline()) for _ in range(3000)]
+    lines.close()
+    assert found == list(range(3000))
+
+
+def test_a_line_after_one_that_was_cut_off_begins_anew(tmp_path, monkeypatch):
+    dropped, written, full = [], os.write, True
+    file = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
+
+    def write(descriptor, data):
+        if full and os.fstat(descriptor).st_size:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return written(descriptor, data[:5] if full else data)
+
+    monkeypatch.setattr("cpt_serving.telemetry.line_queue.os.write", write)
+    lines = LineQueue(file, lambda entry: b"line %d\n" % entry, dropped=lambda: dropped.append(1))
+    lines.put(1)
+    while not dropped:
+        time.sleep(0.01)
+    full = False
+    lines.put(2)
+    lines.close()
+    assert (tmp_path / "log").read_bytes() == b"line \nline 2\n"
+    assert dropped == [1]
+
+
+def test_every_line_of_the_log_is_json_from_the_loading_of_models_on(tmp_path, shared_bundle):
+    models = tmp_path / "models"
+    shutil.copytree(shared_bundle.path, models / "good")
+    (models / "bad.onnx").write_bytes(b"no model")
+    with server_process(tmp_path, replace(shared_bundle, path=models), log_format="json") as (process, _):
+        process.terminate()
+        _, log = process.communicate(timeout=30)
+    lines = [json.loads(line) for line in log.splitlines()]
+    assert any("bad.onnx" in line["message"] for line in lines)
+    assert all({"time", "level", "logger"} <= line.keys() for line in lines)
 
 
 def test_lines_come_whole_and_in_order_through_a_pipe_that_is_read_late(pipe):

@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 from starlette.testclient import TestClient
 
-from cpt_deploy.errors import MissingExtraError
+from cpt_deploy.errors import MissingExtraError, UsageError
 from cpt_serving import load_settings
 from cpt_serving.app import app_of, create_service
 from cpt_serving.telemetry.tracing import open_tracing
@@ -168,10 +168,17 @@ def test_without_the_extra_a_server_that_need_not_trace_warns_and_one_that_must_
     shared_bundle, monkeypatch, caplog
 ):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    # another exporter has the package opentelemetry.exporter, too
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     assert open_tracing(load_settings(bundle=shared_bundle.path)) is None
     assert "pip install '.[otel]'" in caplog.text
     with pytest.raises(MissingExtraError, match="not installed"):
+        open_tracing(load_settings(bundle=shared_bundle.path, tracing="on"))
+
+
+def test_variables_that_contradict_each_other_are_an_error(shared_bundle, monkeypatch):
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "100")
+    with pytest.raises(UsageError, match=r"OTEL_BSP_\*"):
         open_tracing(load_settings(bundle=shared_bundle.path, tracing="on"))
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cpt_deploy.bundle import Bundle, Preprocessing
 from cpt_deploy.bundle.integrity.consistency import contradictions
-from cpt_deploy.bundle.processors.image_processor import exported_labels, preprocessing_differences
+from cpt_deploy.bundle.processors.image_processor import preprocessing_differences
 from cpt_deploy.errors import BundleError
 
 
@@ -36,7 +36,6 @@ def edit(shared_bundle, tmp_path):
 
 def test_what_export_writes_agrees(shared_bundle):
     assert contradictions(shared_bundle) == []
-    assert exported_labels(shared_bundle.config) == shared_bundle.processor.labels
 
 
 OWN = {

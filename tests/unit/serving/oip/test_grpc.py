@@ -201,6 +201,9 @@ def test_calls_are_counted_with_the_other_requests(addresses, client):
     for status in (200, 404):
         labels = f'method="gRPC",route="/inference.GRPCInferenceService/ModelInfer",status="{status}"'
         assert f"cpt_serve_requests_total{{{labels}}}" in metrics
+    stats = httpx2.get(f"http://{addresses[1]}/stats", trust_env=False).json()
+    assert 2 <= stats["requests"] == sum(stats["latency"]["counts"])
+    assert stats["refused"] >= 1
 
 
 def test_typed_contents_are_answered_with_typed_contents(call, expected, png):

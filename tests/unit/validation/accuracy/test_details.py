@@ -26,6 +26,7 @@ def test_counts_are_those_of_scikit_learn(classes, batches, seed):
         dense[right, predicted] = number
     np.testing.assert_array_equal(dense, confusion_matrix(labels, given_labels, labels=range(classes)))
     assert result.omitted == 0
+    assert result.samples == tuple(np.bincount(labels, minlength=classes))
 
 
 def test_of_many_cells_the_most_frequent_are_kept():
@@ -36,6 +37,7 @@ def test_of_many_cells_the_most_frequent_are_kept():
     assert len(result.cells) == MOST_CELLS
     assert all((i, i, 2) in result.cells for i in range(classes))
     assert result.omitted == classes**2 - MOST_CELLS
+    assert result.samples == (classes + 1,) * classes
 
 
 def test_logits_are_sampled_in_pairs_over_all_batches():

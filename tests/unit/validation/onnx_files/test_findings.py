@@ -229,6 +229,72 @@ def test_uint8_weights_do_not_saturate(files):
     assert not inspected(files["qdq"]).portable
 
 
+def product(
+    path: Path, weights: onnx.TensorProto | None, kind: int = TensorProto.INT8, *, inside: bool = False
+) -> Path:
+    """Write a file with a MatMulInteger of (1, 8) and (8, 4), whose second factor is an input without weights."""
+    inputs, made = [value("a", [1, 8], TensorProto.UINT8)], value("y", [1, 4], TensorProto.INT32)
+    inputs += [value("b", [8, 4], kind)] if weights is None else []
+    nodes = [helper.make_node("MatMulInteger", ["a", "b"], ["y"], "product")]
+    if inside:
+        bodies = {
+            key: helper.make_graph([helper.make_node("MatMulInteger", ["a", "b"], [key])], key, [],
+                                   [value(key, [1, 4], TensorProto.INT32)])
+            for key in ("then_branch", "else_branch")
+        }  # fmt: skip
+        nodes = [helper.make_node("If", ["condition"], ["y"], **bodies)]
+        inputs.append(value("condition", [], TensorProto.BOOL))
+    onnx.save(model_of(nodes, inputs, [made], [] if weights is None else [weights]), path)
+    return path
+
+
+def test_portable_is_unknown_where_weights_are_computed_or_inside_of_branches(tmp_path):
+    weights = constant("b", np.full((8, 4), 127), np.int8)
+    assert inspected(product(tmp_path / "a.onnx", weights)).portable is False
+    inside = inspected(product(tmp_path / "b.onnx", weights, inside=True))
+    assert inside.portable is None
+    assert inside.quantized
+    assert inspected(product(tmp_path / "c.onnx", None)).portable is None
+    assert inspected(product(tmp_path / "d.onnx", None, TensorProto.UINT8)).portable is True
+
+
+@pytest.mark.parametrize(("code", "portable"), [(127, False), (63, True)])
+def test_weights_of_a_dynamically_quantized_lstm_are_examined(code, portable, tmp_path):
+    weights = [constant(name, np.full((1, 4, 16), code), np.int8) for name in ("w", "r")]
+    zeros = [constant(name, np.zeros(1), np.int8) for name in ("zw", "zr")]
+    scales = [constant(name, np.full(1, 0.01)) for name in ("sw", "sr")]
+    names = ["x", "w", "r", "", "", "", "", "", "sw", "zw", "sr", "zr"]
+    node = helper.make_node("DynamicQuantizeLSTM", names, ["y"], "lstm", domain="com.microsoft", hidden_size=4)
+    model = model_of([node], [value("x", [3, 1, 4])], [value("y", [3, 1, 1, 4])], [*weights, *zeros, *scales])
+    onnx.save(model, tmp_path / "lstm.onnx")
+    inspection = inspected(tmp_path / "lstm.onnx")
+    assert inspection.portable is portable
+    assert inspection.layers[0].worst_pair == 2 * 255 * code
+
+
+def test_all_products_count_as_work(tmp_path):
+    nodes = [
+        helper.make_node("Einsum", ["q", "k"], ["e"], "einsum", equation="bhsd,bhtd->bhst"),
+        helper.make_node("Attention", ["q", "k", "v"], ["a"], "attention"),
+        helper.make_node("Einsum", ["q", "k", "v"], ["t"], "three", equation="bhsd,bhtd,bhte->bhse"),
+    ]
+    inputs = [value("q", [2, 3, 5, 8]), value("k", [2, 3, 7, 8]), value("v", [2, 3, 7, 4])]
+    outputs = [value("e", [2, 3, 5, 7]), value("a", [2, 3, 5, 4]), value("t", [2, 3, 5, 4])]
+    onnx.save(model_of(nodes, inputs, outputs, opset=23), tmp_path / "products.onnx")
+    inspection = inspected(tmp_path / "products.onnx")
+    macs = {layer.name: layer.macs for layer in inspection.layers}
+    assert macs == {"einsum": 2 * 3 * 5 * 7 * 8, "attention": 2 * 3 * 5 * 7 * (8 + 4), "three": None}
+    assert inspection.integer_share is None
+
+
+def test_the_size_is_that_of_the_file_and_a_shape_that_is_not_stated_is_unknown(tmp_path):
+    nodes = [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Neg", ["y"], ["z"])]
+    onnx.save(model_of(nodes, [value("x"), value("scalar", [])], [value("z")]), tmp_path / "m.onnx")
+    inspection = inspected(tmp_path / "m.onnx")
+    assert inspection.size_bytes == (tmp_path / "m.onnx").stat().st_size
+    assert [facts.shape for facts in inspection.inputs] == [None, ()]
+
+
 def test_work_is_counted_as_by_hand(files):
     layers = {layer.name: layer.macs for layer in inspected(files["reduced"]).layers}
     assert layers == {"conv1": 8 * 64 * 3 * 9, "conv2": 8 * 64 * 8 * 9, "gemm": 4 * 8}
