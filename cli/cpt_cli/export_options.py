@@ -18,6 +18,14 @@ class InputKind(StrEnum):
     UINT8 = "uint8"
 
 
+class Interpolation(StrEnum):
+    """How images are resized."""
+
+    BILINEAR = "bilinear"
+    BICUBIC = "bicubic"
+    NEAREST = "nearest"
+
+
 class Layout(StrEnum):
     """The layout of the bytes of images."""
 

@@ -157,6 +157,10 @@ def predict_rows(predictor: Predictor, body: Body) -> list[Any]:
     predictions: list[Any] = []
     if predictor.ranks and isinstance(given, Mapping):
         several = all(_rank(given.get(name)) == rank + 1 for name, rank in predictor.ranks.items())
+        counts = {name: len(calls) for name, calls in given.items()} if several else {}
+        if len({*counts.values()}) > 1:
+            found = ", ".join(f"{count} of {name}" for name, count in counts.items())
+            raise UsageError(f"Expected inputs of equally many calls, but got {found}")
         whole: Iterable[tuple[Any, ...]] = zip(*given.values(), strict=True) if several else [tuple(given.values())]
         return [predictor.rows({key: dict(zip(given, row, strict=True))})[0] for row in whole]
     for start in range(0, max(map(len, columns.values()), default=0), _ROWS_AT_ONCE):

@@ -103,8 +103,9 @@ def _numbers(values: Any) -> Any:
 
 @augmentations.register("random_crop")
 def _random_crop(size: tuple[int, int], padding: int = 4, fill: int = 0) -> Augmentation:
-    if not (isinstance(padding, int) and isinstance(fill, int)) or padding < 0:
-        raise ValueError(f"padding {padding!r} and fill {fill!r}, which are integers, the padding at least 0")
+    integers = isinstance(padding, int) and isinstance(fill, int) and not isinstance(padding, bool)
+    if not integers or padding < 0 or not 0 <= fill <= 255:
+        raise ValueError(f"padding {padding!r}, an integer of at least 0, and fill {fill!r}, an integer of 0 to 255")
     settings: dict[str, Any] = {"size": size, "padding": padding, "fill": fill}
     one, batch = functools.partial(_one, "RandomCrop", **settings), functools.partial(_cropped, **settings)
     return Augmentation("random_crop", one, batch)
@@ -133,6 +134,10 @@ def _flipped(images: Tensor, part: slice, whole: int, p: float) -> Tensor:
     return images
 
 
+_STRONGEST = 30
+"""The last of torchvision's 31 magnitudes of RandAugment."""
+
+
 def _library(name: str, transform: str, *, sizes: bool = False, **defaults: Any) -> None:
     """Register one of torchvision's transforms with its parameters and their defaults.
 
@@ -147,6 +152,8 @@ def _library(name: str, transform: str, *, sizes: bool = False, **defaults: Any)
         values = {key: _numbers(value) for key, value in (defaults | parameters).items()}
         if transform in ("RandomRotation", "RandomAffine"):
             values["interpolation"] = _transforms().InterpolationMode.BILINEAR
+        if transform == "RandAugment" and not 0 <= values["magnitude"] <= _STRONGEST:
+            raise ValueError(f"magnitude {values['magnitude']}, which is at most {_STRONGEST}")
         if transform == "AutoAugment":
             values["policy"] = _transforms().AutoAugmentPolicy(values["policy"])
         made = getattr(_transforms(), transform)

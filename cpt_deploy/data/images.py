@@ -28,6 +28,7 @@ class ImageSet(ABC):
         split: "train" or "test".
         classes: Names of the classes; a label is an index into them.
         labels: int64 (N,).
+        published: Name of the known data set that it is, whose preprocessing is published; empty if it is none.
 
     Raises:
         DataError: If there are no images, classes have no names of their own, or a label is not the index of a class.
@@ -37,6 +38,7 @@ class ImageSet(ABC):
     split: Split
     classes: tuple[str, ...]
     labels: npt.NDArray[np.int64]
+    published: str = field(default="", kw_only=True)
 
     def __post_init__(self) -> None:
         if self.labels.ndim != 1 or len(self.labels) == 0:

@@ -7,7 +7,6 @@ from cpt_deploy.data.images import ArrayImages, ImageSet
 from cpt_deploy.data.registry import datasets
 from cpt_deploy.errors import RecipeError
 from cpt_deploy.recipe import InputSettings
-from cpt_deploy.recipe.smoke import MADE_UP
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _MIN_STD = 1e-3
@@ -26,9 +25,8 @@ def default_preprocessing(images: ImageSet) -> Preprocessing:
     Raises:
         DataError: If the first image cannot be read.
     """
-    known = images.name.removeprefix(MADE_UP)
-    if known in datasets:
-        return datasets.get(known).preprocessing
+    if images.published:
+        return datasets.get(images.published).preprocessing
     if isinstance(images, ArrayImages):
         mean, std = _statistics(images)
         return Preprocessing(channels=images.channels, size=images.size, mean=mean, std=std)

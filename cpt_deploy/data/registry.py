@@ -1,7 +1,7 @@
 """The known data sets, and one function that opens images by name, path or import path."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cpt_deploy.bundle import Preprocessing
@@ -80,13 +80,13 @@ def load_images(name_or_path: str | Path, *, split: Split, root: Path | None = N
         return _made_up(name, split)
     if name in datasets:
         info = datasets.get(name)
-        return info.load(info, split, candidate_folders(name, root))
+        return replace(info.load(info, split, candidate_folders(name, root)), published=name)
     if ":" in name:
         return load_custom(name, split, root)
     path = _find_path(name, root)
     known = _known_layout(path)
     if known is not None:
-        return known.load(known, split, [path])
+        return replace(known.load(known, split, [path]), published=known.name)
     if path.is_file() or is_archive_folder(path):
         return load_archives(path, split)
     return load_folder(path, split)
@@ -111,7 +111,7 @@ def _made_up(name: str, split: Split) -> ImageSet:
     if kind not in datasets:
         return made_up_images(name, split, PHOTOGRAPHS, _CLASSES.get(kind, 10))
     info = datasets.get(kind)
-    return made_up_images(name, split, info.preprocessing, info.classes)
+    return replace(made_up_images(name, split, info.preprocessing, info.classes), published=kind)
 
 
 def _known_layout(path: Path) -> DatasetInfo | None:

@@ -19,6 +19,15 @@ def timm_names() -> list[str]:
     return list(_timm(f"{TIMM_PREFIX}*").list_models())
 
 
+def published_config(name: str) -> Any:
+    """Return timm's description of a model's published weights and their images; `None` if it has none.
+
+    Raises:
+        MissingExtraError: If timm is not installed.
+    """
+    return _timm(f"{TIMM_PREFIX}{name}").get_pretrained_cfg(name)
+
+
 def _timm(wanted: str) -> Any:
     try:
         import timm
@@ -44,7 +53,7 @@ def build_timm(name: str, *, num_classes: int, in_channels: int, input_size: tup
     timm = _timm(f"{TIMM_PREFIX}{name}")
     if not timm.is_model(name):
         raise UsageError(f"Expected a model of timm, but got {name!r}", hint=nearest_names(name, timm_names()))
-    config = timm.get_pretrained_cfg(name)
+    config = published_config(name)
     # a model whose published weights have a fixed input size needs the size in its constructor
     size = {"img_size": input_size} if config is not None and config.fixed_input_size else {}
     settings = {**size, **args}

@@ -13,6 +13,7 @@ from cpt_deploy.bundle.processors.tokenization import (
     Tokenizer,
     WordTokenizer,
     parse_tokenizer,
+    plain_text,
 )
 from cpt_deploy.errors import BundleError, DataError
 from cpt_deploy.signature import OUTPUT_NAME, TOKENS_NAME, Signature
@@ -54,9 +55,9 @@ class TextProcessor:
         return tuple(self.encode("\n"))
 
     def encode(self, text: str) -> list[int]:
-        """Return the tokens of a text."""
+        """Return the tokens of a text, with line ends as in the text of training."""
         # Replace characters without UTF-8 bytes (lone surrogates), which a command's arguments can contain.
-        clean = text.encode("utf-8", errors="replace").decode()
+        clean = plain_text(text).encode("utf-8", errors="replace").decode()
         return [int(token) for token in self.tokenizer.encode(clean)]
 
     def decoder(self, before: Sequence[int]) -> Decoder:
@@ -176,8 +177,20 @@ def _library_decoder(library: Any, before: Sequence[int]) -> Decoder:
     from tokenizers.decoders import DecodeStream
 
     stream = DecodeStream(ids=list(before), skip_special_tokens=False)
+    # Tokens since the last text, and those of that text, which the first token of a text may depend on.
+    shown, waiting = list(before), list[int]()
+
+    def text_of(ids: list[int]) -> str:
+        return str(library.decode(ids, skip_special_tokens=False))
 
     def decode(token: int) -> str:
-        return "" if token == END else stream.step(library, token) or ""
+        nonlocal shown, waiting
+        if token == END:
+            return text_of(shown + waiting)[len(text_of(shown)) :] if waiting else ""
+        waiting.append(token)
+        text = stream.step(library, token) or ""
+        if text:
+            shown, waiting = waiting, []
+        return text
 
     return decode

@@ -4,6 +4,7 @@ A tokenizer is stored as `tokenizer.json`, in the format of the `tokenizers` lib
 Words and bytes are implemented here without that library; only byte-pair encoding needs it.
 """
 
+import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,11 @@ FILE_NAME = "tokenizer.json"
 _BYTES = 256
 
 Ids = npt.NDArray[np.int32]
+
+
+def plain_text(text: str) -> str:
+    r"""Return a text as tokenizers are trained on it: with `\n` as line ends, and without a byte order mark."""
+    return text.removeprefix("\ufeff").replace("\r\n", "\n")
 
 
 class Tokenizer(Protocol):
@@ -138,7 +144,7 @@ class BpeTokenizer:
 
     def encode(self, text: str) -> Ids:
         """Return the numbers of a text's tokens, see `Tokenizer.encode`."""
-        lines = text.splitlines(keepends=True)  # the whole text at once would take many times the memory
+        lines = lines_of(text)  # the whole text at once would take many times the memory
         parts = (self._tokenizer.encode_batch(lines[first : first + 4096]) for first in range(0, len(lines), 4096))
         ids = (np.asarray(entry.ids, dtype=np.int32) for part in parts for entry in part)
         return np.concatenate([np.empty(0, np.int32), *ids])
@@ -167,7 +173,10 @@ def train_bpe(lines: Iterable[str], size: int) -> BpeTokenizer:
         raise UsageError(f"Expected more than {_BYTES} tokens for byte-pair encoding, but got {size}")
     library = _tokenizers()
     tokenizer = library.Tokenizer(library.models.BPE())
-    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # Lines are encoded one by one, here and by whoever reads the file.
+    lines_apart = library.pre_tokenizers.Split("\n", "merged_with_previous")
+    in_bytes = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = library.pre_tokenizers.Sequence([lines_apart, in_bytes])
     tokenizer.decoder = library.decoders.ByteLevel()
     alphabet = sorted(_byte_characters())
     trainer = library.trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
@@ -206,6 +215,11 @@ def parse_tokenizer(content: bytes, where: str = FILE_NAME) -> Tokenizer:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"Expected a tokenizer at {where}, but got: {error!r}") from error
     return BpeTokenizer(text)
+
+
+def lines_of(text: str) -> list[str]:
+    r"""Return the lines of a text with their ends, `\n`; other characters that break lines do not end them."""
+    return list(io.StringIO(text, newline="\n"))
 
 
 def split_words(text: str) -> Iterator[str]:

@@ -46,7 +46,7 @@ def load_archives(path: Path, split: Split) -> ArrayImages:
     if len(shapes) > 1:
         raise DataError(f"Expected images of one size in {path}, but got {sorted(shapes)}")
     pixels = np.concatenate([images for images, _ in parts])
-    labels = np.concatenate([values for _, values in parts]).astype(np.int64)
+    labels = np.concatenate([values for _, values in parts])
     classes = _class_names(path, labels)
     return ArrayImages(path.resolve().name.removesuffix(".npz"), split, classes, labels, pixels)
 
@@ -78,7 +78,16 @@ def _read_archive(path: Path, split: Split, *, alone: bool) -> tuple[Pixels, np.
         images, labels = _first(path, arrays, _IMAGES), _first(path, arrays, _LABELS)
     if images.ndim == 4 and images.shape[3] == 1:
         images = images[..., 0]
-    return images, labels.reshape(-1)
+    whole = labels.astype(np.int64) if labels.dtype.kind in "iubf" else None
+    if whole is None or not np.array_equal(whole, labels):
+        raise DataError(
+            f"Expected labels in {path} that are numbers of classes from 0 on, but got {labels.dtype}"
+            + (f" such as {labels.reshape(-1)[0]}" if labels.size else ""),
+            hint=f"{CLASSES_FILE} beside it names the classes, one per line",
+        )
+    if images.ndim == 0:
+        raise DataError(f"Expected images in {path}, but got a single number", hint=_FORMS)
+    return images, whole.reshape(-1)
 
 
 def _first(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]], names: tuple[str, ...]) -> np.ndarray[Any, Any]:
@@ -90,7 +99,8 @@ def _first(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]], names: tuple[
 
 def _decode_all(path: Path, data: np.ndarray[Any, Any], offset: np.ndarray[Any, Any]) -> Pixels:
     """Decode concatenated image files to RGB; file i is `data[offset[i]:offset[i + 1]]`."""
-    if data.dtype != np.uint8 or offset.ndim != 1 or len(offset) < 2 or offset[0] != 0 or offset[-1] != data.size:
+    whole = data.dtype == np.uint8 and offset.dtype.kind in "iu" and offset.ndim == 1 and len(offset) > 1
+    if not whole or offset[0] != 0 or offset[-1] != data.size:
         raise DataError(f"Expected offsets in {path} to run from 0 to {data.size}, but they do not: it is damaged")
     pixels: Pixels | None = None
     for index in range(len(offset) - 1):

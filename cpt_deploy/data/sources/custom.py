@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from cpt_deploy.data.images import ArrayImages, CallableImages, ImageSet, Pixels, Split
-from cpt_deploy.errors import UsageError
+from cpt_deploy.errors import DataError, UsageError
 from cpt_deploy.registry import import_object
 
 _WANTED = (
@@ -54,7 +54,10 @@ def _labels(dataset: Any) -> npt.NDArray[np.int64]:
     for name in ("targets", "labels"):
         if hasattr(dataset, name):
             return _whole(getattr(dataset, name))
-    return _whole([dataset[index][1] for index in range(len(dataset))])
+    try:
+        return _whole([dataset[index][1] for index in range(len(dataset))])
+    except (KeyError, IndexError, TypeError) as error:
+        raise UsageError(f"Expected items (image, label) of a data set, but got {error!r}", hint=_WANTED) from error
 
 
 def _whole(labels: Any) -> npt.NDArray[np.int64]:
@@ -86,8 +89,12 @@ class _ItemReader:
             return image
         pixels = np.asarray(image)
         if pixels.dtype != np.uint8:
-            raise UsageError(
+            raise DataError(
                 f"Expected images of {self.path!r} to be Pillow images or uint8, but got {pixels.dtype}",
                 hint="leave scaling and normalisation to the recipe (data.input), so that the bundle includes them",
+            )
+        if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)):
+            raise DataError(
+                f"Expected image {index} of {self.path!r} to be (H, W), (H, W, 1) or (H, W, 3), but got {pixels.shape}"
             )
         return pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels

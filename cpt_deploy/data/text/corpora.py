@@ -6,14 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from cpt_deploy.bundle.processors.tokenization import plain_text
 from cpt_deploy.data.places import candidate_folders
 from cpt_deploy.errors import DataError, MissingDataError
+from cpt_deploy.image_files import is_hidden
 from cpt_deploy.recipe.smoke import MADE_UP
 from cpt_deploy.registry import Registry
 
 TextSplit = Literal["train", "valid", "test"]
 SPLITS: tuple[TextSplit, ...] = ("train", "valid", "test")
 TEXT_SUFFIXES = (".txt", ".tokens", ".raw")
+_ABOUT = frozenset({"readme", "license", "licence", "notice", "classes", "labels", "requirements"})
+"""Names of text files that are about data and not data."""
 _MADE_UP_WORDS = 2000
 HELD_OUT = 0.05
 """Share of a single-file text that is held out for validation, and again for testing: its end, the test text last."""
@@ -37,6 +41,7 @@ class CorpusInfo:
         summary: A short description.
         tokens: Published numbers of words of training, validation and test text, counting line ends; empty if none.
         types: Published number of different words, or 0.
+        files: Names of its files of training, validation and test text, or of one file that is divided.
         obtain: How to get it, in one line.
     """
 
@@ -44,6 +49,7 @@ class CorpusInfo:
     summary: str
     tokens: tuple[int, ...]
     types: int
+    files: tuple[str, ...]
     obtain: str
 
 
@@ -71,7 +77,7 @@ class Corpus:
         except OSError as error:
             raise DataError(f"Expected to read text from {path}, but got: {error.strerror or error}") from error
         try:
-            text = content.decode("utf-8-sig").replace("\r\n", "\n")
+            text = plain_text(content.decode())
         except UnicodeDecodeError as error:
             line = content.count(b"\n", 0, error.start) + 1
             raise DataError(
@@ -105,14 +111,20 @@ corpora: Registry[CorpusInfo] = Registry("corpus")
 
 
 def is_corpus(name_or_path: str) -> bool:
-    """Return whether a name means text and not images: a known corpus, a text file, or a folder of text files."""
+    """Return whether a name means text and not images: a known corpus, a text file, or a folder of text files.
+
+    In folders of images and archives there are often text files, too: notes, names of classes, lists of files.
+    """
     name_or_path = name_or_path.removeprefix(MADE_UP)
     if name_or_path in corpora:
         return True
     path = Path(name_or_path).expanduser()
     if path.is_file():
         return path.suffix in TEXT_SUFFIXES
-    return path.suffix in TEXT_SUFFIXES or (path.is_dir() and bool(_text_files(path)))
+    if not path.is_dir():
+        return path.suffix in TEXT_SUFFIXES
+    others = [each for each in path.iterdir() if not is_hidden(each) and (each.is_dir() or each.suffix == ".npz")]
+    return not others and bool(_text_files(path))
 
 
 def load_corpus(name_or_path: str | Path, root: Path | None = None) -> Corpus:
@@ -142,6 +154,9 @@ def load_corpus(name_or_path: str | Path, root: Path | None = None) -> Corpus:
     if found is None:
         places = " or ".join(str(folder) for folder in folders[:2])
         raise MissingDataError(f"Expected corpus {name} in {places}, but it is not there", hint=info.obtain)
+    exact = [found / file for file in info.files]
+    if all(path.is_file() for path in exact):
+        return Corpus(name, dict(zip(SPLITS, exact if len(exact) > 1 else exact * len(SPLITS), strict=True)))
     return Corpus(name, _files_of(name, found, hint=info.obtain))
 
 
@@ -152,8 +167,14 @@ def _files_of(name: str, folder: Path, *, hint: str) -> dict[TextSplit, Path]:
     found: dict[TextSplit, Path] = {}
     for path in files:
         split = _split_of(path)
-        if split is not None:
-            found.setdefault(split, path)
+        if split is None:
+            continue
+        if split in found:
+            raise DataError(
+                f"Expected one file of {split} text of {name} in {folder}, but got {found[split].name} and {path.name}",
+                hint=hint,
+            )
+        found[split] = path
     missing = [split for split in SPLITS if split not in found]
     if missing:
         raise DataError(
@@ -165,7 +186,11 @@ def _files_of(name: str, folder: Path, *, hint: str) -> dict[TextSplit, Path]:
 
 
 def _text_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix in TEXT_SUFFIXES and path.is_file())
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix in TEXT_SUFFIXES and path.is_file() and not is_hidden(path) and path.stem.lower() not in _ABOUT
+    )
 
 
 def _split_of(path: Path) -> TextSplit | None:
@@ -174,16 +199,17 @@ def _split_of(path: Path) -> TextSplit | None:
 
 
 def _part(text: str, split: TextSplit) -> str:
-    """Return a split of a single-file text, cut at line ends if there are any."""
+    """Return a split of a single-file text, cut near its place: at a line end, else between words if there are any."""
     held = int(len(text) * HELD_OUT)
-    cuts = [0, _line_end(text, len(text) - 2 * held), _line_end(text, len(text) - held), len(text)]
+    cuts = [0, _cut(text, len(text) - 2 * held, held), _cut(text, len(text) - held, held), len(text)]
     number = SPLITS.index(split)
     return text[cuts[number] : cuts[number + 1]]
 
 
-def _line_end(text: str, position: int) -> int:
-    end = text.rfind("\n", 0, position)
-    return end + 1 if end > 0 else position
+def _cut(text: str, position: int, reach: int) -> int:
+    """Return the place after the last line end or space before a position, of the characters within reach."""
+    ends = (text.rfind(mark, max(position - reach // 2, 0), position) for mark in ("\n", " "))
+    return next((end + 1 for end in ends if end > 0), position)
 
 
 for _info in (
@@ -192,6 +218,7 @@ for _info in (
         "Penn Treebank, newspaper text of 10,000 words",
         (929589, 73760, 82430),
         10000,
+        ("ptb.train.txt", "ptb.valid.txt", "ptb.test.txt"),
         "set data.root, or CPT_DATA_DIR with a folder ptb in it, to a folder that holds ptb.train.txt, ptb.valid.txt "
         "and ptb.test.txt",
     ),
@@ -200,6 +227,7 @@ for _info in (
         "articles of Wikipedia",
         (2088628, 217646, 245569),
         33278,
+        ("wiki.train.tokens", "wiki.valid.tokens", "wiki.test.tokens"),
         "set data.root, or CPT_DATA_DIR with a folder wikitext-2 in it, to a folder that holds wiki.train.tokens, "
         "wiki.valid.tokens and wiki.test.tokens",
     ),
@@ -208,6 +236,7 @@ for _info in (
         "articles of Wikipedia, 50 times as many",
         (103227021, 217646, 245569),
         267735,
+        ("wiki.train.tokens", "wiki.valid.tokens", "wiki.test.tokens"),
         "set data.root, or CPT_DATA_DIR with a folder wikitext-103 in it, to a folder that holds wiki.train.tokens, "
         "wiki.valid.tokens and wiki.test.tokens",
     ),
@@ -216,6 +245,7 @@ for _info in (
         "a megabyte of Shakespeare in one file",
         (),
         0,
+        ("input.txt",),
         "set data.root, or CPT_DATA_DIR with a folder tinyshakespeare in it, to a folder that holds input.txt",
     ),
 ):

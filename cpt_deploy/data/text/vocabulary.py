@@ -11,6 +11,7 @@ from cpt_deploy.bundle.processors.tokenization import (
     Ids,
     Tokenizer,
     WordTokenizer,
+    lines_of,
     split_words,
     train_bpe,
 )
@@ -41,7 +42,7 @@ def build_tokenizer(text: str, level: Level, size: int | None = None) -> Tokeniz
             raise UsageError(f"Expected no data.text.vocabulary_size for bytes, which are 256, but got {size}")
         return ByteTokenizer()
     if level == "bpe":
-        return train_bpe(text.splitlines(keepends=True), DEFAULT_BPE_SIZE if size is None else size)
+        return train_bpe(lines_of(text), DEFAULT_BPE_SIZE if size is None else size)
     return WordTokenizer(_frequent_words(text, size))
 
 

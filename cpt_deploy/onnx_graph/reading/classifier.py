@@ -65,7 +65,7 @@ class ImageClassifier:
             raise ConversionError(f"Expected a classifier with {what} ({listed})", hint=_OTHERWISE)
         kind = inputs[0].type.tensor_type
         sizes, element = sizes_of(kind), TensorProto.DataType.Name(kind.elem_type).lower()
-        last = len(sizes) == 4 and sizes[1] not in (None, *_CHANNELS) and sizes[3] in _CHANNELS
+        last = len(sizes) == 4 and sizes[1] not in _CHANNELS and sizes[3] in _CHANNELS
         channels, height, width = (sizes[3], *sizes[1:3]) if last else sizes[1:] if len(sizes) == 4 else (0, 0, 0)
         if kind.elem_type != TensorProto.FLOAT or channels not in (None, *_CHANNELS):
             raise ConversionError(

@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
 
 from cpt_deploy import readable
 from cpt_deploy.errors import UsageError
@@ -38,7 +40,7 @@ class FloatModel:
         model: Name or import path of the model that the weights belong to.
         batches: Maximum number of calibration batches.
         labels: File of class names, one per line; None is the data set's.
-        input: Settings of the input: size, channels, mean, std; the rest comes from file, model and data.
+        input: Settings of the input by the names of `data.input` of a recipe; the rest comes from file, model and data.
         name: Name of the model in the bundle; None is the file's.
     """
 
@@ -100,7 +102,7 @@ def preprocessing_of(
         UsageError: If the user's settings are not those of the file, or not one for each channel.
     """
     from cpt_deploy.data import default_preprocessing, resolve_preprocessing
-    from cpt_deploy.models.torchvision_models import PREFIX, published_normalization
+    from cpt_deploy.models.published import published_input
     from cpt_deploy.recipe import InputSettings
 
     settings, default = dict(source.input), default_preprocessing(images)
@@ -113,18 +115,27 @@ def preprocessing_of(
                 f"Expected the {key} that {source.path.name} is made for, {fixed}, but got {settings[key]}"
             )
         settings[key] = fixed
-    name = source.model or ""
-    if name.startswith(PREFIX) and settings.get("channels", default.channels) == 3:
-        published = published_normalization(name.removeprefix(PREFIX), {})
-        settings = dict(zip(("mean", "std"), published, strict=True)) | settings
+    published = published_input(source.model or "")
+    if published is not None and settings.get("channels", default.channels) == 3:
+        default = replace(default, channels=3, mean=published.mean, std=published.std)
+        if default.resize is not None:  # photographs; of small images each pixel is kept
+            default = replace(
+                default, size=published.size, resize=published.resize, interpolation=published.interpolation
+            )
     for key in ("mean", "std"):
         wanted = settings.get("channels", default.channels)
         if key in settings and len(settings[key]) != wanted:
             raise UsageError(f"Expected {wanted} numbers for --{key}, one per channel, but got {len(settings[key])}")
-    preprocessing = resolve_preprocessing(InputSettings(**settings), default)
+    try:
+        preprocessing = resolve_preprocessing(InputSettings(**settings), default)
+    except ValidationError as error:
+        raise UsageError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
     height, width = preprocessing.size
+    resized = ""
+    if preprocessing.resize is not None:
+        resized = f" from the middle of {preprocessing.resize} ({preprocessing.interpolation})"
     reporter.note(
-        f"images become {height} x {width} pixels in {preprocessing.channels} channels, normalised with mean "
+        f"images become {height} x {width} pixels{resized} in {preprocessing.channels} channels, normalised with mean "
         f"{_numbers(preprocessing.mean)} and standard deviation {_numbers(preprocessing.std)}"
     )
     return preprocessing

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cpt_deploy import readable
 from cpt_deploy.errors import DataError, UsageError
+from cpt_deploy.signature import TensorSpec
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -47,9 +48,11 @@ class InputFiles:
 
     Attributes:
         parts: Files that hold all inputs of some rows: by input, the path of its array, and its name in a file .npz.
+        dtypes: Dtype of each input in a call, to which real and whole numbers of other sizes are converted.
     """
 
     parts: tuple[dict[str, Path], ...]
+    dtypes: Mapping[str, np.dtype[Any]]
 
     @cached_property
     def arrays(self) -> Callable[[int], Arrays]:
@@ -71,18 +74,19 @@ class InputFiles:
         return tuple(_rows(self.arrays(number), part) for number, part in enumerate(self.parts))
 
     @classmethod
-    def find(cls, path: Path, names: Sequence[str]) -> "InputFiles":
+    def find(cls, path: Path, tensors: Sequence[TensorSpec]) -> "InputFiles":
         """Find values of inputs.
 
         Args:
             path: A file .npz with an array (rows, ...) of each input, or a folder: with NAME.npy of each input; with a
                 folder NAME of such files for each input, equally many in the order of their names; or with files .npz.
-            names: Names of the inputs.
+            tensors: The inputs.
 
         Raises:
             DataError: If they are missing or damaged.
-            UsageError: If they are not those of the model.
+            UsageError: If they are not those of the model, or have other sizes or another kind of numbers.
         """
+        names = [tensor.name for tensor in tensors]
         if not path.is_dir():
             parts = [dict.fromkeys(names, path)]
         elif all((path / f"{name}.npy").is_file() for name in names):
@@ -100,9 +104,11 @@ class InputFiles:
             raise DataError(
                 f"Expected values of {', '.join(names)} in {readable.path(path)}, but found none", hint=_FORMS
             )
-        found_files = cls(tuple(parts))
+        found_files = cls(tuple(parts), {tensor.name: np.dtype(tensor.dtype) for tensor in tensors})
         for number in range(len(parts)):
-            found_files.arrays(number)
+            arrays = found_files.arrays(number)
+            for tensor in tensors:
+                _check_fits(arrays[tensor.name], tensor)
         return found_files
 
     @property
@@ -120,7 +126,7 @@ class InputFiles:
         for number, rows in enumerate(self.rows):
             arrays = self.arrays(number)
             for start in range(0, rows, size):
-                yield {name: np.array(array[start : start + size]) for name, array in arrays.items()}
+                yield {name: self._values(name, array[start : start + size]) for name, array in arrays.items()}
 
     @property
     def paths(self) -> list[Path]:
@@ -139,8 +145,8 @@ class InputFiles:
             steps, count = _steps(arrays, shapes, next(iter(part.values())).name)
             for call in range(count):
                 yield {
-                    name: np.array(
-                        array[call] if (step := steps[name]) is None else array[call * step : (call + 1) * step]
+                    name: self._values(
+                        name, array[call] if (step := steps[name]) is None else array[call * step : (call + 1) * step]
                     )
                     for name, array in arrays.items()
                 }
@@ -168,7 +174,10 @@ class InputFiles:
             UsageError: If a part has no rows, or inputs have not equally many.
         """
         first, last = self.arrays(0), self.arrays(len(self.rows) - 1)
-        return {name: np.stack([first[name][0], last[name][-1]]) for name in first}
+        return {name: self._values(name, np.stack([first[name][0], last[name][-1]])) for name in first}
+
+    def _values(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
+        return np.array(array, self.dtypes[name])
 
 
 @contextmanager
@@ -201,6 +210,21 @@ def _loaded(part: dict[str, Path]) -> Arrays:
                     raise UsageError(f"Expected arrays {', '.join(part)} in {path.name}, but got {found}")
                 arrays[name] = archive[name]
     return arrays
+
+
+def _check_fits(array: NDArray[Any], tensor: TensorSpec) -> None:
+    """Raise a `UsageError` if an array has no rows or calls of an input."""
+    wanted, got = np.dtype(tensor.dtype), f"{array.dtype} {array.shape}"
+    shape = tensor.whole_shape
+    # Each row is one of a call, or a call.
+    fits = not shape or any(
+        array.ndim == len(sizes) + 1
+        and all(size == known for size, known in zip(array.shape[1:], sizes, strict=True) if isinstance(known, int))
+        for sizes in (shape[1:], shape)
+    )
+    if not fits or not np.can_cast(array.dtype, wanted, "same_kind"):
+        sizes = ", ".join(map(str, shape))
+        raise UsageError(f"Expected rows of {tensor.name}, {tensor.dtype} ({sizes}) in a call, but got {got}")
 
 
 def _steps(arrays: Arrays, shapes: Mapping[str, Sequence[int | str]], where: str) -> tuple[dict[str, int | None], int]:

@@ -139,7 +139,7 @@ def tensor_samples(
     from cpt_deploy.validation.accuracy.tensor_scoring import SignalToNoise
 
     signature = bundle.signature
-    files = InputFiles.find(data, [tensor.name for tensor in signature.inputs])
+    files = InputFiles.find(data, signature.inputs)
     joined, ranks = signature.joins_rows, {tensor.name: tensor.whole_shape for tensor in signature.inputs}
     size = files.count if joined else files.number_of_calls(ranks)
     if not size:

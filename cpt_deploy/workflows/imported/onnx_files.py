@@ -171,8 +171,9 @@ def _tensors(source: FloatModel, reporter: Reporter) -> _Given:
     read = read_onnx(source.path)
     if not read.inputs:
         raise ConversionError(f"Expected a model with inputs in {source.path.name}, but it has none")
-    files = InputFiles.find(Path(source.data), [value.name for value in read.inputs])
-    shapes = {tensor.name: tensor.whole_shape for tensor in declared_inputs(read)}
+    tensors = declared_inputs(read)
+    files = InputFiles.find(Path(source.data), tensors)
+    shapes = {tensor.name: tensor.whole_shape for tensor in tensors}
     network, apart = with_free_batch(read), _no_rows(files, shapes)
     apart = apart or _why_apart(network, read, _rows_to_try(files.ends()))
     if apart is None:

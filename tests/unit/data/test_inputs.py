@@ -32,6 +32,20 @@ def test_published_values_of_digits_are_those_of_its_training_images():
     assert preprocessing.std[0] == pytest.approx(images.pixels.std() / 255, abs=1e-4)
 
 
+def test_own_data_that_are_named_like_a_known_set_have_their_own_values(tmp_path):
+    for split in ("train", "test"):
+        for label in ("cat", "dog"):
+            folder = tmp_path / "digits" / split / label
+            folder.mkdir(parents=True)
+            Image.new("RGB", (64, 48)).save(folder / "a.png")
+    photos = default_preprocessing(load_images(tmp_path / "digits", split="train"))
+    assert (photos.channels, photos.size) == (3, (48, 64))
+    pixels = np.full((4, 28, 28), 51, np.uint8)
+    np.savez(tmp_path / "digits.npz", x_train=pixels, y_train=[0, 1, 0, 1], x_test=pixels, y_test=[0, 1, 0, 1])
+    arrays = default_preprocessing(load_images(tmp_path / "digits.npz", split="train"))
+    assert (arrays.size, arrays.mean) == ((28, 28), (0.2,))
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_arrays_are_normalised_by_their_own_statistics(array_images, channels):
     images = array_images(channels=channels, size=(5, 7))

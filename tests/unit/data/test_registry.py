@@ -89,6 +89,14 @@ class Tensors(Items):
     def __getitem__(self, index):
         return torch.full((3, 4, 5), index, dtype=torch.uint8), index
 
+class Dictionaries(Items):
+    def __getitem__(self, index):
+        return {"image": Image.new("RGB", (4, 4)), "label": index}
+
+class ChannelsFirst(Tensors):
+    def __getitem__(self, index):
+        return np.zeros((3, 4, 5), np.uint8), index
+
 class Floats(Tensors):
     def __getitem__(self, index):
         return torch.zeros(3, 4, 5), index
@@ -135,6 +143,14 @@ def test_normalised_tensors_are_refused_with_the_reason(user_module):
 
     with pytest.raises(DataError, match="uint8"):
         images.image(0)
+
+
+def test_items_that_are_no_pairs_and_images_of_another_shape_are_named(user_module):
+    with pytest.raises(UsageError, match=r"items \(image, label\)"):
+        load_images(f"{user_module}:Dictionaries", split="test")
+    images = load_images(f"{user_module}:ChannelsFirst", split="test")
+    with pytest.raises(DataError, match=r"image 1 of .* but got \(3, 4, 5\)"):
+        images.image(1)
 
 
 @pytest.mark.parametrize(

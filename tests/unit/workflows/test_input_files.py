@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from cpt_deploy.errors import DataError, UsageError
+from cpt_deploy.signature import TensorSpec
 from cpt_deploy.workflows.imported.input_files import InputFiles, has_input_files
 
+X, Y = TensorSpec("a", "float32", (3,)), TensorSpec("b", "int64", ())
 A, B = np.arange(20 * 3, dtype=np.float32).reshape(20, 3), np.arange(20)
 
 
@@ -32,7 +34,7 @@ def written(folder: Path, form: str) -> Path:
 def test_all_forms_have_the_same_rows(form: str, tmp_path: Path) -> None:
     path = written(tmp_path, form)
     assert has_input_files(path)
-    found = InputFiles.find(path, ["a", "b"])
+    found = InputFiles.find(path, [X, Y])
     assert found.count == 20
     batches = list(found.batches())
     assert len(batches) == found.number_of_batches
@@ -54,20 +56,44 @@ def test_data_sets_of_images_are_told_apart(tmp_path: Path) -> None:
     assert not has_input_files(Path("digits"))
 
 
+def test_numbers_of_another_size_are_converted(tmp_path: Path) -> None:
+    np.savez(tmp_path / "inputs.npz", a=A.astype(np.float64), b=B.astype(np.int32))
+    found = InputFiles.find(tmp_path / "inputs.npz", [X, Y])
+    for arrays in (found.ends(), *found.batches(), *found.calls({"a": ("N", 3), "b": ("N",)})):
+        assert {name: array.dtype for name, array in arrays.items()} == {"a": np.float32, "b": np.int64}
+    np.savez(tmp_path / "whole.npz", a=A.astype(np.int64), b=B)
+    np.testing.assert_array_equal(next(InputFiles.find(tmp_path / "whole.npz", [X, Y]).batches())["a"], A[:8])
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        (A[:, :2], B, r"rows of a, float32 \(N, 3\) in a call, but got float32 \(20, 2\)"),
+        (A[:, 0], B, r"but got float32 \(20,\)"),
+        (A, B + 0.5, r"rows of b, int64 \(N\) in a call, but got float64 \(20,\)"),
+        (A.astype(str), B, "but got <U"),
+    ],
+)
+def test_arrays_of_other_sizes_or_kinds_are_refused(a: np.ndarray, b: np.ndarray, message: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "inputs.npz", a=a, b=b)
+    with pytest.raises(UsageError, match=message):
+        InputFiles.find(tmp_path / "inputs.npz", [X, Y])
+
+
 def test_what_does_not_fit_is_one_line(tmp_path: Path) -> None:
     path = written(tmp_path, "file")
     with pytest.raises(UsageError, match=r"Expected arrays a, c in inputs\.npz, but got a, b"):
-        InputFiles.find(path, ["a", "c"])
+        InputFiles.find(path, [X, TensorSpec("c", "int64", ())])
     np.savez(tmp_path / "uneven.npz", a=A, b=B[:3])
     with pytest.raises(UsageError, match="20 of a, 3 of b"):
-        _ = InputFiles.find(tmp_path / "uneven.npz", ["a", "b"]).count
+        _ = InputFiles.find(tmp_path / "uneven.npz", [X, Y]).count
     with pytest.raises(UsageError, match="equally many calls"):
-        InputFiles.find(tmp_path / "uneven.npz", ["a", "b"]).number_of_calls({"a": ("N", 4), "b": ("N",)})
+        InputFiles.find(tmp_path / "uneven.npz", [X, Y]).number_of_calls({"a": ("N", 4), "b": ("N",)})
     with pytest.raises(DataError, match="Expected arrays in"):
-        InputFiles.find(tmp_path / "missing.npz", ["a"])
+        InputFiles.find(tmp_path / "missing.npz", [X])
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="Expected values of a"):
-        InputFiles.find(tmp_path / "empty", ["a"])
+        InputFiles.find(tmp_path / "empty", [X])
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(DataError, match="Expected arrays in"):
-        InputFiles.find(path, ["a", "b"])
+        InputFiles.find(path, [X, Y])

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cpt_cli.command import Command
-from cpt_cli.export_options import Activations, Channels, Checkpoint, InputKind, Layout
+from cpt_cli.export_options import Activations, Channels, Checkpoint, InputKind, Interpolation, Layout
 from cpt_cli.output import out
 from cpt_cli.shown.export_summary import files_bytes, show_export
 from cpt_deploy import readable
@@ -189,7 +189,7 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
         typer.Option(
             help="Mean that training subtracted from pixels in 0..1: one number per channel, joined by commas.",
             rich_help_panel=IMPORT_PANEL,
-            show_default="the data set's; for torchvision models that of their published weights",
+            show_default="the data set's; for models of torchvision and timm that of their published weights",
         ),
     ] = None,
     std: Annotated[
@@ -198,6 +198,21 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
             help="Standard deviation that training divided by, likewise.",
             rich_help_panel=IMPORT_PANEL,
             show_default="as for --mean",
+        ),
+    ] = None,
+    resize: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Length of the shorter side before the centre crop.",
+            rich_help_panel=IMPORT_PANEL,
+            show_default="as for --mean",
+        ),
+    ] = None,
+    interpolation: Annotated[
+        Interpolation | None,
+        typer.Option(
+            help="Interpolation of resized images.", rich_help_panel=IMPORT_PANEL, show_default="as for --mean"
         ),
     ] = None,
     name: Annotated[
@@ -228,7 +243,7 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
     only_from = {
         "--data": data, "--data-dir": data_dir, "--model": model, "--calibration-batches": calibration_batches,
         "--labels": labels, "--input-size": input_size, "--channels 1 or 3": number, "--mean": mean, "--std": std,
-        "--name": name,
+        "--resize": resize, "--interpolation": interpolation, "--name": name,
     }  # fmt: skip
     check_origin(run, source, only_from, {"--budget": budget, "--force": force or None, "--checkpoint": checkpoint})
     if bits is not None and budget is not None:
@@ -258,6 +273,8 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
             "channels": number,
             "mean": parsed_numbers("--mean", mean),
             "std": parsed_numbers("--std", std),
+            "resize": resize,
+            "interpolation": None if interpolation is None else interpolation.value,
         }
         float_model = FloatModel(
             source,

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -33,11 +33,24 @@ def decoded(processor, before, tokens):
     return "".join(decode(token) for token in (*tokens, END))
 
 
+@pytest.fixture(scope="module")
+def pairs():
+    return TextProcessor(train_bpe(["naïve café, naïve élan\n"] * 9, 280))
+
+
+@given(st.text("nave cafélïe\n", max_size=30), st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_pairs_decode_to_the_text_wherever_generation_ends(pairs, text, data):
+    tokens = pairs.encode(text)
+    end = data.draw(st.integers(0, len(tokens)))
+    assert decoded(pairs, pairs.encode("\n"), tokens[:end]) == pairs.tokenizer.decode(tokens[:end])
+
+
 @given(st.text(), st.integers(0, 40))
 def test_bytes_decode_to_the_text_wherever_the_prompt_ends(text, cut):
     processor = TextProcessor(ByteTokenizer())
     tokens = processor.encode(text)
-    clean = text.encode("utf-8", errors="replace")
+    clean = text.removeprefix("\ufeff").replace("\r\n", "\n").encode("utf-8", errors="replace")
     assert bytes(tokens) == clean
     prompt = clean[:cut].decode("utf-8", errors="ignore").encode()
     assert decoded(processor, tokens[: len(prompt)], tokens[len(prompt) :]) == clean[len(prompt) :].decode()

@@ -43,6 +43,33 @@ def test_arrays_are_read_and_parts_are_joined(root):
     assert train.classes == ("red", "green", "blue")
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [LABELS + 0.5, np.array(["red", "green", "red", "blue", "red"]), LABELS.astype("datetime64[D]"), LABELS + 1j],
+)
+def test_labels_that_are_no_numbers_of_classes_are_refused(root, labels):
+    np.savez(root / "train.npz", images=PIXELS, labels=labels)
+
+    with pytest.raises(DataError, match=f"numbers of classes from 0 on, but got {labels.dtype}".replace("[", r"\[")):
+        load_images(root, split="train")
+
+
+def test_whole_numbers_are_labels_whatever_their_type(root):
+    np.savez(root / "train.npz", images=PIXELS, labels=LABELS.astype(np.float64))
+
+    assert load_images(root, split="train").labels.tolist() == LABELS.tolist()
+
+
+def test_a_number_is_no_images_and_real_offsets_are_damaged(root):
+    np.savez(root / "train.npz", images=np.uint8(3), labels=LABELS)
+    with pytest.raises(DataError, match="a single number"):
+        load_images(root, split="train")
+    arrays = jpeg_arrays()
+    np.savez(root / "train.npz", **{**arrays, "offset": arrays["offset"].astype(float)})
+    with pytest.raises(DataError, match="Expected offsets"):
+        load_images(root, split="train")
+
+
 def test_classes_are_numbered_without_names(root):
     (root / "classes.txt").unlink()
 

@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 from pathlib import Path
@@ -76,6 +77,18 @@ def test_byte_pairs_give_the_text_back():
     assert len(tokenizer.encode(TEXT)) < len(TEXT)
 
 
+@given(text=st.text(st.sampled_from("the cat  é\n\x0c\x85\u2028\t"), max_size=40))
+def test_byte_pairs_are_those_of_the_tokenizers_library(text):
+    tokenizer = _pairs()
+    assert library(tokenizer).encode(text).ids == tokenizer.encode(text).tolist()
+
+
+@functools.cache
+def _pairs():
+    pytest.importorskip("tokenizers")
+    return build_tokenizer("the cat  \nsat é\x0c\n" * 9, "bpe", 280)
+
+
 def test_a_damaged_tokenizer_is_one_line(tmp_path):
     (tmp_path / "tokenizer.json").write_text('{"model": 3}')
     with pytest.raises(DataError, match="Expected a tokenizer at"):
@@ -102,6 +115,38 @@ def test_a_folder_and_a_file_are_corpora(tmp_path):
     parts = [corpus.text(split) for split in ("train", "valid", "test")]
     assert "".join(parts) == file.read_text()
     assert [part.count("\n") for part in parts] == [180, 10, 10]
+
+
+@pytest.mark.parametrize("beside", ["train.npz", "train", "photos"])
+def test_texts_beside_archives_and_folders_are_no_corpus(beside, tmp_path):
+    (tmp_path / "train.txt").write_text("cat/1.png\n")
+    assert is_corpus(str(tmp_path))
+    (tmp_path / beside).touch() if "." in beside else (tmp_path / beside).mkdir()
+    assert not is_corpus(str(tmp_path))
+
+
+def test_texts_about_data_are_no_corpus(tmp_path):
+    for name in ("README.txt", "classes.txt", "._train.txt"):
+        (tmp_path / name).write_text("text\n")
+    assert not is_corpus(str(tmp_path))
+
+
+def test_a_known_corpus_has_its_own_files_and_two_of_one_split_are_refused(tmp_path):
+    for split in ("train", "valid", "test"):
+        for kind in ("ptb", "ptb.char"):
+            (tmp_path / f"{kind}.{split}.txt").write_text(f"{kind}\n")
+    assert load_corpus("ptb", tmp_path).text("train") == "ptb\n"
+    with pytest.raises(DataError, match=r"but got ptb\.char\.test\.txt and ptb\.test\.txt"):
+        load_corpus(tmp_path)
+
+
+@pytest.mark.parametrize("line", ["word " * 20_000, ("word " * 2000 + "\n") * 10, "x" * 5000])
+def test_long_lines_are_divided_too(line, tmp_path):
+    (tmp_path / "book.txt").write_text(f"My Book\n{line}")
+    corpus = load_corpus(tmp_path / "book.txt")
+    parts = [corpus.text(split) for split in ("train", "valid", "test")]
+    assert "".join(parts) == f"My Book\n{line}"
+    assert [len(part) / len("".join(parts)) for part in parts] == pytest.approx([0.9, 0.05, 0.05], abs=0.03)
 
 
 def test_missing_empty_and_foreign_text_are_one_line_each(tmp_path):

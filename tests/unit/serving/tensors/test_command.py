@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cpt_cli.main import main
+from cpt_deploy.errors import UsageError
 
 ROWS = {"measures": [[3.5, 1, 2], [0.5, 7, -2]], "district": [[2], [1]]}
 
@@ -69,6 +70,14 @@ def test_a_table_has_the_names_of_features_or_none(capsys, make_series_bundle, t
     numbers = tmp_path / "numbers.csv"
     numbers.write_text("3.5,1,2\n0.5,7,-2\n")
     assert read_rows(numbers) == {"instances": [[3.5, 1, 2], [0.5, 7, -2]]}
+
+
+def test_calls_of_unequal_numbers_are_refused():
+    from cpt_cli.prediction import Predictor, predict_rows
+
+    predictor = Predictor(lambda path: None, lambda body: [], ranks={"x": 1, "y": 1})
+    with pytest.raises(UsageError, match="equally many calls, but got 3 of x, 2 of y"):
+        predict_rows(predictor, {"inputs": {"x": [[1]] * 3, "y": [[1]] * 2}})
 
 
 @pytest.mark.parametrize(
