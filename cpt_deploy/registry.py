@@ -100,7 +100,7 @@ def import_object(path: str) -> object:
         UsageError: If the module or the attribute does not exist.
     """
     module_name, _, attribute = path.rpartition(":")
-    if not module_name or not attribute:
+    if not module_name or not attribute or module_name.startswith("."):
         raise UsageError(f"Expected an import path of the form 'module:attribute', but got {path!r}")
     file = source_file(path)
     if file is not None and not file.is_file():

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from cpt_deploy.models.timm_models import TIMM_PREFIX, published_config
 from cpt_deploy.models.torchvision_models import PREFIX, published_normalization
@@ -23,7 +24,7 @@ class PublishedInput:
     std: tuple[float, ...]
     size: tuple[int, int]
     resize: int
-    interpolation: str
+    interpolation: Literal["bilinear", "bicubic"]
 
 
 def published_input(name: str) -> PublishedInput | None:
@@ -48,7 +49,8 @@ def _of_torchvision(name: str) -> PublishedInput | None:
         return None
     found = weights.transforms()
     (size,), (resize,) = found.crop_size, found.resize_size
-    return PublishedInput(*published_normalization(name, {}), (size, size), resize, found.interpolation.value)
+    interpolation = _known(found.interpolation.value)
+    return PublishedInput(*published_normalization(name, {}), (size, size), resize, interpolation)
 
 
 def _of_timm(name: str) -> PublishedInput | None:
@@ -57,5 +59,9 @@ def _of_timm(name: str) -> PublishedInput | None:
         return None
     height, width = config.input_size[1:]
     resize = math.floor(max(height, width) / config.crop_pct)
-    interpolation = "bicubic" if config.interpolation == "bicubic" else "bilinear"
-    return PublishedInput(tuple(config.mean), tuple(config.std), (height, width), resize, interpolation)
+    mean, std = tuple(config.mean), tuple(config.std)
+    return PublishedInput(mean, std, (height, width), resize, _known(config.interpolation))
+
+
+def _known(interpolation: str) -> Literal["bilinear", "bicubic"]:
+    return "bicubic" if interpolation == "bicubic" else "bilinear"

@@ -270,7 +270,12 @@ def _build_imported(path: str, settings: dict[str, object]) -> PrecisionSchedule
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             known = {parameter.name for parameter in parameters}
             settings = {key: value for key, value in settings.items() if key in known}
-        found = cast(Callable[..., object], found)(**settings)
+        try:
+            found = cast(Callable[..., object], found)(**settings)
+        except TypeError as error:
+            raise UsageError(
+                f"Expected {path!r} to take min_bits, max_bits, cycles and points, or some of them, but got: {error}"
+            ) from error
     if not isinstance(found, PrecisionSchedule):
         raise UsageError(
             f"Expected {path!r} to give an object with a method bits_at(step, total_steps), "

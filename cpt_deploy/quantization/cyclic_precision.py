@@ -3,7 +3,7 @@
 from typing import Any
 
 from cpt_deploy.errors import UsageError
-from cpt_deploy.precision import PrecisionSchedule, build_schedule
+from cpt_deploy.precision import AdaptiveSchedule, PrecisionSchedule, build_schedule
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.state.config import FLOAT_BITS
 
@@ -38,7 +38,8 @@ class CyclicPrecision:
         last_step: Number of the last finished step, from which training continues; -1 for a new one.
 
     Raises:
-        UsageError: If there are fewer steps than cycles, the name is unknown, or bits are out of range.
+        UsageError: If there are fewer steps than cycles, the name is unknown, bits are out of range, or the schedule
+            follows the training loss.
     """
 
     def __init__(
@@ -54,6 +55,11 @@ class CyclicPrecision:
         if isinstance(schedule, str):
             config = model.config
             schedule = build_schedule(schedule, min_bits=config.min_bits, max_bits=config.max_bits, cycles=cycles)
+        if isinstance(schedule, AdaptiveSchedule):
+            raise UsageError(
+                "Expected a schedule of steps alone, but got one that follows the training loss",
+                hint="cpt train tells it the loss; the others are listed by cpt schedules",
+            )
         self.model = model
         self.schedule = schedule
         self.total_steps = total_steps

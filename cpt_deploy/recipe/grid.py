@@ -18,6 +18,9 @@ from cpt_deploy.recipe.loading import load_recipe, recipe_path
 from cpt_deploy.recipe.schema import Recipe
 from cpt_deploy.registry import nearest_names
 
+GRID_RUNS = "runs"
+"""Folder of the runs in the directory of a grid."""
+
 
 class GridSettings(Settings):
     """The contents of a grid file.
@@ -60,6 +63,7 @@ def load_grid(path: Path) -> list[GridPoint]:
         UsageError: If two runs would have the same name, or a preset does not exist.
     """
     settings = _read(path)
+    _check_keys(settings, path)
     points = []
     variants = settings.variants or {"": {}}
     values = [[(key, value) for value in choices] for key, choices in settings.vary.items()]
@@ -77,6 +81,29 @@ def load_grid(path: Path) -> list[GridPoint]:
     if twice:
         raise UsageError(f"Expected runs of different names in {path}, but got {', '.join(twice)} more than once")
     return points
+
+
+def _check_keys(settings: GridSettings, path: Path) -> None:
+    """Make sure that no setting takes the place of another one without a word."""
+    sections = {"common": settings.common, "vary": settings.vary}
+    sections |= {f"variants.{name}": variant for name, variant in settings.variants.items()}
+    for where, given in sections.items():
+        for key, value in given.items():
+            if key in {"seed", "name"}:
+                raise UsageError(
+                    f"Expected no {key} in {where} of {path}, since each run of a grid gets its own",
+                    hint="list the seeds: `seeds: [0, 1, 2]`" if key == "seed" else "runs are named by what varies",
+                )
+            values = value if where == "vary" else [value]
+            if key in Recipe.model_fields and any(isinstance(each, Mapping) for each in values):
+                raise UsageError(
+                    f"Expected single settings in {where} of {path}, such as train.epochs, but got the whole of {key}, "
+                    "which would replace all of the recipe's"
+                )
+    for name, variant in settings.variants.items():
+        both = sorted(variant.keys() & settings.vary.keys())
+        if both:
+            raise UsageError(f"Expected {both[0]} in variants.{name} or in vary of {path}, but got it in both")
 
 
 def _point(name: str, source: str, settings: Mapping[str, Any]) -> GridPoint:

@@ -116,13 +116,13 @@ class PrecisionSettings(Settings):
                     f"Expected max_bits of {group.match} to be at most the model's {self.max_bits}, "
                     f"but got {group.max_bits}"
                 )
-        for name, build in self._builders():
+        for key, name, build in self._builders():
             if ":" in name:  # a user's own code is imported when the run starts, not when a file is read
                 continue
             try:
                 build()
             except UsageError as error:
-                problems.append("; ".join(filter(None, [error.message, error.hint])))
+                problems.append("; ".join(filter(None, [key + error.message, error.hint])))
         if problems:
             raise ValueError(" | ".join(dict.fromkeys(problems)))
         return self
@@ -138,7 +138,14 @@ class PrecisionSettings(Settings):
             return self
         quantized = quantized_steps(self.delay, total_steps)
         min_bits = recommended_min_bits(self.max_bits, quantized, epochs * quantized / total_steps)
-        return self.model_copy(update={"min_bits": min_bits})
+        # Groups with schedules without cycles keep the bounds that they were checked with.
+        groups = tuple(
+            group.model_copy(update={"min_bits": self.bounds_of(group)[0]})
+            if group.schedule is not None and not is_cyclic(group.schedule)
+            else group
+            for group in self.groups
+        )
+        return self.model_copy(update={"min_bits": min_bits, "groups": groups})
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -146,11 +153,12 @@ class PrecisionSettings(Settings):
         given = min(MIN_BITS_OF_LONG_RUNS, self.max_bits) if self.min_bits is None else self.min_bits
         return given, self.max_bits
 
-    def _builders(self) -> Iterator[tuple[str, Callable[[], PrecisionSchedule]]]:
-        yield self.schedule, self.forward_schedule
-        yield self.grad_schedule, self.backward_schedule
+    def _builders(self) -> Iterator[tuple[str, str, Callable[[], PrecisionSchedule]]]:
+        """Yield for each schedule how messages begin, its name, and what builds it."""
+        yield "", self.schedule, self.forward_schedule
+        yield "gradients (grad_min_bits, grad_max_bits): ", self.grad_schedule, self.backward_schedule
         for group in self.groups:
-            yield group.schedule or self.schedule, partial(self._group_schedule, group)
+            yield f"layers {group.match}: ", group.schedule or self.schedule, partial(self._group_schedule, group)
 
     def forward_schedule(self) -> PrecisionSchedule:
         """Build the schedule of weights and activations.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cpt_deploy.data import WHOLE, Share
-from cpt_deploy.errors import UsageError
+from cpt_deploy.errors import DataError, UsageError
 from cpt_deploy.metric import Metric
 from cpt_deploy.quantization import QuantizedModel, class_divergence
 from cpt_deploy.recipe import Recipe
@@ -147,6 +147,11 @@ class TrainingTask(ABC):
         return 0
 
     @property
+    def data_digest(self) -> str:
+        """What tells the training data from others, for runs that are resumed; by default nothing does."""
+        return ""
+
+    @property
     def total_steps(self) -> int:
         """Length of the run."""
         return self.recipe.train.total_steps(self.steps_per_epoch)
@@ -209,9 +214,14 @@ class TrainingTask(ABC):
     def calibrate(
         self, synchronization: Synchronization, device: torch.device, stop: Stop, process_group: ProcessGroup
     ) -> None:
-        """Re-estimate statistics and ranges at max_bits on training batches; every process must call it."""
+        """Re-estimate statistics and ranges at max_bits on training batches; every process must call it.
+
+        Raises:
+            DataError: If there are none, unless the work is to stop.
+        """
         batches = self.calibration_inputs(process_group.share)
-        synchronization.calibrate(_until(batches, stop))
+        if not synchronization.calibrate(_until(batches, stop)) and not stop():
+            raise DataError("Expected at least one batch to calibrate on, but got none")
 
     def evaluate_calibrated(
         self, model: QuantizedModel, device: torch.device, step: int, stop: Stop, process_group: ProcessGroup

@@ -3,8 +3,22 @@
 import json
 import shutil
 
+import numpy as np
+import pytest
 
-def test_a_sweep_measures_each_width_and_a_second_one_keeps_what_it_has(cpt, run_dir):
+from cpt_deploy.data import load_images
+
+
+@pytest.fixture
+def other_digits(tmp_path):
+    """As many images as the test images of digits, the same ones upside down."""
+    images = load_images("digits", split="test")
+    np.savez(tmp_path / "test.npz", images=images.pixels[:, ::-1], labels=images.labels)
+    (tmp_path / "classes.txt").write_text("\n".join(images.classes))
+    return tmp_path
+
+
+def test_a_sweep_measures_each_width_and_a_second_one_keeps_what_it_has(cpt, run_dir, other_digits):
     words = ("sweep", run_dir, "--bits", "8,3", "--act-bits", "8,same", "--rounds", 3, "--json")
     document = json.loads(cpt(*words).stdout)
     allocation = [(entry["weight_bits"], entry["activation_bits"]) for entry in document["exports"]]
@@ -27,6 +41,11 @@ def test_a_sweep_measures_each_width_and_a_second_one_keeps_what_it_has(cpt, run
     again = json.loads(cpt(*words).stdout)["exports"]
     assert [entry["reused"] for entry in again] == [True, False, True]
     assert [entry["accuracy"] for entry in again] == [entry["accuracy"] for entry in document["exports"]]
+    # The evidence of other data, of as many images, is not that of the run's own.
+    cpt("validate", folder / "bundle-3bit-act3", "--data", other_digits, "--run", run_dir, "--allow-undecided")
+    last = json.loads(cpt(*words).stdout)["exports"]
+    assert [entry["reused"] for entry in last] == [True, True, False]
+    assert last[-1]["accuracy"] == document["exports"][-1]["accuracy"]
 
 
 def test_a_budget_chooses_bits_by_layer_and_tells_them(cpt, run_dir, tmp_path):

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,11 @@ class Classification(TrainingTask):
     def divided(self) -> bool:
         """See `TrainingTask`."""
         return isinstance(self.data.test, FileImages) and self.data.test.divided
+
+    @cached_property
+    def data_digest(self) -> str:
+        """See `TrainingTask`."""
+        return self.data.train.fingerprint()
 
     def doubts(self) -> list[str]:
         """See `TrainingTask`."""

@@ -8,6 +8,7 @@ mean negative log-likelihood of every token of a text except the first, each pre
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,11 @@ class LanguageModelling(TrainingTask):
     def samples(self) -> tuple[int, int]:
         """Number of training and of test tokens."""
         return len(self.train), len(self.ids("test"))
+
+    @cached_property
+    def data_digest(self) -> str:
+        """See `TrainingTask`."""
+        return token_digest(self.train)
 
     def ids(self, split: TextSplit) -> Ids:
         """Return the tokens of a split."""

@@ -3,6 +3,7 @@
 torchrun assigns the ranks, in the environment variables RANK, WORLD_SIZE, LOCAL_RANK and the address of rank 0.
 """
 
+import atexit
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -120,7 +121,10 @@ ALONE = ProcessGroup()
 
 @contextmanager
 def joined(device: str) -> Iterator[tuple[ProcessGroup, torch.device]]:
-    """Join the process group that torchrun started, for the duration of the context; no-op for a single process.
+    """Join the process group that torchrun started, once in a process; no-op for a single process.
+
+    A group cannot be joined again after it was left: rank 0 still has the addresses of the first time. It is left when
+    the process ends.
 
     Args:
         device: "auto", "cpu", "cuda" or "cuda:N" as in the recipe. With several processes each takes the GPU of
@@ -139,10 +143,23 @@ def joined(device: str) -> Iterator[tuple[ProcessGroup, torch.device]]:
         return
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
-    # Not destroyed after an error: this process ends, and torchrun ends the others.
+    if not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+        atexit.register(_leave)
+    global _failed  # noqa: PLW0603  of the process, as the group is
+    _failed = True
     yield process_group, chosen
-    dist.destroy_process_group()
+    _failed = False
+
+
+_failed = False
+"""Whether the last use of the process group has not ended in order."""
+
+
+def _leave() -> None:
+    """Leave the process group; not after an error, when torchrun ends the other processes."""
+    if dist.is_initialized() and not _failed:
+        dist.destroy_process_group()
 
 
 def launched() -> ProcessGroup:

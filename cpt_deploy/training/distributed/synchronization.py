@@ -123,7 +123,7 @@ class Synchronization:
         first = next(iterator, None)
         batches = iter(()) if first is None else chain([first], iterator)
         if self.process_group.count == 1:
-            return calibrate(self.model, batches)
+            return 0 if first is None else calibrate(self.model, batches)
         set_synchronized(self.model, False)
         for quantizer in self.quantizers:
             quantizer.deferred = False

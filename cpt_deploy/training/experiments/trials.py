@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Literal
 
 from cpt_deploy.errors import MissingExtraError, UsageError
 from cpt_deploy.metric import Metric
+from cpt_deploy.recipe.grid import GRID_RUNS
+from cpt_deploy.training.run_directory.run_directory import RunDirectory
+from cpt_deploy.training.run_directory.run_lock import is_locked
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -67,7 +70,7 @@ class TrialQueue:
         self._study = _open_study(folder)
         self._fill()
         self._check_settings(folder, retry=retry)
-        self._queue_again(retry=retry)
+        self._queue_again(folder, retry=retry)
 
     def outcomes(self) -> dict[str, TrialOutcome]:
         """Return the state of each point, in the grid's order."""
@@ -133,12 +136,14 @@ class TrialQueue:
                     hint="train a changed grid in another folder, or give the changed point another name",
                 )
 
-    def _queue_again(self, *, retry: bool) -> None:
+    def _queue_again(self, folder: Path, *, retry: bool) -> None:
         from optuna.trial import TrialState as State
 
         for name, trial in self._last().items():
             state = _outcome(trial).state
             lost = state == "running" and (retry or _is_lost(trial))
+            # Whoever took the trial may be gone and leave its process behind, which goes on.
+            lost = lost and not is_locked(RunDirectory(folder / GRID_RUNS / name).lock)
             if lost:
                 self._study.tell(trial.number, state=State.FAIL)
             if lost or state == "interrupted" or (retry and state == "failed"):

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM during a run: the first signal stops it after the step, the second one immediately."""
+"""SIGINT, SIGTERM and SIGHUP during a run: the first signal stops it after the step, the second one immediately."""
 
 import signal
 import threading
@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from cpt_deploy.errors import RunInterruptedError
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interruption:
@@ -30,7 +30,9 @@ class Interruption:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+            # A run that was started by nohup goes on when its terminal is gone.
+            kept = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+            self._previous = {number: signal.signal(number, self._receive) for number in {*_SIGNALS} - kept}
         return self
 
     def __exit__(

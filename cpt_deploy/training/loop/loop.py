@@ -63,6 +63,8 @@ class TrainingLoop:
         progress = self.progress
         if progress.step and progress.evaluated_step != progress.step and self._evaluation_due():
             self._evaluate()  # the run was stopped during this evaluation
+            if progress.evaluated_step != progress.step and self.signal is not None:
+                raise self._interrupted(self.signal)  # once more; steps after it would leave it out for good
         stream = self.task.stream(range(progress.step, self.total), self.process_group, pin_memory=self.on_gpu)
         while (batch := self._next(stream)) is not None:
             self.parts.costs.begin(self._position(progress.step).bits)
@@ -144,11 +146,14 @@ class TrainingLoop:
         if last or self._due(settings.checkpoint_every) or self.signal is not None:
             self._save()
         if self.signal is not None and not last:
-            raise RunInterruptedError(
-                f"Stopped after step {step} of {self.total}; the state is saved in {self.directory.last}",
-                signal_number=self.signal,
-                hint=f"continue: cpt train --resume {readable.argument(self.directory.path)}",
-            )
+            raise self._interrupted(self.signal)
+
+    def _interrupted(self, signal_number: int) -> RunInterruptedError:
+        return RunInterruptedError(
+            f"Stopped after step {self.progress.step} of {self.total}; the state is saved in {self.directory.last}",
+            signal_number=signal_number,
+            hint=f"continue: cpt train --resume {readable.argument(self.directory.path)}",
+        )
 
     def _evaluate(self) -> None:
         progress = self.progress
@@ -185,6 +190,7 @@ class TrainingLoop:
             progress = {**self.progress.state_dict(), "meter": self.objects.meter.state_dict()}
             state = {
                 **progress,
+                "data": self.task.data_digest,
                 "costs": self.parts.costs.state_dict(),
                 "following": self.parts.following.state_dict(),
             }

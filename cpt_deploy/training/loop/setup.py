@@ -280,7 +280,13 @@ def build_objects(model: QuantizedModel, recipe: Recipe, total_steps: int, devic
     averaged = AveragedModel(model) if recipe.train.swa.enabled else None
     forward, backward = recipe.precision.forward_schedule(), recipe.precision.backward_schedule()
     _check_bits(forward, *recipe.precision.bounds, total_steps)
-    _check_bits(backward, recipe.precision.grad_min_bits, recipe.precision.grad_max_bits, total_steps)
+    try:
+        _check_bits(backward, recipe.precision.grad_min_bits, recipe.precision.grad_max_bits, total_steps)
+    except UsageError as error:
+        hint = error.hint
+        if hint is not None and recipe.precision.grad_cycles is not None:
+            hint = hint.replace("precision.cycles", "precision.grad_cycles")
+        raise UsageError(f"gradients: {error.message}", hint=hint) from error
     groups = recipe.precision.group_schedules()
     for settings, schedule in zip(recipe.precision.groups, groups.values(), strict=True):
         _check_bits(schedule, *recipe.precision.bounds_of(settings), total_steps)
@@ -295,6 +301,9 @@ def _check_bits(schedule: PrecisionSchedule, min_bits: int, max_bits: int, total
         total_steps = quantized_steps(schedule.delay, total_steps)
         schedule = schedule.schedule
     bits = share_of_steps(schedule, total_steps)
+    other = next((each for each in bits if type(each) is not int), None)
+    if other is not None:
+        raise UsageError(f"Expected a precision schedule that returns bits as int, but got {type(other).__name__}")
     if min(bits) < min_bits or max(bits) > max_bits:
         raise UsageError(
             f"Expected a precision schedule within {min_bits}..{max_bits} bits, but got {min(bits)}..{max(bits)}"

@@ -4,7 +4,7 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 from cpt_deploy import readable
-from cpt_deploy.errors import ProcessLostError, RunInterruptedError, TrainingDivergedError
+from cpt_deploy.errors import CheckpointError, ProcessLostError, RunInterruptedError, TrainingDivergedError
 from cpt_deploy.precision import AdaptiveSchedule, BitOpsMeter
 from cpt_deploy.recipe import Recipe, interval_steps
 from cpt_deploy.training.distributed.process_group import (
@@ -175,6 +175,11 @@ def _restored(
         return RunProgress(), costs
     with process_group.agreeing():
         state, carried = restore(checkpoint, objects.model, objects.optimizer, objects.averaged)
+    if state.pop("data") != task.data_digest:
+        raise CheckpointError(
+            f"Expected the training data that the run in {directory.path} began with, but they have changed",
+            hint="resume with the same classes, samples and labels, or begin a new run",
+        )
     task.restore(carried, objects.model, objects.device, process_group)
     objects.meter.load_state_dict(state.pop("meter"))
     costs.load_state_dict(state.pop("costs"))

@@ -94,9 +94,11 @@ class StepProfiler:
             self._profile.step()
 
     def _finished(self, finished: Any) -> None:
+        profiled = self._taken - SKIPPED_STEPS  # fewer than asked for if the run ended before
+        if profiled < 1:
+            return
         with disk_errors("the trace", self._trace):
             finished.export_chrome_trace(str(self._trace))
-        profiled = self._taken - SKIPPED_STEPS  # fewer than asked for if the run ended before
         self.report = _summarised(finished.events(), profiled, self._trace, on_gpu=self._on_gpu)
 
 

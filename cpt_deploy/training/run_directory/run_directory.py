@@ -47,19 +47,34 @@ class RunDirectory:
         """What is left of the run if it stops now, as part of a sentence."""
         return f"the last good checkpoint is {self.last}" if self.last.is_file() else "there is no checkpoint yet"
 
-    def create(self) -> None:
-        """Create the directory, or accept an empty one.
+    def check_new(self) -> None:
+        """Make sure that a run can begin here.
 
         Raises:
-            UsageError: If it is not empty; a lock file alone is allowed, since a run creates it first.
-            DataError: If it cannot be created.
+            UsageError: If the directory is not empty, but for what a run has left that broke off while it began.
+            DataError: If it cannot be read.
         """
         with disk_errors("the run", self.path):
-            if self.path.exists() and (not self.path.is_dir() or set(self.path.iterdir()) - {self.lock}):
+            if self.path.exists() and (not self.path.is_dir() or not all(map(self._is_beginning, self.path.iterdir()))):
                 raise UsageError(
                     f"Expected a new directory for the run, but {self.path} exists and is not empty",
                     hint=f"continue it: cpt train --resume {readable.argument(self.path)}; or name another directory",
                 )
+
+    def _is_beginning(self, path: Path) -> bool:
+        """Return whether a file or folder is one that a run makes before it has a recipe."""
+        partial = path.name == f".{self.recipe.name}.partial"
+        return partial or path == self.lock or (path == self.last.parent and not any(path.iterdir()))
+
+    def create(self) -> None:
+        """Create the directory, or accept one where a run can begin.
+
+        Raises:
+            UsageError: If no run can begin there, see `check_new`.
+            DataError: If it cannot be created.
+        """
+        self.check_new()
+        with disk_errors("the run", self.path):
             self.path.mkdir(parents=True, exist_ok=True)
 
     def begin(self, recipe: Recipe) -> None:

@@ -135,7 +135,15 @@ def _known(run: "TrainedRun", samples: "Samples", path: Path, bits: tuple[int, i
         and facts.get(TRAINED_DIGEST) == run.weights_sha256
         and (facts["weight_bits"], facts["activation_bits"]) == bits
         and validation["model_sha256"] == bundle.sha256
-        and validation["dataset"]["samples"] == samples.count
+        and all(
+            validation["dataset"][key] == value
+            for key, value in (
+                ("name", samples.name),
+                ("split", samples.split),
+                ("sha256", samples.sha256),
+                ("samples", samples.count),
+            )
+        )
         and validation["versions"] == software_versions()
     )
     return bundle if same else None

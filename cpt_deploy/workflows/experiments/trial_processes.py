@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from cpt_deploy.errors import DataError
 from cpt_deploy.metric import Metric
+from cpt_deploy.recipe.grid import GRID_RUNS
 
 if TYPE_CHECKING:
     from cpt_deploy.recipe import GridPoint
     from cpt_deploy.training import TrialOutcome
+
+
+_STOPPED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class TrialProcesses:
@@ -34,14 +38,14 @@ class TrialProcesses:
         self._lock = threading.Lock()
         self._interrupted = False
         try:
-            for name in ("runs", "logs"):
+            for name in (GRID_RUNS, "logs"):
                 (folder / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"Expected to write to {folder}, but got: {error.strerror or error}") from error
 
     def run_directory(self, name: str) -> Path:
         """Return the directory of a point's run."""
-        return self._folder / "runs" / name
+        return self._folder / GRID_RUNS / name
 
     def execute(self, point: "GridPoint") -> "TrialOutcome":
         """Train one point to its end, and return the outcome."""
@@ -86,7 +90,7 @@ def _outcome(code: int, answer: str) -> "TrialOutcome":
         metric = Metric.from_dict(document["report"]["metric"])
         figure = float(document["report"]["test"]["metrics"][metric.name])
         return TrialOutcome("finished", figure, metric=metric)
-    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGTERM, -signal.SIGINT):
+    if abs(code) in _STOPPED or code - 128 in _STOPPED:
         return TrialOutcome("interrupted", message="stopped; it resumes from its last checkpoint")
     if "error" in document:
         return TrialOutcome("failed", message=str(document["error"]["message"]).partition("\n")[0])

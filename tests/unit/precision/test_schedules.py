@@ -194,6 +194,8 @@ def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "def wrong():\n"
         "    return 8\n"
         "number = 8\n"
+        "def more(other):\n"
+        "    return Late(2, 4)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     return name
@@ -213,6 +215,13 @@ def test_a_users_schedule_is_imported(user_module, attribute, bits):
 def test_an_imported_object_that_is_no_schedule_is_refused(user_module, attribute):
     with pytest.raises(UsageError, match="bits_at"):
         build_schedule(f"{user_module}:{attribute}", min_bits=3, max_bits=8)
+
+
+def test_a_schedule_that_takes_something_else_and_a_relative_path_are_refused(user_module):
+    with pytest.raises(UsageError, match=r"to take min_bits, .* missing 1 required"):
+        build_schedule(f"{user_module}:more", min_bits=3, max_bits=8)
+    with pytest.raises(UsageError, match="'module:attribute'"):
+        build_schedule(f".{user_module}:ready", min_bits=3, max_bits=8)
 
 
 @given(

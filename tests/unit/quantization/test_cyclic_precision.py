@@ -62,6 +62,11 @@ def test_another_schedule_and_other_bits_of_gradients():
         CyclicPrecision(model, 4, 5)
 
 
+def test_a_schedule_that_follows_the_loss_is_refused():
+    with pytest.raises(UsageError, match="follows the training loss"):
+        CyclicPrecision(small(), 100, schedule="progressive")
+
+
 def test_a_training_that_is_gone_on_with_is_the_same_training():
     model = small()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)

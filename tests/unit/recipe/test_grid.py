@@ -76,6 +76,15 @@ def test_the_number_of_runs_is_the_product(tmp_path_factory, seeds, values, vari
         ("recipes: [digits-quickstart]\ncommon: {optimiser.lr: 1}", RecipeError, "optimiser"),
         ("recipes: [digits-quickstart]\nvary: {optimizer.lr: []}", RecipeError, "optimizer.lr"),
         ("recipes: [digits-quickstart]\nseeds: [1, 1]", UsageError, "seed1 more than once"),
+        ("recipes: [digits-quickstart]\nvary: {seed: [1, 2]}", UsageError, "no seed in vary"),
+        ("recipes: [digits-quickstart]\ncommon: {seed: 7}", UsageError, "no seed in common"),
+        ("recipes: [digits-quickstart]\nvariants: {a: {name: b}}", UsageError, r"no name in variants\.a"),
+        ("recipes: [digits-quickstart]\ncommon: {train: {steps: 3}}", UsageError, "the whole of train"),
+        (
+            "recipes: [digits-quickstart]\nvariants: {a: {train.steps: 3}}\nvary: {train.steps: [4]}",
+            UsageError,
+            r"train\.steps in variants\.a or in vary",
+        ),
     ],
 )
 def test_grids_that_are_none_are_one_clear_error(tmp_path, text, error, message):

@@ -108,7 +108,8 @@ def test_schedules_of_the_paper_cost_what_it_prints():
     [
         ("precision", {"min_bits": 9, "max_bits": 8}, "min_bits <= max_bits"),
         ("precision", {"min_bits": 1}, "greater than or equal to 2"),
-        ("precision", {"grad_min_bits": 9, "grad_max_bits": 8}, "min_bits <= max_bits"),
+        ("precision", {"grad_max_bits": 6}, r"gradients \(grad_min_bits, grad_max_bits\): .* but got 8\.\.6"),
+        ("precision", {"groups": [{"match": "a*", "min_bits": 9}]}, r"layers a\*: .* min_bits <= max_bits"),
         ("precision", {"schedule": "cosin"}, "did you mean cosine"),
         ("precision", {"schedule": "piecewise"}, "points"),
         ("data", {"input": {"channels": 3, "mean": [0.5]}}, "3 values"),
@@ -142,6 +143,14 @@ def test_a_schedule_that_follows_the_loss_cannot_be_delayed(setting):
     PrecisionSettings(**{setting: "progressive"}, min_bits=3, grad_min_bits=6)
     with pytest.raises(ValidationError, match=r"does not follow the training loss with delay=0\.5"):
         PrecisionSettings(**{setting: "progressive"}, min_bits=3, grad_min_bits=6, delay=0.5)
+
+
+def test_groups_without_cycles_keep_the_bounds_that_they_were_checked_with():
+    groups = [{"match": "a*", "schedule": "piecewise", "points": [[0, 3], [0.5, 8]]}, {"match": "b*"}]
+    settings = PrecisionSettings(groups=groups).for_run(10, 1)
+    assert settings.bounds == (5, 8)
+    assert [settings.bounds_of(group) for group in settings.groups] == [(3, 8), (5, 8)]
+    assert settings.group_schedules()["group1"].bits_at(0, 10) == 3
 
 
 def test_min_bits_follow_the_quantized_part_of_a_delayed_run():

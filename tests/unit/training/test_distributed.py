@@ -57,6 +57,17 @@ def test_in_float_two_processes_are_one(in_processes, recipe, tmp_path):
         assert torch.allclose(two[name], tensor, rtol=1e-3, atol=1e-4), name
 
 
+def _train_thrice(rank, recipe, directory):
+    for number in range(3):
+        train(recipe, directory / str(number))
+
+
+def test_processes_train_one_run_after_another(in_processes, recipe, tmp_path):
+    assert in_processes(2, _train_thrice, recipe("train.steps=2"), tmp_path) == [0, 0]
+    weights = [(tmp_path / str(number) / "model.safetensors").read_bytes() for number in range(3)]
+    assert weights[0] == weights[1] == weights[2]
+
+
 @pytest.mark.slow
 def test_quantized_loss_curve_is_that_of_one_process_within_the_bound(in_processes, recipe, tmp_path):
     mine = recipe(*EVERY_STEP)

@@ -1,12 +1,15 @@
 import resource
 import signal
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from cpt_deploy.errors import CheckpointError, DataError, RunInterruptedError, UsageError
 from cpt_deploy.training import train
 from cpt_deploy.training.reports import SilentReporter
 from cpt_deploy.training.run_directory.metrics_log import read_metrics
+from tests.unit.training.conftest import StepHook
 
 DROPOUT_MODEL = """
 from torch import nn
@@ -139,6 +142,55 @@ def test_signal_in_an_evaluation_does_not_lose_the_evaluation(recipe, tmp_path, 
 
     assert (first.value.exit_code, second.value.exit_code) == (143, 143)
     assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+
+
+def test_a_second_signal_in_the_same_evaluation_does_not_lose_it_either(recipe, tmp_path, outcome, own_module):
+    own_module("own_interrupting", INTERRUPTING_DATA)
+    mine = recipe(
+        "data={name: own_interrupting:Images, cache_mb: 0}", "train.batch_size=4", "train.eval_batch_size=4",
+        "train.steps=4", "train.eval_every=2 steps", "lr.name=plateau", "train.calibration_batches=2",
+    )  # fmt: skip
+    train(mine, tmp_path / "whole")
+
+    for resume in (False, True):
+        (tmp_path / "own" / "armed").touch()
+        with pytest.raises(RunInterruptedError, match="step 2 of 4"):
+            train(mine, tmp_path / "parts", resume=resume)
+    train(mine, tmp_path / "parts", resume=True)
+
+    assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+
+
+def test_a_signal_in_the_last_step_is_an_interruption(recipe, tmp_path, train_until, outcome, finished, interrupt):
+    with pytest.raises(RunInterruptedError, match="before the model was calibrated") as caught:
+        train_until(tmp_path / "parts", 22, interrupt())
+    train(recipe(), tmp_path / "parts", resume=True)
+
+    assert caught.value.exit_code == 130
+    assert outcome(tmp_path / "parts") == finished()
+
+
+@pytest.mark.parametrize("change", ["names", "fewer", "pixels"])
+def test_changed_images_are_refused(recipe, tmp_path, interrupt, change):
+    random = np.random.default_rng(0)
+    for place in ("train/cat", "train/dog", "test/cat", "test/dog"):
+        (tmp_path / "photos" / place).mkdir(parents=True)
+        for number in range(4):
+            pixels = random.integers(0, 256, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / place / f"{number}.png")
+    mine = recipe(f"data={{name: {tmp_path / 'photos'}}}", "train.batch_size=4", "train.steps=4")
+    with pytest.raises(RunInterruptedError):
+        train(mine, tmp_path / "run", reporter=StepHook(2, interrupt()))
+    if change == "names":
+        for split in ("train", "test"):
+            (tmp_path / "photos" / split / "cat").rename(tmp_path / "photos" / split / "zebra")
+    elif change == "fewer":
+        (tmp_path / "photos" / "train" / "cat" / "3.png").rename(tmp_path / "photos" / "test" / "cat" / "4.png")
+    else:
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "photos" / "train" / "cat" / "3.png")
+
+    with pytest.raises(CheckpointError, match="began with, but they have changed"):
+        train(mine, tmp_path / "run", resume=True)
 
 
 class ArmAtTheEnd(SilentReporter):

@@ -11,7 +11,7 @@ from cpt_cli.recipes import parse_bounds, split_words
 from cpt_cli.shown.range_test import show_range_test
 from cpt_cli.shown.training import files_bytes, run_training, show_dry_run
 from cpt_deploy import readable
-from cpt_deploy.errors import MissingDataError, UsageError
+from cpt_deploy.errors import MissingDataError, ProcessLostError, UsageError
 
 if TYPE_CHECKING:
     from cpt_deploy.recipe import Recipe
@@ -133,10 +133,11 @@ def train(  # noqa: PLR0913, PLR0917  the options are its parameters
 
     try:
         report = carry_out(recipe)
-    except MissingDataError as error:
-        if not smoke:
+    except (MissingDataError, ProcessLostError) as error:
+        missing = error if isinstance(error, MissingDataError) else error.__cause__  # in the other processes of a run
+        if not smoke or not isinstance(missing, MissingDataError):
             raise
-        out.warning(f"this smoke run takes made-up samples of the right shape. {error.message}")
+        out.warning(f"this smoke run takes made-up samples of the right shape. {missing.message}")
         report = carry_out(with_made_up_data(recipe))
     if report is None:
         return
@@ -157,8 +158,10 @@ def _given_bounds(bits: str | None) -> list[str]:
 
 def _with_tested_bounds(recipe: "Recipe", directory: Path) -> "Recipe":
     """Return a recipe with min_bits from a range test, whose result is written next to the run."""
+    from cpt_deploy.training import RunDirectory
     from cpt_deploy.workflows import find_lower_bound, with_lower_bound
 
+    RunDirectory(directory).check_new()  # before a test that takes minutes
     evidence = directory.with_name(f"{directory.name}-range-test")
     outcome = find_lower_bound(recipe, folder=evidence, reporter=out)
     show_range_test(outcome, recipe.name, evidence)

@@ -138,6 +138,36 @@ def test_what_a_killed_process_was_at_is_taken_up_again(tmp_path, monkeypatch):
     assert sorted(done) == ["a", "b"]
 
 
+HOLDS = """
+import sys
+from pathlib import Path
+from cpt_deploy.training.run_directory.run_lock import run_lock
+
+with run_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_run_that_goes_on_without_its_grid_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.getpid", lambda: 2**22 + 1)  # no such process
+    with pytest.raises(SystemExit):
+        TrialQueue(tmp_path, points(["a"])).work(lambda name: sys.exit(9))
+    monkeypatch.undo()
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    lock = str(tmp_path / "runs" / "a" / "run.lock")
+    with subprocess.Popen([sys.executable, "-c", HOLDS, lock], stdin=-1, stdout=-1, text=True) as run:
+        assert run.stdout.readline() == "held\n"
+        for retry in (False, True):
+            queue = TrialQueue(tmp_path, points(["a"]), retry=retry)
+            queue.work(lambda name: pytest.fail("it still runs"))
+            assert [trial.state for trial in queue.outcomes().values()] == ["running"]
+        run.stdin.close()
+    done = []
+    TrialQueue(tmp_path, points(["a"])).work(lambda name: done.append(name) or finished(name))
+    assert done == ["a"]
+
+
 def test_what_runs_on_another_machine_is_left_alone_unless_asked(tmp_path, monkeypatch):
     monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
     with pytest.raises(SystemExit):

@@ -51,6 +51,13 @@ def test_profile_changes_nothing(recipe, profiled, tmp_path):
     assert (directory / "model.safetensors").read_bytes() == (tmp_path / "run" / "model.safetensors").read_bytes()
 
 
+def test_a_run_of_fewer_steps_than_are_skipped_has_no_profile(recipe, tmp_path):
+    train(recipe(f"train.steps={SKIPPED_STEPS}"), tmp_path / "run", profile_steps=3)
+
+    assert (tmp_path / "run" / "report.json").is_file()
+    assert not (tmp_path / "run" / "trace.json.gz").exists()
+
+
 def test_a_profile_of_more_steps_than_there_are_is_the_mean_of_those(recipe, tmp_path):
     told = []
 

@@ -27,6 +27,18 @@ def test_empty_directory_will_do(tmp_path):
     assert (tmp_path / "recipe.yaml").is_file()
 
 
+def test_what_a_run_left_that_broke_off_while_it_began_will_do(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / ".recipe.yaml.partial").touch()
+    directory.begin(load_recipe("digits-quickstart"))
+    assert directory.recipe.is_file()
+    (tmp_path / "other" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "other" / "checkpoints" / "last.safetensors").touch()
+    with pytest.raises(UsageError, match="not empty"):
+        RunDirectory(tmp_path / "other").check_new()
+
+
 @pytest.mark.parametrize("kind", ["used", "file"])
 def test_directory_in_use_is_left_alone(tmp_path, kind):
     path = tmp_path / "run"
