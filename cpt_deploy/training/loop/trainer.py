@@ -175,7 +175,7 @@ def _restored(
         return RunProgress(), costs
     with process_group.agreeing():
         state, carried = restore(checkpoint, objects.model, objects.optimizer, objects.averaged)
-    if state.pop("data") != task.data_digest:
+    if state.pop("data", None) != task.data_digest:
         raise CheckpointError(
             f"Expected the training data that the run in {directory.path} began with, but they have changed",
             hint="resume with the same classes, samples and labels, or begin a new run",
