@@ -60,7 +60,14 @@ class Convolution(WeightedOperation):
 
 @dataclass(frozen=True, slots=True)
 class FullyConnected(WeightedOperation):
-    """Product of (..., I) with weights (O, I); the result is real if the output is no quantized tensor."""
+    """Product of (..., I) with weights (O, I); the result is real if the output is no quantized tensor.
+
+    Attributes:
+        clamped_in_float: Whether an operator reads the real result that onnxruntime would fuse with the layer, in
+            float, if it added the bias.
+    """
+
+    clamped_in_float: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +94,13 @@ class Recurrent(WeightedOperation):
         return f"{self.hidden}_product"
 
 
-def adds_real_bias(source: QuantizedTensor) -> bool:
+def adds_real_bias(operation: WeightedOperation, source: QuantizedTensor) -> bool:
     """Return whether a layer with a real result adds its bias in float, after scaling its sums.
 
     Only for rows of unsigned integers is there a kernel that adds it to the integer sums.
     """
-    return source.signed or len(source.shape) > 1
+    fused = isinstance(operation, FullyConnected) and operation.clamped_in_float
+    return fused or source.signed or len(source.shape) > 1
 
 
 @dataclass(frozen=True, slots=True)

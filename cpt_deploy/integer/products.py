@@ -60,7 +60,7 @@ class Layer(nn.Module):
             accumulator = arithmetic.convolve(centred, weight, bias, self.operation)
         else:
             accumulator = functional.linear(centred, weight, bias)
-        if self.output is None and not adds_real_bias(self.source):
+        if self.output is None and not adds_real_bias(self.operation, self.source):
             return accumulator.to(torch.float32) * multiplier
         if self.output is None:
             return (accumulator - bias).to(torch.float32) * multiplier + bias.to(torch.float32) * multiplier

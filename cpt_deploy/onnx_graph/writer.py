@@ -164,15 +164,16 @@ class _Writer(Movements):
         """Write a layer with a real output: Gemm for 2-D inputs, otherwise MatMul, which becomes MatMulIntegerToFloat.
 
         For 2-D inputs onnxruntime would fuse MatMul and Add to a float Gemm before it fuses quantizers; a Gemm with a
-        float bias would stay in float, too, so with signed activations the bias is an Add after it. Of more dimensions,
-        it would fuse them where all sizes are known and the bias has one dimension.
+        float bias would stay in float, too, so with signed activations the bias is an Add after it. So it is where an
+        ReLU or a clamp follows in float, with which onnxruntime would fuse the Gemm. Of more dimensions, it would fuse
+        them where all sizes are known and the bias has one dimension.
         """
         name, source = operation.output, self.graph.tensors[operation.inputs[0]]
         real, rows = self.real(source.name), len(source.shape) == 1
-        if not adds_real_bias(source):
+        if not adds_real_bias(operation, source):
             self.node("Gemm", [real, self.weight(operation, operation.codes), self.bias(operation)], name, transB=1)
             return
-        with_bias = bool(operation.bias.any())
+        with_bias = operation.clamped_in_float or bool(operation.bias.any())
         result = f"{name}.product" if with_bias else name
         if rows:
             self.node("Gemm", [real, self.weight(operation, operation.codes)], result, transB=1)

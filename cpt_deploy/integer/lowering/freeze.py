@@ -1,7 +1,7 @@
 """Freeze a CPT model to an integer graph: the nodes between two quantizers become one integer operation."""
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from cpt_deploy.integer.operations import (
     Add,
     Concatenate,
     Convolution,
+    Float,
     FullyConnected,
     GlobalAverage,
     Multiply,
@@ -51,6 +52,9 @@ from cpt_deploy.quantization.modules.recurrent import QuantizedRecurrent
 from cpt_deploy.quantization.scheduled_model import WeightBits
 from cpt_deploy.quantization.state.config import MAX_INTEGER_BITS
 from cpt_deploy.quantization.state.precision_state import PrecisionGroup
+
+_CLAMPS = frozenset({"clamp", "clamp_max", "clamp_min", "clip", "hardtanh", "relu", "relu6"})
+"""Operators of PyTorch that become ONNX's Relu or Clip."""
 
 
 def freeze(
@@ -100,6 +104,22 @@ def _other_names(graph: IntegerGraph) -> dict[str, str]:
     return names
 
 
+def _before_clamps(operations: Sequence[Operation]) -> tuple[Operation, ...]:
+    """Return operations in which layers that a clamp in float reads say so."""
+    read = {
+        name
+        for operation in operations
+        if isinstance(operation, Float) and operation.target.split(".")[1] in _CLAMPS
+        for name in operation.inputs
+    }
+    return tuple(
+        replace(operation, clamped_in_float=True)
+        if isinstance(operation, FullyConnected) and operation.output in read
+        else operation
+        for operation in operations
+    )
+
+
 class _Lowering:
     """Walks the graph once; `tensors` maps each finished node to its quantized tensor."""
 
@@ -124,7 +144,7 @@ class _Lowering:
         for node in self.network.graph.nodes:
             self._lower(node)
         outputs = tuple(self.floats.name_of(node) for node in results_of(self.network.graph))
-        return IntegerGraph(self.signature, outputs, tuple(self.operations), self.tensors)
+        return IntegerGraph(self.signature, outputs, _before_clamps(self.operations), self.tensors)
 
     def _lower(self, node: fx.Node) -> None:
         module = self._module(node)

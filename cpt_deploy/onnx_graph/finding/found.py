@@ -53,6 +53,10 @@ class Found:
         """Whether it is a convolution, transposed or not."""
         return self.kind in ("convolution", "transposed")
 
+    def channel_axis(self, rank: int) -> int:
+        """Return the axis of the channels that a layer multiplies, of an input of so many dimensions."""
+        return rank - 1 if self.kind == "connected" else 1
+
     @property
     def has_weights(self) -> bool:
         """Whether it is a layer."""

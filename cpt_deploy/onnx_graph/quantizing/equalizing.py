@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
+import onnx
 from onnx import helper, numpy_helper
 
 from cpt_deploy.onnx_graph.finding.choosing import Choice
@@ -116,7 +117,7 @@ class Equalizer:
                     self._bind(*operation.inputs)
             case "add" | "average" | "global_average":
                 self._join(*operation.inputs, operation.output)
-            case "movement" if last.op_type in _KEEPING:
+            case "movement" if last.op_type in _KEEPING and not self._moves_channels(last):
                 self._join(*operation.inputs, operation.output)
             case "table" if last.op_type in ("Relu", "LeakyRelu"):
                 self._join(*operation.inputs, operation.output)
@@ -124,6 +125,18 @@ class Equalizer:
                 pass
             case _:
                 self._bind(*operation.inputs, operation.output)
+
+    def _moves_channels(self, node: onnx.NodeProto) -> bool:
+        """Return whether a padding adds or removes channels, or may do so."""
+        if node.op_type != "Pad":
+            return False
+        arrays = [self.network.array(name) if name else None for name in node.input[1:]]
+        pads, axes = arrays[0], arrays[2] if len(arrays) > 2 else None
+        if pads is None or (axes is None and len(node.input) > 3 and node.input[3]):
+            return True
+        rank = len(self._shape(node.input[0]))
+        places = range(rank) if axes is None else [int(axis) % rank for axis in axes]
+        return any(axis == 1 and (pads[place] or pads[place + len(places)]) for place, axis in enumerate(places))
 
     def _tie_product(self, operation: Found) -> None:
         """Give the factors of one operand of a product to its result; those of the other are 1."""

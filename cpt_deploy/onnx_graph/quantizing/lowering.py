@@ -38,7 +38,7 @@ from cpt_deploy.onnx_graph.quantizing.precision import BITS
 from cpt_deploy.onnx_graph.quantizing.ranges import Ranges
 from cpt_deploy.onnx_graph.quantizing.reinterpreting import Reinterpreter
 from cpt_deploy.onnx_graph.quantizing.weights import quantized_layer
-from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
+from cpt_deploy.onnx_graph.reading.network import OnnxNetwork, is_standard
 from cpt_deploy.onnx_graph.reading.running import Measured
 from cpt_deploy.quantization.folding import FoldedWeights, channelwise
 from cpt_deploy.signature import Signature
@@ -206,12 +206,13 @@ class Lowering:
         assert found.weight is not None
         assert found.factor is not None
         assert found.offset is not None
+        name = found.inputs[0]
         # transposed convolutions add other weights in each position
-        excess = 0.0 if found.kind == "transposed" else self.linear.excess.get(found.inputs[0], 0.0)
+        excess = 0.0 if found.kind == "transposed" else self.linear.excess.get(name, 0.0)
         sums = found.weight.reshape(len(found.weight), -1).sum(axis=1)
         return quantized_layer(
             found.weight, found.factor, found.offset - found.factor * sums * excess, source,
-            bits=self._bits_of(found), means=self.ranges.means.get(found.inputs[0]),
+            bits=self._bits_of(found), means=self.ranges.means.get((name, found.channel_axis(len(source.shape) + 1))),
             portable=self.bits.precision.portable,
         )  # fmt: skip
 
@@ -224,8 +225,13 @@ class Lowering:
     def _connected(self, found: Found, source: QuantizedTensor, output: str) -> FullyConnected:
         fields = fields_of(self._folded(found, source))
         return FullyConnected(
-            (source.name,), output, **fields, bits=self._bits_of(found), source=self._source_of(found)
-        )
+            (source.name,), output, **fields, bits=self._bits_of(found), source=self._source_of(found),
+            clamped_in_float=found.output in self.choice.real and self._is_clamped(found.output),
+        )  # fmt: skip
+
+    def _is_clamped(self, name: str) -> bool:
+        readers = (self.network.nodes[reader] for reader in self.network.readers.get(name, ()))
+        return any(is_standard(reader, "Relu", "Clip") for reader in readers)
 
     def _convolution(
         self, found: Found, source: QuantizedTensor, output: QuantizedTensor

@@ -48,6 +48,9 @@ def movement(
         constants = [tensor for tensor in constants if len(node.input) < 3 or tensor.name != node.input[2]]
         constants.append(numpy_helper.from_array(np.array(source.zero_point, source.dtype), zero))
         copy.input[:] = [*copy.input[:2], zero, *copy.input[3:]]
+    elif node.op_type == "Pad" and len(node.input) > 2:  # a value that other modes do not use, of a real type
+        constants = [tensor for tensor in constants if tensor.name != node.input[2]]
+        copy.input[2] = ""
     elif node.op_type == "Resize":
         # onnxruntime would move its transpositions behind a Resize, and repeat channels one by one; a Reshape stops it
         sizes = np.array([*[0] * len(source.shape), -1], np.int64)

@@ -82,14 +82,14 @@ def quantize_onnx(network: OnnxNetwork, samples: Iterable[Sample], precision: Pr
         choice = Choice((), frozenset(), ())
     begin = [first, *islice(rest, EQUALIZING - 1)]
     choice, factors = Equalizer(network, measured, choice).equalized(begin)
-    layers = {operation.inputs[0]: operation for operation in choice.operations if operation.has_weights}
-    axes = {
-        name: len(measured[name].shape) - 1 if operation.kind == "connected" else 1
-        for name, operation in layers.items()
-    }
+    channels = [
+        (operation.inputs[0], operation.channel_axis(len(measured[operation.inputs[0]].shape)))
+        for operation in choice.operations
+        if operation.has_weights
+    ]
     bits = bits_of(network, choice, precision)
     ranges = measure_ranges(
-        network, measured, {name: bits.quant_max(name) for name in choice.quantized}, axes, chain(begin, rest),
+        network, measured, {name: bits.quant_max(name) for name in choice.quantized}, channels, chain(begin, rest),
         factors=factors,
     )  # fmt: skip
     signature = signature_of(network, first, measured)

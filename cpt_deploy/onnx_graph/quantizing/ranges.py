@@ -1,5 +1,6 @@
 """Measure the values of tensors over samples, one sample in memory at a time: ranges for quantizing, and means."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,12 +31,12 @@ class Ranges:
 
     Attributes:
         bounds: Range of each tensor to be quantized; 0 belongs to each.
-        means: Mean of each channel of the tensors that layers read.
+        means: Mean of each channel of the tensors that layers read, by tensor and axis of the channels.
         samples: Number of samples.
     """
 
     bounds: Mapping[str, tuple[float, float]]
-    means: Mapping[str, Floats]
+    means: Mapping[tuple[str, int], Floats]
     samples: int
 
 
@@ -43,7 +44,7 @@ def measure_ranges(
     network: OnnxNetwork,
     measured: Mapping[str, Measured],
     quant_max: Mapping[str, int],
-    channels: Mapping[str, int],
+    channels: Iterable[tuple[str, int]],
     samples: Iterable[Sample],
     *,
     factors: Mapping[str, Floats],
@@ -56,7 +57,7 @@ def measure_ranges(
         network: The network.
         measured: Its tensors, as seen in a run.
         quant_max: Tensors to be quantized, with the greatest quantized value of each.
-        channels: Tensors whose channels' means are wanted, with the axis of the channels.
+        channels: Tensors whose channels' means are wanted, each with an axis of channels.
         samples: The samples; one at a time is in memory.
         factors: Factors (C,) by which the channels of tensors are divided before.
 
@@ -66,22 +67,28 @@ def measure_ranges(
     """
     names = [*quant_max]
     seen = {name: _Seen() for name in names}
-    means: dict[str, Floats] = {}
+    channels = tuple(dict.fromkeys(channels))
+    means: dict[tuple[str, int], Floats] = {}
     runner, outputs = _probed(network, measured, names, channels, factors)
     count = 0
     for sample in samples:
         results = runner.run(sample, outputs)
         for name, values in seen.items():
             low, high, some = float(results[_LOW + name]), float(results[_HIGH + name]), results[_VALUES + name]
-            _check_finite(name, low, high, [some, results[_MEANS + name]] if name in channels else [some])
+            others = [results[_mean_of(tensor, axis)] for tensor, axis in channels if tensor == name]
+            _check_finite(name, low, high, [some, *others])
             values.add(low, high, some, count)
-        for name in channels:
-            means[name] = means.get(name, 0.0) + np.nan_to_num(results[_MEANS + name].astype(np.float64))
+        for place in channels:
+            means[place] = means.get(place, 0.0) + np.nan_to_num(results[_mean_of(*place)].astype(np.float64))
         count += 1
     if not count:
         raise UsageError("Expected at least one sample to calibrate on, but got none")
     bounds = {name: values.range(quant_max[name]) for name, values in seen.items()}
-    return Ranges(bounds, {name: total / count for name, total in means.items()}, count)
+    return Ranges(bounds, {place: total / count for place, total in means.items()}, count)
+
+
+def _mean_of(name: str, axis: int) -> str:
+    return f"{_MEANS}{axis}:{name}"
 
 
 def _check_finite(name: str, low: float, high: float, others: Sequence[NDArray[Any]]) -> None:
@@ -139,11 +146,19 @@ def _error(values: NDArray[np.float32], low: float, high: float, quant_max: int)
     return float(np.square(difference, dtype=np.float64).sum())  # squares of large activations leave float32
 
 
+def _stride(size: int) -> int:
+    """Return a step for about `PER_SAMPLE` of so many values that meets all places of each axis."""
+    step = size // PER_SAMPLE | 1
+    while size and math.gcd(step, size) > 1:
+        step += 2
+    return step
+
+
 def _probed(
     network: OnnxNetwork,
     measured: Mapping[str, Measured],
     names: Sequence[str],
-    channels: Mapping[str, int],
+    channels: Sequence[tuple[str, int]],
     factors: Mapping[str, Floats],
 ) -> tuple[Runner, list[str]]:
     """Return the network with small outputs: ends, some values and channel means of tensors."""
@@ -160,23 +175,23 @@ def _probed(
         source = divided.get(name, name)
         probes.append(helper.make_node("ReduceMin", [source], [_LOW + name], keepdims=0))
         probes.append(helper.make_node("ReduceMax", [source], [_HIGH + name], keepdims=0))
-        step = int(np.prod(measured[name].shape, dtype=np.int64)) // PER_SAMPLE | 1  # odd, to meet all of an even axis
+        step = _stride(math.prod(measured[name].shape))
         constants[f"cpt_step_{step}"] = np.array([step])
         flat = f"cpt_flat:{name}"
         probes.append(helper.make_node("Reshape", [source, "cpt_flat"], [flat]))
         inputs = [flat, "cpt_start", "cpt_end", "cpt_axis", f"cpt_step_{step}"]
         probes.append(helper.make_node("Slice", inputs, [_VALUES + name]))
-    for name, axis in channels.items():
+    for name, axis in channels:
         axes = [place for place in range(len(measured[name].shape)) if place != axis]
         source = divided.get(name, name)
         if network.opsets[""] < _AXES_AS_INPUT:
-            probes.append(helper.make_node("ReduceMean", [source], [_MEANS + name], axes=axes, keepdims=0))
+            probes.append(helper.make_node("ReduceMean", [source], [_mean_of(name, axis)], axes=axes, keepdims=0))
         else:
             constants[f"cpt_axes_{axes}"] = np.array(axes)
             inputs = [source, f"cpt_axes_{axes}"]
-            probes.append(helper.make_node("ReduceMean", inputs, [_MEANS + name], keepdims=0))
+            probes.append(helper.make_node("ReduceMean", inputs, [_mean_of(name, axis)], keepdims=0))
     outputs = [_LOW + name for name in names] + [_HIGH + name for name in names]
-    outputs += [_VALUES + name for name in names] + [_MEANS + name for name in channels]
+    outputs += [_VALUES + name for name in names] + [_mean_of(*place) for place in channels]
     model = network.to_model(probes, outputs)
     model.graph.initializer.extend(numpy_helper.from_array(x.astype(np.int64), key) for key, x in constants.items())
     model.graph.initializer.extend(numpy_helper.from_array(x, key) for key, x in divisors.items())

@@ -59,13 +59,14 @@ class Reinterpreter:
             return  # all zero points are 0
         own = {o.output for o in choice.operations if o.kind in _OWN} - choice.real | {*choice.entries}
         own &= _before_convolutions(choice)
+        clamped = {o.output for o in choice.operations if o.clamped}
         readers: dict[str, list[Found]] = defaultdict(list)
         for operation in choice.operations:
             for name in dict.fromkeys(operation.inputs):
                 readers[name].append(operation)
         for name in own & readers.keys():
             linear = [o for o in readers[name] if is_uniform(o) and self._has_form(o)]
-            found = self._parameters(name, linear, readers[name]) if linear else None
+            found = self._parameters(name, linear, readers[name], clamped=name in clamped) if linear else None
             if found is not None:
                 self.parameters[name] = found
 
@@ -94,8 +95,13 @@ class Reinterpreter:
         last = self.network.nodes[operation.nodes[-1]]
         return not operation.clamped or is_standard(last, "HardSigmoid", "Relu")
 
-    def _parameters(self, name: str, linear: list[Found], readers: list[Found]) -> tuple[float, int] | None:
-        """Return parameters of a tensor with which functions of it have zero points; None if they are too coarse."""
+    def _parameters(
+        self, name: str, linear: list[Found], readers: list[Found], *, clamped: bool
+    ) -> tuple[float, int] | None:
+        """Return parameters of a tensor with which functions of it have zero points; None if they are too coarse.
+
+        The clamp that a tensor ends with is that of its integers, so their range cannot be wider.
+        """
         (low, high), quant_max = self.bounds[name], self.bits.quant_max(name)
         roots = [root for _, root in map(_line, linear)]
         widths = [high - low]
@@ -103,22 +109,24 @@ class Reinterpreter:
             if not operation.clamped:
                 begin, end = self.bounds[operation.output]
                 widths.append((end - begin) / factor)
-        if self._is_zero_below(readers):
+        if clamped and not all(min(low, 0.0) <= root <= max(high, 0.0) for root in roots):
+            return None
+        if self._is_zero_below(name, readers):
             low = max(low, roots[0])
         low, high = min(low, 0.0, *roots), max(high, 0.0, *roots)
-        scale, clamped = (high - low) / quant_max, [_line(o)[1] for o in linear if self._is_hard_sigmoid(o)]
-        if clamped and scale > 0:
-            steps = math.floor(abs(clamped[0]) / scale)
+        scale, sigmoids = (high - low) / quant_max, [_line(o)[1] for o in linear if self._is_hard_sigmoid(o)]
+        if sigmoids and scale > 0:
+            steps = math.floor(abs(sigmoids[0]) / scale)
             if steps < LEAST_STEPS:
                 return None
-            scale = abs(clamped[0]) / steps
+            scale = abs(sigmoids[0]) / steps
         # A result has the steps of its source, which may be as coarse as those of the result if nothing else reads it.
         allowed = max(widths) if len(linear) == len(readers) else widths[0]
         if not 0 < scale * quant_max <= WIDER * allowed:
             return None
         scale = float(np.float32(scale))
         places = [round(root / scale) for root in roots]
-        if any(abs(round(root / scale) - root / scale) > _EXACT for root in clamped):
+        if any(abs(round(root / scale) - root / scale) > _EXACT for root in sigmoids):
             return None
         for operation, place in zip(linear, places, strict=True):
             factor, root = _line(operation)
@@ -126,11 +134,13 @@ class Reinterpreter:
         least, most = max(0, *(-place for place in places)), quant_max - max(0, *places)
         return scale, min(max(round(-low / scale), least), most)
 
-    def _is_zero_below(self, readers: list[Found]) -> bool:
+    def _is_zero_below(self, name: str, readers: list[Found]) -> bool:
         """Return whether only a hard sigmoid and the product with it read a tensor: a hard swish."""
-        if len(readers) != 2 or readers[1].kind != "multiply":
+        if len(readers) != 2 or readers[1].kind != "multiply" or name in self.network.output_names:
             return False
         function, product = readers
+        if {*self.network.readers.get(name, ())} - {*function.nodes, *product.nodes}:
+            return False
         return self._is_hard_sigmoid(function) and {*product.inputs} == {function.inputs[0], function.output}
 
 

@@ -139,7 +139,9 @@ class ImageClassifier:
         graph = model.graph
         (image,), (output,) = graph.input, graph.output
         batch = network.shape(image.name)
-        last = next(node for node in graph.node if output.name in node.output)
+        last = next((node for node in graph.node if output.name in node.output), None)
+        if last is None:
+            raise ConversionError(f"Expected {self.name} to compute its output, but it is an input or a constant")
         axis = attributes_of(last).get("axis", -1)
         probabilities = last.op_type if is_standard(last, "Softmax", "LogSoftmax") and axis in (1, -1) else None
         if probabilities is not None:
@@ -184,6 +186,12 @@ class ImageClassifier:
                 f"Expected {self.name} to run on any number of images, but got: {_first_line(error)}",
                 hint="write the file with a free batch dimension",
             ) from error
+        if got.shape != expected.shape:
+            raise ConversionError(
+                f"Expected {self.name} to give {expected.shape} for {len(images)} images in any batches, but got "
+                f"{got.shape} for one batch",
+                hint="write the file with a free batch dimension",
+            )
         if got.shape != (len(images), classes):
             raise ConversionError(
                 f"Expected {self.name} to give {classes} logits per image, but it gives {got.shape[1:]}"

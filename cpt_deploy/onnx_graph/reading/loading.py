@@ -32,6 +32,21 @@ CONVERTED_IR = 7
 MOST_BYTES = 2**31 - 1
 
 
+def without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model with its functions inlined, those of another opset converted.
+
+    Raises:
+        ConversionError: If one cannot be inlined.
+    """
+    if not model.functions:
+        return model
+    inlined = onnx.inliner.inline_local_functions(model, convert_version=True)
+    if inlined.functions:
+        names = ", ".join(f"{function.domain}:{function.name}" for function in inlined.functions)
+        raise ConversionError(f"Expected functions that can be written as their operators, but got {names}")
+    return inlined
+
+
 def read_onnx(source: Path | bytes, name: str = "") -> OnnxNetwork:
     """Read an ONNX file, or its content, with external data beside it.
 
@@ -50,10 +65,14 @@ def read_onnx(source: Path | bytes, name: str = "") -> OnnxNetwork:
     name = name or ("the given bytes" if isinstance(source, bytes) else source.name)
     if not model.graph.output:
         raise DataError(f"Expected an ONNX model in {name}, but it has no outputs")
+    outputs = [value.name for value in model.graph.output]
+    twice = next((output for output in outputs if outputs.count(output) > 1), None)
+    if twice is not None:
+        raise DataError(f"Expected outputs of different names in {name}, but got {twice!r} more than once")
     in_order(model.graph)
     plain = model.SerializeToString()
     _declare_outputs(model.graph, _loaded(model, name))
-    inlined = _attempt(lambda: onnx.inliner.inline_local_functions(model), name) if model.functions else model
+    inlined = _attempt(lambda: without_functions(model), name)
     _attempt(lambda: make_dense(inlined.graph), name)
     current = _converted(inlined, name)
     simplified = rewrite_activations(simplify(current))

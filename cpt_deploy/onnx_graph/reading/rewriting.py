@@ -52,7 +52,7 @@ class _Rewriting:
         self.made_by = {name: node for node in self.graph.node for name in node.output}
         self.reads = Counter(name for node in self.graph.node for name in read_names(node))
         self.reads.update(value.name for value in self.graph.output)
-        values = (*self.graph.value_info, *self.graph.input)
+        values = (*self.graph.value_info, *self.graph.input, *self.graph.output)
         self.types = {value.name: value.type.tensor_type for value in values if value.type.HasField("tensor_type")}
         self.ranks = {name: len(kind.shape.dim) for name, kind in self.types.items() if kind.HasField("shape")}
         self.gone: set[int] = set()

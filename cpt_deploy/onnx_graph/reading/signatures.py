@@ -32,7 +32,7 @@ def signature_of(network: OnnxNetwork, sample: Sample, measured: Mapping[str, Me
     first = [name for value in network.inputs if (name := _declared(value)[:1])]
     batches = {name for (name,) in first if isinstance(name, str)}
     batch = next((name for (name,) in first if isinstance(name, str)), "")
-    inputs = tuple(_spec(value, _declared(value), batch) for value in network.inputs)
+    inputs = tuple(_input(value, batch) for value in network.inputs)
     rows = {len(sample[value.name]) for value in network.inputs if _declared(value)[:1] == [batch]}
     outputs = tuple(_spec(value, _seen(value, measured, batch, rows), batch) for value in network.outputs)
     free: dict[str, FreeSize] = {}
@@ -51,7 +51,7 @@ def declared_inputs(network: OnnxNetwork) -> tuple[TensorSpec, ...]:
     Raises:
         ConversionError: If one is no tensor of numbers.
     """
-    return tuple(_spec(value, _declared(value), "") for value in network.inputs)
+    return tuple(_input(value, "") for value in network.inputs)
 
 
 def _seen(value: onnx.ValueInfoProto, measured: Mapping[str, Measured], batch: str, rows: Set[int]) -> list[Size]:
@@ -86,11 +86,23 @@ def _declared(value: onnx.ValueInfoProto) -> list[Size]:
     return sizes
 
 
+def _input(value: onnx.ValueInfoProto, batch: str) -> TensorSpec:
+    spec = _spec(value, _declared(value), batch)
+    if not value.type.tensor_type.HasField("shape"):
+        raise ConversionError(
+            f"Expected inputs with a stated number of dimensions, but {value.name!r} has none",
+            hint="write its shape into the file; sizes may be free",
+        )
+    return spec
+
+
 def _spec(value: onnx.ValueInfoProto, sizes: list[Size], batch: str) -> TensorSpec:
     if value.type.WhichOneof("value") != "tensor_type":
         raise ConversionError(f"Expected tensors as inputs and outputs, but {value.name!r} is none")
     kind = np.dtype(helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
     if kind.kind not in "biuf":
         raise ConversionError(f"Expected numbers as inputs and outputs, but {value.name!r} holds {kind}")
-    renamed = [BATCH if size == batch else size for size in sizes]
+    # another size of that name is not the batch
+    other = f"{BATCH}_1" if batch not in {"", BATCH} else BATCH
+    renamed = [BATCH if size == batch else other if size == BATCH else size for size in sizes]
     return TensorSpec(value.name, kind.name, tuple(renamed[1:]), renamed[0] if renamed else None)

@@ -111,10 +111,12 @@ def _take_branches(graph: onnx.GraphProto) -> None:
     constants = {tensor.name: tensor for tensor in graph.initializer}
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
-        if not is_standard(node, "If") or node.input[0] not in constants:
+        known = is_standard(node, "If") and node.input[0] in constants
+        condition = numpy_helper.to_array(constants[node.input[0]]) if known else np.empty(0)
+        if condition.size != 1:
             nodes.append(node)
             continue
-        taken = bool(numpy_helper.to_array(constants[node.input[0]]).reshape(-1)[0])
+        taken = bool(condition.reshape(-1)[0])
         body = next(a.g for a in node.attribute if a.name == ("then_branch" if taken else "else_branch"))
         own = [name for inner in body.node for name in inner.output if name]
         names = {name: f"{name}_of_{node.output[0]}" for name in (*own, *(tensor.name for tensor in body.initializer))}
@@ -182,7 +184,8 @@ class _Folding:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model, self.graph = model, model.graph
         self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
-        kinds = ((value.name, value.type.tensor_type) for value in (*self.graph.value_info, *self.graph.input))
+        values = (*self.graph.value_info, *self.graph.input, *self.graph.output)
+        kinds = ((value.name, value.type.tensor_type) for value in values)
         self.shapes = {name: list(sizes_of(kind)) for name, kind in kinds if kind.HasField("shape")}
         self.made_by = {name: node for node in self.graph.node for name in node.output}
 

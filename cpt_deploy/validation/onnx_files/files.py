@@ -2,7 +2,8 @@
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,13 +17,15 @@ from onnx import TensorProto, helper
 from cpt_deploy.bundle.runtime.operators import optimize
 from cpt_deploy.bundle.runtime.sessions import open_session
 from cpt_deploy.errors import DataError, UsageError
-from cpt_deploy.onnx_graph.reading.loading import parsed
-from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
+from cpt_deploy.onnx_graph.reading.loading import parsed, without_functions
+from cpt_deploy.onnx_graph.reading.network import OnnxNetwork, attributes_of
 
 Arrays = dict[str, npt.NDArray[Any]]
 
 _SIZES = (16, 1, 2, 4, 8, 32, 64, 96, 128, 160, 224, 256, 512)
 """Sizes of free dimensions to try, until onnxruntime runs the file."""
+_MOST_VALUES = 2**26
+"""Values of an input that are tried."""
 _ROWS = 8
 """Rows of a call, where the first dimension is free."""
 
@@ -46,8 +49,8 @@ class OnnxFile:
     @cached_property
     def graph(self) -> OnnxNetwork:
         """The graph of the file, with functions inlined."""
-        model = onnx.inliner.inline_local_functions(self.model) if self.model.functions else self.model
-        return OnnxNetwork.from_model(onnx.shape_inference.infer_shapes(model), name=self.path.name)
+        model = onnx.shape_inference.infer_shapes(without_functions(self.model))
+        return OnnxNetwork.from_model(model, name=self.path.name)
 
     def optimized(self, *, exact_sums: bool | None = None) -> OnnxNetwork:
         """Return the graph that onnxruntime executes on this processor.
@@ -94,6 +97,11 @@ def read_file(path: Path) -> OnnxFile:
     return OnnxFile(path, model, content, size)
 
 
+def tensors_of(names: Iterable[str], values: Iterable[Any]) -> Arrays:
+    """Return the results of a run that are tensors, by name; sequences and maps are left out."""
+    return {name: value for name, value in zip(names, values, strict=True) if isinstance(value, np.ndarray)}
+
+
 def with_outputs(network: OnnxNetwork) -> bytes:
     """Return a graph with every tensor between its operators as an output."""
     names = dict.fromkeys(name for node in network.nodes for name in node.output if name)
@@ -114,6 +122,9 @@ def example_inputs(file: OnnxFile, rows: int = 2, seed: int = 0) -> Arrays:
     """
     session, reason = open_session(file.content, where=str(file.path), optimize=False), "no sizes"
     for first, size in itertools.product(dict.fromkeys((rows, 1)), _SIZES):
+        if any(math.prod(_shape(file.graph, value, first, size)) > _MOST_VALUES for value in file.graph.inputs):
+            reason = reason if reason != "no sizes" else f"inputs of more than {_MOST_VALUES:,} values"
+            continue
         inputs = {value.name: _random(file.graph, value, first, size, seed) for value in file.graph.inputs}
         try:
             session.run(None, inputs)
@@ -126,17 +137,18 @@ def example_inputs(file: OnnxFile, rows: int = 2, seed: int = 0) -> Arrays:
     )
 
 
+def _shape(network: OnnxNetwork, value: onnx.ValueInfoProto, rows: int, size: int) -> list[int]:
+    known = network.shape(value.name) or ()
+    return [(size if place else rows) if fixed is None else fixed for place, fixed in enumerate(known)]
+
+
 def _random(network: OnnxNetwork, value: onnx.ValueInfoProto, rows: int, size: int, seed: int) -> npt.NDArray[Any]:
     if value.type.WhichOneof("value") != "tensor_type":
         raise UsageError(
             f"Expected inputs that are tensors, but {value.name!r} of {network.name} is a "
             f"{str(value.type.WhichOneof('value')).removesuffix('_type')}"
         )
-    free = [rows if place == 0 else size for place in range(len(network.shape(value.name) or ()))]
-    shape = [
-        known if known is not None else tried
-        for known, tried in zip(network.shape(value.name) or (), free, strict=True)
-    ]
+    shape = _shape(network, value, rows, size)
     random, kind = np.random.default_rng(seed), value.type.tensor_type.elem_type
     if kind == TensorProto.STRING:
         return np.full(shape, "a", object)
@@ -156,7 +168,7 @@ def _index_bound(network: OnnxNetwork, name: str) -> int | None:
     for reader in (network.nodes[i] for i in network.readers.get(name, ())):
         if reader.op_type == "Gather" and reader.input[1] == name:
             shape = network.shape(reader.input[0])
-            return shape[0] if shape else None
+            return shape[attributes_of(reader).get("axis", 0)] if shape else None
     return None
 
 

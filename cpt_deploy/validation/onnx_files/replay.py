@@ -16,7 +16,7 @@ import onnx
 
 from cpt_deploy.bundle.runtime.sessions import open_session
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
-from cpt_deploy.validation.onnx_files.files import Arrays, with_outputs
+from cpt_deploy.validation.onnx_files.files import Arrays, tensors_of, with_outputs
 from cpt_deploy.validation.onnx_files.kernels.calls import Recomputed, UnknownArithmeticError
 from cpt_deploy.validation.onnx_files.kernels.exact import EXACT, recompute
 
@@ -98,8 +98,7 @@ class Replay:
 
     def run(self, inputs: Arrays) -> Arrays:
         """Return every tensor of a call by name, without sequences and other values that are none."""
-        made = zip(self._names, self.session.run(self._names, inputs), strict=True)
-        return {name: value for name, value in made if isinstance(value, np.ndarray)}
+        return tensors_of(self._names, self.session.run(self._names, inputs))
 
     def add(self, inputs: Arrays, served: Mapping[str, npt.NDArray[Any]]) -> None:
         """Recompute the integer operators of a call.

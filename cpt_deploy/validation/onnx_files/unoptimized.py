@@ -18,7 +18,7 @@ from cpt_deploy.validation.integers.intermediate_outputs import (
     computing_operators,
     largest_harmless,
 )
-from cpt_deploy.validation.onnx_files.files import Arrays, OnnxFile, with_outputs
+from cpt_deploy.validation.onnx_files.files import Arrays, OnnxFile, tensors_of, with_outputs
 
 _KINDS = {f"tensor({name})": TensorProto.DataType.Value(name.upper()) for name in ("uint8", "int8", "uint16", "int16")}
 
@@ -51,9 +51,7 @@ class Unoptimized:
 
     def add(self, inputs: Arrays) -> Mapping[str, npt.NDArray[Any]]:
         """Compare a call, and return every result with optimizations off, by name."""
-        optimized, plain = (
-            dict(zip(self._names, session.run(self._names, inputs), strict=True)) for session in self._sessions
-        )
+        optimized, plain = (tensors_of(self._names, session.run(self._names, inputs)) for session in self._sessions)
         self._comparison.add(plain, optimized)
         return plain
 

@@ -15,7 +15,7 @@ from cpt_deploy.validation.accuracy.agreement import Agreement, DetectionFacts, 
 from cpt_deploy.validation.accuracy.statistics import Proportion, wilson_interval
 from cpt_deploy.validation.integers.comparison import TensorResult
 from cpt_deploy.validation.measuring import ValidationReporter
-from cpt_deploy.validation.onnx_files.files import Arrays, OnnxFile, batches, example_inputs
+from cpt_deploy.validation.onnx_files.files import Arrays, OnnxFile, batches, example_inputs, tensors_of
 from cpt_deploy.validation.onnx_files.inspection import Inspection, inspect_file
 from cpt_deploy.validation.onnx_files.replay import Replay, Replayed
 from cpt_deploy.validation.onnx_files.rules import IGNORED_AXIS
@@ -232,7 +232,12 @@ class _Work:
             self.agreement.add(runs["source"], outputs)
         if labels is not None:
             for name, results in runs.items():
-                self.right[name] += list(_classes(results) == labels)
+                found = _classes(results)
+                if found.shape != labels.shape:
+                    raise UsageError(
+                        f"Expected an output with a row for each of {len(labels)} {LABELS}, but got {len(found)} rows"
+                    )
+                self.right[name] += list(found == labels)
 
 
 def _alone(file: OnnxFile) -> Any:
@@ -243,7 +248,7 @@ def _alone(file: OnnxFile) -> Any:
 def _run(session: Any, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
     names = [output.name for output in session.get_outputs()]
     try:
-        return dict(zip(names, session.run(names, inputs), strict=True))
+        return tensors_of(names, session.run(names, inputs))
     except Exception as error:  # onnxruntime's exceptions have no common base class
         reason = str(error).strip().partition("\n")[0]
         shapes = ", ".join(f"{name} {array.dtype} {list(array.shape)}" for name, array in inputs.items())
@@ -276,6 +281,8 @@ def _calls(
     rows = min(lengths.values(), default=1)
     if labels is not None and labels.shape != (rows,):
         raise UsageError(f"Expected {LABELS} of shape ({rows},), one for each row, but got {labels.shape}")
+    if labels is not None and labels.dtype.kind not in "iu":
+        raise UsageError(f"Expected {LABELS} that are numbers of classes, but got {labels.dtype}")
     start = 0
     for inputs in batches(file, {name: data[name] for name in names}):
         end = start + _length(inputs)

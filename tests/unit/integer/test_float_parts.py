@@ -21,6 +21,23 @@ from cpt_deploy.onnx_graph.writer import write_onnx
 from cpt_deploy.quantization import QuantizationConfig, calibrate, prepare
 
 
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.ReLU6(), nn.Hardtanh(), nn.Tanh()], ids=repr)
+def test_a_layer_before_an_activation_in_float_is_on_integers(activation: nn.Module) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(16, 32), activation, nn.LayerNorm(32), nn.Linear(32, 5))
+    model = prepare(network, torch.randn(4, 16), QuantizationConfig())
+    calibrate(model, [torch.randn(32, 16) for _ in range(4)])
+    description, arrays = to_dict(freeze(model))
+    graph = from_dict(json.loads(json.dumps(description)), arrays)
+    file, x = write_onnx(graph), torch.randn(9, 16)
+    operators = optimized_operators(file)
+    assert operators["QGemm"] == 2
+    assert not {"Gemm", "FusedGemm"} & operators.keys()
+    (got,) = open_session(file).run(None, {graph.signature.inputs[0].name: x.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(got), IntegerExecutor(graph)(x), rtol=1e-4, atol=1e-5)
+
+
 class TokenClassifier(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -148,6 +148,25 @@ def test_labels_are_one_for_each_row(files, labels):
         validate_file(read_file(files["qdq"]), {"image": images(2), "labels": labels})
 
 
+def test_labels_are_numbers_of_classes(files):
+    with pytest.raises(UsageError, match="numbers of classes, but got <U3"):
+        validate_file(read_file(files["qdq"]), {"image": images(2), "labels": np.array(["cat", "dog"])})
+
+
+def test_outputs_that_are_no_tensors_are_left_out_and_those_of_other_rows_have_no_labels(files, tmp_path):
+    model = onnx.load(files["qdq"])
+    model.graph.node.append(onnx.helper.make_node("SequenceConstruct", ["y", "y"], ["both"], "both"))
+    model.graph.output.append(onnx.helper.make_tensor_sequence_value_info("both", onnx.TensorProto.FLOAT, ["N", 4]))
+    onnx.save(model, tmp_path / "sequence.onnx")
+    assert validate_file(read_file(tmp_path / "sequence.onnx"), {"image": images(2)}).passed
+    model.graph.node[-1].CopyFrom(onnx.helper.make_node("Concat", ["y", "y"], ["both"], "both", axis=0))
+    del model.graph.output[:]
+    model.graph.output.append(onnx.helper.make_tensor_value_info("both", onnx.TensorProto.FLOAT, ["M", 4]))
+    onnx.save(model, tmp_path / "twice.onnx")
+    with pytest.raises(UsageError, match="a row for each of 2 labels, but got 4 rows"):
+        validate_file(read_file(tmp_path / "twice.onnx"), {"image": images(2), "labels": np.zeros(2, np.int64)})
+
+
 def test_rows_of_a_fixed_batch_are_grouped(files, tmp_path):
     model = onnx.load(files["reduced"])
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 3
