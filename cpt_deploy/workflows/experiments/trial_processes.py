@@ -90,7 +90,7 @@ def _outcome(code: int, answer: str) -> "TrialOutcome":
         metric = Metric.from_dict(document["report"]["metric"])
         figure = float(document["report"]["test"]["metrics"][metric.name])
         return TrialOutcome("finished", figure, metric=metric)
-    if abs(code) in _STOPPED or code - 128 in _STOPPED:
+    if -code in _STOPPED or code - 128 in _STOPPED:
         return TrialOutcome("interrupted", message="stopped; it resumes from its last checkpoint")
     if "error" in document:
         return TrialOutcome("failed", message=str(document["error"]["message"]).partition("\n")[0])

@@ -2,6 +2,7 @@
 
 import socket
 import ssl
+import sys
 
 import httpx2
 import pytest
@@ -141,6 +142,6 @@ def test_a_key_with_a_password_is_an_error_and_no_question(shared_bundle, tmp_pa
 
 
 def test_tracing_that_is_asked_for_and_missing_is_said_at_once(shared_bundle, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace.export", None)
     with pytest.raises(MissingExtraError, match="not installed"):
         create_app(load_settings(bundle=shared_bundle.path, tracing="on"))

@@ -7,6 +7,14 @@ from cpt_deploy.errors import RunInterruptedError
 from cpt_deploy.training.loop.interruption import Interruption
 
 
+@pytest.fixture(autouse=True)
+def hang_ups_are_not_ignored():
+    """As they would be where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_first_signal_asks_and_second_stops(number, code):
     with Interruption() as interruption:
