@@ -99,7 +99,7 @@ class Output:
     def line(self, text: str) -> None:
         """Print one line of the result."""
         if not self.json_mode:
-            self._print(readable.printable(text))
+            self._print(text)
 
     def text(self, part: str) -> None:
         """Print a part of a growing text, at once and without a line break."""
@@ -129,7 +129,7 @@ class Output:
             return
         if self.quiet:
             for row in rows:
-                self._print(readable.printable(str(row[0])))
+                self._print(str(row[0]))
             return
         from rich import box
         from rich.table import Table
@@ -191,7 +191,7 @@ class Output:
     def note(self, text: str) -> None:
         """Print a message on stderr, one line."""
         if not self.quiet:
-            self._print(readable.printable(text), stderr=True)
+            self._print(text, stderr=True)
 
     def hint(self, text: str) -> None:
         """Suggest the next command, with the user's own arguments."""
@@ -269,7 +269,7 @@ class Output:
             return
         if isinstance(renderable, str):
             stream = sys.stderr if stderr else sys.stdout
-            stream.write(f"{renderable}\n")
+            stream.write(f"{readable.printable(renderable)}\n")
             stream.flush()
             return
         console = self.console(stderr=stderr)

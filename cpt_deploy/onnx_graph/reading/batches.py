@@ -1,6 +1,5 @@
 """Free the batch dimension of an ONNX network that was written for a fixed number of samples."""
 
-import itertools
 from dataclasses import replace
 
 import onnx
@@ -27,7 +26,6 @@ def with_free_batch(network: OnnxNetwork) -> OnnxNetwork:
     """
     batch = fixed_batch(network)
     model = network.to_model()
-    _rename_others(model.graph)
     for value in (*model.graph.input, *model.graph.output):
         sizes = value.type.tensor_type.shape.dim
         # Exporters name a free first size of outputs otherwise than that of inputs, or write -1.
@@ -44,18 +42,6 @@ def with_free_batch(network: OnnxNetwork) -> OnnxNetwork:
     del model.graph.value_info[:]
     freed = OnnxNetwork.from_model(_simplified(model), name=network.name)
     return replace(freed, original=freed.to_model().SerializeToString())
-
-
-def _rename_others(graph: onnx.GraphProto) -> None:
-    """Give sizes that are no batch another name than `BATCH`, which the batch gets."""
-    sizes = [list(value.type.tensor_type.shape.dim) for value in (*graph.input, *graph.output, *graph.value_info)]
-    if any(size.dim_param == BATCH for dims in sizes for size in dims[:1]):
-        return  # it is the batch here, too
-    known = {size.dim_param for dims in sizes for size in dims}
-    free = next(name for number in itertools.count(1) if (name := f"{BATCH}_{number}") not in known)
-    for size in (size for dims in sizes for size in dims[1:]):
-        if size.dim_param == BATCH:
-            size.dim_param = free
 
 
 def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:

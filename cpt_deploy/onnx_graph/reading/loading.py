@@ -1,5 +1,6 @@
 """Load an ONNX file of any opset, and bring it to one form: functions inlined, opset 13 or later, constants folded."""
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from cpt_deploy.onnx_graph.reading.rewriting import rewrite_activations
 from cpt_deploy.onnx_graph.reading.running import element_of
 from cpt_deploy.onnx_graph.reading.simplify import simplify
 from cpt_deploy.onnx_graph.reading.sparse import make_dense
+from cpt_deploy.signature import BATCH
 
 #: The lowest opset of ONNX with quantizers per channel, which integer layers need.
 LEAST_OPSET = 13
@@ -70,6 +72,7 @@ def read_onnx(source: Path | bytes, name: str = "") -> OnnxNetwork:
     if twice is not None:
         raise DataError(f"Expected outputs of different names in {name}, but got {twice!r} more than once")
     in_order(model.graph)
+    _rename_others(model.graph)
     plain = model.SerializeToString()
     _declare_outputs(model.graph, _loaded(model, name))
     inlined = _attempt(lambda: without_functions(model), name)
@@ -157,6 +160,18 @@ def _loaded(model: onnx.ModelProto, name: str) -> Any:
     except Exception as error:  # onnxruntime's exceptions have no common base class
         reason = str(error).strip().partition("\n")[0]
         raise ConversionError(f"Expected a model that onnxruntime runs in {name}, but got: {reason}") from error
+
+
+def _rename_others(graph: onnx.GraphProto) -> None:
+    """Give sizes that are no batch another name than `BATCH`, which the batch gets."""
+    sizes = [list(value.type.tensor_type.shape.dim) for value in (*graph.input, *graph.output, *graph.value_info)]
+    if any(size.dim_param == BATCH for dims in sizes for size in dims[:1]):
+        return  # it is the batch here, too
+    known = {size.dim_param for dims in sizes for size in dims}
+    free = next(name for number in itertools.count(1) if (name := f"{BATCH}_{number}") not in known)
+    for size in (size for dims in sizes for size in dims[1:]):
+        if size.dim_param == BATCH:
+            size.dim_param = free
 
 
 def _declare_outputs(graph: onnx.GraphProto, session: Any) -> None:

@@ -102,7 +102,5 @@ def _spec(value: onnx.ValueInfoProto, sizes: list[Size], batch: str) -> TensorSp
     kind = np.dtype(helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
     if kind.kind not in "biuf":
         raise ConversionError(f"Expected numbers as inputs and outputs, but {value.name!r} holds {kind}")
-    # another size of that name is not the batch
-    other = f"{BATCH}_1" if batch not in {"", BATCH} else BATCH
-    renamed = [BATCH if size == batch else other if size == BATCH else size for size in sizes]
+    renamed = [BATCH if size == batch else size for size in sizes]
     return TensorSpec(value.name, kind.name, tuple(renamed[1:]), renamed[0] if renamed else None)

@@ -145,21 +145,9 @@ def joined(device: str) -> Iterator[tuple[ProcessGroup, torch.device]]:
         torch.cuda.set_device(chosen)
     if not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
-        atexit.register(_leave)
-    global _failed  # noqa: PLW0603  of the process, as the group is
-    _failed = True
+    atexit.unregister(dist.destroy_process_group)  # not left after an error: torchrun ends the other processes
     yield process_group, chosen
-    _failed = False
-
-
-_failed = False
-"""Whether the last use of the process group has not ended in order."""
-
-
-def _leave() -> None:
-    """Leave the process group; not after an error, when torchrun ends the other processes."""
-    if dist.is_initialized() and not _failed:
-        dist.destroy_process_group()
+    atexit.register(dist.destroy_process_group)
 
 
 def launched() -> ProcessGroup:

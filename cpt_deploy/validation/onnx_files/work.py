@@ -45,20 +45,20 @@ class _Layer:
     shape: ShapeOf
 
 
-def _product(layer: _Layer) -> int | None:
+def _product(layer: _Layer) -> int:
     transposed = attributes_of(layer.node).get("transA", 0)
     return math.prod(layer.made) * layer.read[-2 if transposed else -1]
 
 
-def _convolution(layer: _Layer) -> int | None:
+def _convolution(layer: _Layer) -> int:
     return math.prod(layer.made) * math.prod(layer.weight[1:])
 
 
-def _transposed_convolution(layer: _Layer) -> int | None:
+def _transposed_convolution(layer: _Layer) -> int:
     return math.prod(layer.read) * math.prod(layer.weight[1:])
 
 
-def _projections(layer: _Layer) -> int | None:
+def _projections(layer: _Layer) -> int:
     return math.prod(layer.read[:2]) * math.prod(layer.weight)
 
 

@@ -117,11 +117,8 @@ def preprocessing_of(
         settings[key] = fixed
     published = published_input(source.model or "")
     if published is not None and settings.get("channels", default.channels) == 3:
-        default = replace(default, channels=3, mean=published.mean, std=published.std)
-        if default.resize is not None:  # photographs; of small images each pixel is kept
-            default = replace(
-                default, size=published.size, resize=published.resize, interpolation=published.interpolation
-            )
+        photographs = default.resize is not None  # of small images each pixel is kept
+        default = published if photographs else replace(default, channels=3, mean=published.mean, std=published.std)
     for key in ("mean", "std"):
         wanted = settings.get("channels", default.channels)
         if key in settings and len(settings[key]) != wanted:

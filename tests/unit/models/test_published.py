@@ -17,7 +17,7 @@ IMAGE = Image.fromarray(np.stack([SMOOTH, 240 - SMOOTH, SMOOTH / 2], axis=-1).as
 def ours(name: str) -> Preprocessing:
     found = published_input(name)
     assert found is not None
-    return Preprocessing(3, found.size, found.mean, found.std, found.resize, found.interpolation)
+    return found
 
 
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "efficientnet_v2_s", "vit_b_16", "mobilenet_v3_small"])
@@ -38,3 +38,4 @@ def test_images_are_those_of_timms_transforms(name: str) -> None:
 def test_all_of_torchvisions_models_have_one_and_own_networks_none() -> None:
     assert all(published_input(f"torchvision/{name}") is not None for name in torchvision_names())
     assert published_input("resnet20") is None
+    assert published_input("torchvision/resnet19") is None

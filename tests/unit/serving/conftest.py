@@ -6,8 +6,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -20,6 +21,7 @@ from starlette.testclient import TestClient
 from cpt_deploy.bundle import Bundle
 from cpt_serving import create_app, load_settings
 from cpt_serving.app import app_of, create_service
+from cpt_serving.repository.model_repository import ModelRepository
 from cpt_serving.service import Service
 from cpt_serving.settings import ServeSettings
 
@@ -29,6 +31,30 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the environment's settings away from the tests."""
     for name in ServeSettings.model_fields:
         monkeypatch.delenv(f"CPT_SERVE_{name.upper()}", raising=False)
+
+
+@pytest.fixture
+def models(tmp_path: Path, shared_bundle: Bundle) -> Callable[..., Path]:
+    """Makes a directory of models, each a list of versions."""
+
+    def make(**versions: list[str]) -> Path:
+        for name, names in versions.items():
+            for version in names:
+                shutil.copytree(shared_bundle.path, tmp_path / "models" / name / version)
+        return tmp_path / "models"
+
+    return make
+
+
+@asynccontextmanager
+async def started(path: Path, **settings: object) -> AsyncIterator[ModelRepository]:
+    """Keep the models of a bundle or directory loaded, without a server."""
+    repository = ModelRepository(load_settings(bundle=path, concurrency=1, **settings))
+    await repository.start()
+    try:
+        yield repository
+    finally:
+        repository.close()
 
 
 @pytest.fixture(scope="module")
