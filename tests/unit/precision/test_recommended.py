@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from cpt_deploy.precision import LOSSES, RECOMMENDED_LOSS, is_short
+from cpt_deploy.precision import LOSSES, RECOMMENDED_LOSS, build_schedule, is_short
+from cpt_deploy.precision.recommended import LONG_EPOCHS
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.recipe.precision import PrecisionSettings
 
 STUDY = Path(__file__).parents[3] / "benchmarks" / "results" / "learning_study.json"
-IMAGES = {"digits": 1_437, "fashion": 60_000, "few-fashion": 2_000}
+IMAGES = {"digits": 1_442, "fashion": 60_000, "few-fashion": 2_000}
 BATCH = 64
 
 
@@ -58,12 +59,36 @@ def differences():
     return {cell: statistics.fmean(values) for cell, values in found.items() if len(values) == 8}
 
 
-def test_the_recommendation_follows_from_the_study():
+def most_bits(schedule: str, steps: int) -> int:
+    """Return the most bits of a run of the study with a schedule from 3 to 8 bits."""
+    built = build_schedule(schedule, min_bits=3, max_bits=8, cycles=8)
+    return max(built.bits_at(step, steps) for step in range(steps))
+
+
+def epochs(name: str, steps: int) -> float:
+    return steps / (IMAGES[name] // BATCH)
+
+
+def test_the_bound_in_epochs_lies_where_the_sign_turns():
+    cpt = {cell[:2]: gained for cell, gained in differences().items() if cell[0] != "digits" and cell[2] == "cpt"}
+    assert len(cpt) == 9
+    losing, gaining = ([epochs(*cell) for cell, gained in cpt.items() if (gained > 0) == wins] for wins in (False, True))
+    assert 10 < max(losing) < 11 < LONG_EPOCHS < min(gaining) < 33
+
+
+def test_the_figures_of_the_warning_are_those_of_the_study():
+    lost = {"cosine": 0.0, "rex": 0.0}
+    for (name, steps, kind), gained in differences().items():
+        schedule = {"cpt": "cosine", "rex": "rex"}.get(kind)
+        if schedule and is_short(steps, epochs(name, steps)) and most_bits(schedule, steps) == 8:
+            lost[schedule] = max(lost[schedule], -gained)
+    assert {schedule: round(points, 1) for schedule, points in lost.items()} == LOSSES
+
+
+def test_between_5_and_8_bits_less_is_lost_in_short_runs_and_won_in_long_ones():
     short, long = {}, {}
     for (name, steps, kind), gained in differences().items():
-        epochs = steps / (IMAGES[name] // BATCH)
-        (short if is_short(steps, epochs) else long).setdefault(kind, []).append(gained)
-    assert {kind: round(-min(short[place]), 1) for kind, place in (("cosine", "cpt"), ("rex", "rex"))} == LOSSES
+        (short if is_short(steps, epochs(name, steps)) else long).setdefault(kind, []).append(gained)
     assert round(-min(short["cpt-5-8"]), 1) == RECOMMENDED_LOSS
     assert statistics.fmean(short["cpt-5-8"]) > statistics.fmean(short["cpt"])
     assert statistics.fmean(long["cpt"]) > statistics.fmean(long["cpt-5-8"]) > 0
