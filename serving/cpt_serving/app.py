@@ -33,6 +33,7 @@ from cpt_serving.telemetry.tracing import close_tracing, open_tracing
 from cpt_serving.web.bodies import BodyBudget
 from cpt_serving.web.errors import add_error_handlers
 from cpt_serving.web.middleware import RequestEdge
+from cpt_serving.web.origins import OriginGuard
 
 _EXPORT_S = 1.0
 """Time after the shutdown deadline in which spans are exported."""
@@ -113,7 +114,7 @@ def app_of(service: Service, *, tracer_provider: TracerProvider | None = None) -
         direct,
         default=api,
         redirect_slashes=False,
-        middleware=[edge, *_cors(settings)],
+        middleware=[edge, *_origins(settings)],
         lifespan=_lifespan(_Running(service, access, access_log, provider, tracer)),
     )
 
@@ -144,18 +145,19 @@ def _api(service: Service, access: AccessControl, *, with_keys: bool) -> FastAPI
     return api
 
 
-def _cors(settings: ServeSettings) -> list[Middleware]:
-    if not settings.cors_origins:
-        return []
-    return [
-        Middleware(
-            CORSMiddleware,
-            allow_origins=[origin.strip() for origin in settings.cors_origins.split(",")],
-            allow_methods=["GET", "POST"],
-            allow_headers=_CORS_REQUEST_HEADERS,
-            expose_headers=_CORS_ANSWER_HEADERS,
-        )
-    ]
+def _origins(settings: ServeSettings) -> list[Middleware]:
+    allowed = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
+    guard = Middleware(OriginGuard, allowed=allowed)
+    if not allowed:
+        return [guard]
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=allowed,
+        allow_methods=["GET", "POST"],
+        allow_headers=_CORS_REQUEST_HEADERS,
+        expose_headers=_CORS_ANSWER_HEADERS,
+    )
+    return [cors, guard]
 
 
 async def _to_docs() -> RedirectResponse:

@@ -13,6 +13,7 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from cpt_deploy import readable
 from cpt_deploy.bundle import MAX_PIXELS
 from cpt_deploy.errors import UsageError
 from cpt_deploy.invalid_values import place_of, problem_of
@@ -194,9 +195,18 @@ def load_settings(**values: Any) -> ServeSettings:
     """Return the settings for arguments; arguments that are `None` count as not given.
 
     Raises:
-        UsageError: If the file cannot be read, or values are missing or out of range; the message lists all of them in
-            one line.
+        UsageError: If the file cannot be read, values are missing or out of range, or a variable `CPT_SERVE_...` is no
+            setting; the message lists all of them in one line.
     """
+    known = {f"{ENV_PREFIX}{name}".upper() for name in ServeSettings.model_fields}
+    unknown = [name for name in os.environ if name.upper().startswith(ENV_PREFIX) and name.upper() not in known]
+    if unknown:
+        # A misspelt CPT_SERVE_API_KEYS must not leave the server open.
+        names = ", ".join(readable.name(each) for each in sorted(unknown))
+        raise UsageError(
+            f"Expected variables {ENV_PREFIX}... to be settings, but got {names}",
+            hint="cpt serve --help lists the settings; in Kubernetes, enableServiceLinks: false",
+        )
     try:
         return ServeSettings(**{name: value for name, value in values.items() if value is not None})
     except ValidationError as error:

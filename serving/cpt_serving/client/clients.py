@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,9 +149,9 @@ class AsyncPredictClient:
         response = await self._ask("/generate", body, kinds=_TEXT_ERRORS, stream=True)
         finished = False
         try:
-            async for line in response.aiter_lines():
-                if line.startswith("data: "):
-                    event = _event(line.removeprefix("data: "))
+            async for line in _lines(response.aiter_bytes()):
+                if line.startswith(b"data: "):
+                    event = _event(line.removeprefix(b"data: "))
                     finished = "finish_reason" in event
                     yield event
         except httpx2.HTTPError as error:
@@ -208,11 +208,20 @@ class PredictClient:
                 raise
 
 
-def _event(text: str) -> dict[str, Any]:
+async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the lines of a body; texts in them may contain Unicode's other line ends, so bytes are split."""
+    rest = b""
+    async for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line
+
+
+def _event(content: bytes) -> dict[str, Any]:
     try:
-        event: dict[str, Any] = json.loads(text)
+        event: dict[str, Any] = json.loads(content)
     except ValueError as error:
-        raise DataError(f"Expected events of JSON, but got {text!r:.100}") from error
+        raise DataError(f"Expected events of JSON, but got {content.decode(errors='replace')!r:.100}") from error
     if "error" in event:
         raise DataError(f"The server stopped: {event['error']}")
     return event

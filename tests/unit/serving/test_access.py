@@ -253,6 +253,33 @@ def test_pages_of_other_origins_may_ask_only_if_they_are_named(shared_bundle, cl
         assert "access-control-allow-origin" not in stranger.headers
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://["}, 403),
+        ({"Origin": "http://Server:8000", "Host": "server:8000"}, 200),
+        ({"Origin": "http://server:9000", "Host": "server:8000"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site", "Origin": "http://localhost:3000"}, 403),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "https://public.example", "Host": "behind:8000"}, 200),
+        ({"Sec-Fetch-Site": "cross-site", "Origin": "https://SHOP.example"}, 200),
+    ],
+)
+def test_nothing_is_computed_for_pages_of_other_origins(shared_bundle, connect_to, png, headers, status):
+    with connect_to(shared_bundle, cors_origins="https://shop.example,") as client:
+        answer = client.post("/predict", content=png(), headers={"Content-Type": "text/plain"} | headers)
+        refused_type = answer.status_code == 415
+        answer = client.post("/predict", content=png(), headers={"Content-Type": "image/png"} | headers)
+        assert answer.status_code == status
+        assert refused_type == (status == 200)
+        assert client.get("/health/ready", headers=headers).status_code == 200
+        if status == 403:
+            assert "page of another origin" in answer.json()["error"]
+
+
 def test_a_preflight_needs_no_key_and_the_request_after_it_does(shared_bundle, key_file, keys, connect_to):
     with connect_to(shared_bundle, api_keys=key_file, cors_origins="*") as client:
         origin = {"Origin": "https://shop.example"}

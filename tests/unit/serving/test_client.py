@@ -3,6 +3,7 @@
 import asyncio
 import datetime
 import email.utils
+import json
 import socket
 
 import httpx2
@@ -284,6 +285,13 @@ def test_threads_and_tasks_share_a_client_of_a_real_server(tmp_path, shared_bund
 def test_a_text_that_does_not_come_to_its_end_is_a_data_error(content, said):
     with client_of(200, content) as client, pytest.raises(DataError, match=said):
         list(client.generate("the"))
+
+
+def test_texts_may_contain_the_line_ends_of_unicode():
+    text = "a\u2028b\u0085c\u2029"
+    content = json.dumps({"text": text, "finish_reason": "length"}, ensure_ascii=False).encode()
+    with client_of(200, b"data: " + content + b"\n\n") as client:
+        assert [event["text"] for event in client.generate("the")] == [text]
 
 
 def test_a_server_that_does_not_take_the_text_says_why():

@@ -20,6 +20,13 @@ def test_arguments_go_before_the_environment_and_none_counts_as_not_given(monkey
     assert (settings.port, settings.top_k) == (9001, 2)
 
 
+def test_a_misspelt_variable_is_no_setting(monkeypatch):
+    monkeypatch.setenv("CPT_SERVE_API_KEY", "keys.txt")
+    monkeypatch.setenv("cpt_serve_port", "1")
+    with pytest.raises(UsageError, match=r"to be settings, but got CPT_SERVE_API_KEY$"):
+        load_settings(bundle="b")
+
+
 def test_all_problems_are_in_one_line():
     with pytest.raises(UsageError) as caught:
         load_settings(port=70000, threads=0, colour="red")
