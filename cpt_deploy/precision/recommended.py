@@ -3,8 +3,8 @@
 LONG_EPOCHS = 30
 """A run is long from so many passes over its data on.
 
-On both sets of Fashion-MNIST few bits lost accuracy in all cells of up to 11 passes and gained it in all from 32 on; the
-study has none between. On digits, which nearly all networks read, neither was seen.
+On both sets of Fashion-MNIST few bits lost accuracy in all cells of up to 11 passes and gained it in all from 32 on;
+the study has none between. On digits, which nearly all networks read, neither was seen.
 """
 
 LONG_STEPS = 1_000
