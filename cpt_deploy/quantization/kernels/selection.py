@@ -75,6 +75,7 @@ def load_triton(device: str) -> Kernels | str:
     """Load Triton's kernels and run one on the device type; return the reason if they cannot be used."""
     try:
         import triton
+        import triton.errors
 
         from cpt_deploy.quantization.kernels.triton.backend import TritonKernels
     except ImportError as error:
@@ -89,7 +90,7 @@ def load_triton(device: str) -> Kernels | str:
     try:  # the first launch compiles a launcher, which needs a C compiler
         low, high = kernels.range(torch.arange(3.0, device=device))
         found = float(low), float(high)
-    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+    except (RuntimeError, OSError, subprocess.SubprocessError, triton.errors.TritonError) as error:
         return f"Triton's kernels do not run: {error}"
     return kernels if found == (0.0, 2.0) else f"Triton's kernels find the range {found} instead of (0, 2)"
 

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from cpt_deploy.quantization.kernels import Average, Kernels, Observed, QuantizationParameters, QuantMax, parameters
 from cpt_deploy.quantization.numerics.affine import fake_quantize, including_zero, range_of, unsigned_quant_max
+from cpt_deploy.quantization.numerics.recording import is_recorded
 from cpt_deploy.quantization.state.precision_state import PrecisionGroup, PrecisionState
 
 
@@ -142,7 +143,7 @@ class Requantize(nn.Module):
         """Return `x` requantized to the layer's current bits, same shape."""
         source = self.source
         bits = source.precision.activation_bits
-        # A compiled graph serves all bits, so there values that already have these bits are quantized once more.
-        if not torch.compiler.is_compiling() and bits[self.group] == bits["fixed"]:
+        # A recorded step serves all bits, so there values that already have these bits are quantized once more.
+        if bits[self.group] == bits["fixed"] and not is_recorded(x.device):
             return x
         return source.quantize(x, self.group)

@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from cpt_deploy.quantization.numerics.recording import is_recorded
+
 _GOLDEN = -1640531527  # 2^32 / golden ratio, as a signed 32-bit integer
 _MIX_1 = 0x2C1B3C6D
 _MIX_2 = 0x297A2D39
@@ -17,7 +19,7 @@ _indices: dict[torch.device, Tensor] = {}
 
 def _hashed_indices(count: int, device: torch.device) -> Tensor:
     """Return `index · golden` for the first `count` indices, cached per device since every layer needs them."""
-    if torch.compiler.is_compiling():
+    if is_recorded(device):  # a recording must not read a cache that a larger request replaces
         return torch.arange(count, dtype=torch.int32, device=device) * _GOLDEN
     known = _indices.get(device)
     if known is None or known.numel() < count:

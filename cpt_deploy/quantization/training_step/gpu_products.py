@@ -37,7 +37,8 @@ def forward(
 
 def _convolution(layer: nn.Conv2d, codes: Tensor, zero_point: Tensor, weight: Tensor, kernels: Kernels) -> Tensor:
     assert not isinstance(layer.padding, str)
-    if int8_products.has_int8_tensor_cores(codes.device) and layer.weight.shape[1] > 1:
+    depthwise = layer.groups > 1 and weight.shape[1] == 1
+    if int8_products.has_int8_tensor_cores(codes.device) and not depthwise:
         from cpt_deploy.quantization.kernels.triton import int8_convolution
 
         if int8_convolution.is_summed_exactly(weight):

@@ -192,7 +192,8 @@ def _transposed_convolution(
     """
     x, kernel = kernels.centre(codes, qparams.zero_point, torch.float32), layer.turned(weight.float())
     geometry = (layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation)
-    with gpu_products.as_written(codes.device):
+    # cuDNN may choose an algorithm that is not exact, such as Winograd's.
+    with gpu_products.as_written(codes.device), torch.backends.cudnn.flags(enabled=False):
         return _channels_last(torch.conv_transpose2d(x, kernel, None, *geometry))  # type: ignore[arg-type]
 
 

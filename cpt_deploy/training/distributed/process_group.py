@@ -138,11 +138,11 @@ def joined(device: str) -> Iterator[tuple[ProcessGroup, torch.device]]:
     """
     process_group = launched()
     chosen = choose_device(device, process_group)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)  # CUDA graphs and events are of the current device
     if process_group.count == 1:
         yield process_group, chosen
         return
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
     if not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
     atexit.unregister(dist.destroy_process_group)  # not left after an error: torchrun ends the other processes

@@ -30,10 +30,11 @@ def record_cuda_graph(step: Callable[[], StepOutcome]) -> Replay:
     # The restrictions of recording apply to this thread only: other threads pin the memory of the next batches.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         outcome = step()
+        outcome = outcome._replace(loss=outcome.loss.detach())  # without autograd's graph, which would stay alive
 
     def replay() -> StepOutcome:
         graph.replay()
-        return outcome._replace(loss=outcome.loss.detach().clone(), correct=outcome.correct.clone())
+        return outcome._replace(loss=outcome.loss.clone(), correct=outcome.correct.clone())
 
     return replay
 

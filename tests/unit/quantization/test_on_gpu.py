@@ -8,12 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
+from torch.nn.utils.parametrizations import weight_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from cpt_deploy.models import build_model
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare
 from cpt_deploy.quantization.kernels import Kernels
 from cpt_deploy.quantization.kernels.reference import TorchKernels
+from cpt_deploy.quantization.modules import activation_quantizer
+from cpt_deploy.quantization.numerics.recording import is_recorded
 from cpt_deploy.quantization.training_step import gpu_products, int8_products
 from cpt_deploy.quantization.training_step.execution_path import ExecutionPath
 from cpt_deploy.quantization.training_step.fused_operations import Engine
@@ -22,14 +26,14 @@ triton_backend = pytest.importorskip("cpt_deploy.quantization.kernels.triton.bac
 
 
 class Network(nn.Module):
-    """Strided, grouped and pointwise convolutions, BatchNorm, ReLU6, a sum, a pool, a mean, Linears."""
+    """Strided, grouped, pointwise and parametrized convolutions, BatchNorm, ReLU6, a sum, a pool, a mean, Linears."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
         self.narrow = nn.Sequential(nn.Conv2d(16, 16, 3, 2, 1, groups=4, bias=False), nn.BatchNorm2d(16), nn.ReLU6())
         self.point = nn.Sequential(nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16))
-        self.down = nn.Sequential(nn.Conv2d(16, 16, 1, 2, bias=False), nn.BatchNorm2d(16))
+        self.down = nn.Sequential(weight_norm(nn.Conv2d(16, 16, 1, 2, bias=False)), nn.BatchNorm2d(16))
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 5))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -185,3 +189,39 @@ def test_a_model_can_be_recomputed_in_backward(launches: list[str]) -> None:
     functional.cross_entropy(checkpoint(model, x, use_reentrant=False, preserve_rng_state=False), labels).backward()
     assert launches.count("affine_quantize_kernel") == 2 * 6
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_a_recording_at_8_bits_serves_fewer_bits_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Module by module, where a step at max_bits leaves out operations unless it is recorded."""
+    monkeypatch.setattr(QuantizedModel, "execution_path", lambda *_: ExecutionPath("modules", "not fused"))
+    network = build_model("resnet8", num_classes=5, in_channels=3, input_size=(16, 16), width=8)
+    model = prepare(network, torch.zeros(2, 3, 16, 16), QuantizationConfig()).train().to("meta")
+
+    def operations(bits: int):
+        model.set_bits(bits, 8)
+        with Counted() as counted:
+            model(batch()[0])
+        return counted.names
+
+    assert len(operations(8)) < len(operations(5))
+    monkeypatch.setattr(activation_quantizer, "is_recorded", lambda _: True)
+    assert operations(8) == operations(5) == operations(3)
+
+
+def test_images_of_one_channel_are_convolved_in_int8_and_depthwise_layers_are_not(launches: list[str]) -> None:
+    layers = [nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=16), nn.ReLU(), nn.Conv2d(16, 16, 1)]
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+    model = prepare(network, torch.zeros(2, 1, 16, 16), QuantizationConfig()).train().to("meta")
+    model(torch.empty(8, 1, 16, 16, device="meta"))
+    assert launches.count("convolution_kernel") == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_captured_step_knows_that_it_is_recorded() -> None:
+    x = torch.zeros(1, device="cuda")
+    assert not is_recorded(x.device)
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        x.add_(1)
+        assert is_recorded(x.device)
+    assert not is_recorded(x.device)

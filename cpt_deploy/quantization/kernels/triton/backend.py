@@ -210,10 +210,16 @@ class TritonKernels:
         return _each(elements.scale_kernel, x, torch.empty_like(x, dtype=torch.float32), a, b)
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+def launch(kernel: Any, grid: Any, *arguments: Any, **constants: Any) -> None:
     """Launch a kernel on the device of its first argument.
 
     Multiply-adds are not fused, since that would omit a rounding that the other backends have.
+
+    Args:
+        kernel: The kernel, or its autotuner.
+        grid: Number of blocks in each dimension, or the function of the tuned constants that returns it.
+        arguments: Its tensors and numbers.
+        constants: Its constants.
     """
     device = arguments[0].device
     if device.type == "cuda" and device.index != torch.cuda.current_device():

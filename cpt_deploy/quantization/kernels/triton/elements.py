@@ -11,6 +11,9 @@ import triton.language as tl
 
 #: Adding and subtracting 1.5 · 2^23 rounds values within ±2^22 to integers, half to even.
 _SHIFTER = tl.constexpr(12582912.0)
+#: Smaller divisors are scaled up by `_UP`, since their reciprocal can be infinite.
+_SMALL = tl.constexpr(2.0**-60)
+_UP = tl.constexpr(2.0**64)
 #: The interpreter's fma rounds twice, so that there division is `div_rn`.
 _FUSES = tl.constexpr(os.environ.get("TRITON_INTERPRET") != "1")
 _GOLDEN = tl.constexpr(-1640531527)
@@ -41,9 +44,15 @@ def quotient(x, divisor):
 
     Divides many values by one number: a reciprocal for all, and two corrections of each product by its exact remainder
     (Markstein, IBM Journal of Research and Development 34(1), 1990), without the branches of a division.
+
+    Args:
+        x: Values.
+        divisor: A positive number.
     """
     if not _FUSES:
         return tl.div_rn(x, divisor)
+    up = tl.where(divisor < _SMALL, _UP, 1.0)
+    x, divisor = x * up, divisor * up
     reciprocal = tl.div_rn(1.0, divisor)
     near = x * reciprocal
     result = tl.fma(tl.fma(-near, divisor, x), reciprocal, near)

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cpt_deploy.quantization.kernels.triton import backend
+
 #: Max number of products of two int8 values, each within 2^14, whose sum fits into 32 bits.
 MAX_SUMMED = 2**31 // 2**14 - 1
 
@@ -66,13 +68,11 @@ def multiply(a: Tensor, b: Tensor, epilogue: Epilogue, dtype: torch.dtype = torc
         "HAS_OFFSET": epilogue.offset is not None,
         "UNSIGNED": a.dtype == torch.uint8,
     }
-    # No fused multiply-add: factor and offset are rounded separately, as in the other backends.
-    options: dict[str, Any] = {**kinds, "enable_fp_fusion": False}
     if a.is_cuda:
-        tuned_product[lambda sizes: _blocks(m, n, sizes)](*operands, **options)
+        backend.launch(tuned_product, lambda sizes: _blocks(m, n, sizes), *operands, **kinds)
     else:
         sizes = {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 64, "GROUP": 2}
-        product[_blocks(m, n, sizes)](*operands, **options, **sizes)
+        backend.launch(product, _blocks(m, n, sizes), *operands, **kinds, **sizes)
     return out
 
 
@@ -90,8 +90,8 @@ def pack(x: Tensor, shift: Tensor | None, *, keep_rows: bool) -> Packed:
     columns = torch.empty(n, m, dtype=torch.int8, device=x.device)
     sums = torch.zeros(n, dtype=torch.int32, device=x.device)
     blocks = (triton.cdiv(m, PACK_BLOCK), triton.cdiv(n, PACK_BLOCK))
-    packing[blocks](
-        x, columns if shift is None else shift, columns if rows is None else rows, columns, sums, m, n,
+    backend.launch(
+        packing, blocks, x, columns if shift is None else shift, columns if rows is None else rows, columns, sums, m, n,
         HAS_SHIFT=shift is not None, KEEP_ROWS=keep_rows, BLOCK=PACK_BLOCK,
     )  # fmt: skip
     return Packed(rows, columns, sums)

@@ -5,13 +5,14 @@ import sys
 import threading
 import time
 
-import optuna
 import pytest
 
 from cpt_deploy.errors import UsageError
 from cpt_deploy.metric import ACCURACY
 from cpt_deploy.training import TrialOutcome, TrialQueue
 from cpt_deploy.training.experiments.trials import JOURNAL
+
+optuna = pytest.importorskip("optuna")
 
 NAMES = ["a", "b", "c", "d"]
 
