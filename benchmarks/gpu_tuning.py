@@ -8,8 +8,10 @@ the sizes of blocks, warps and stages, beside cuDNN's in bfloat16. A combination
 
 import argparse
 import json
+import math
 import multiprocessing
 import statistics
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,6 +97,8 @@ BLOCKS = [
 ]
 SMOKE_SHAPES, SMOKE_LAYERS = [(2, 8, 4, 4)], [Layer(2, 16, 16, 3, 1, 6)]
 
+#: A call that is made for its compilation alone is not recorded.
+_UNTIMED = torch.device("cpu")
 _launch = backend.launch
 
 
@@ -117,15 +121,24 @@ def use_blocks(blocks: Blocks, layer: Layer) -> None:
 
 
 def microseconds(call: Callable[[], Any], device: torch.device, repeats: int = 6, rounds: int = 5) -> float:
-    """Return the median time of a call over rounds of several."""
-    call()
-    times = []
-    for _ in range(rounds):
-        begin = synchronized_clock(device)
-        for _ in range(repeats):
-            call()
-        times.append((synchronized_clock(device) - begin) / repeats)
-    return 1e6 * statistics.median(times)
+    """Return the median time of a call; infinity if it fails, since one combination must not cost the others.
+
+    On a GPU calls are recorded as a CUDA graph: launching a small kernel takes longer than the kernel.
+    """
+    try:
+        if device.type == "cuda":
+            return 1e3 * float(triton.testing.do_bench_cudagraph(call, rep=3, return_mode="median"))
+        call()
+        times = []
+        for _ in range(rounds):
+            begin = synchronized_clock(device)
+            for _ in range(repeats):
+                call()
+            times.append((synchronized_clock(device) - begin) / repeats)
+        return 1e6 * statistics.median(times)
+    except Exception as error:
+        print(f"not measured: {type(error).__name__}: {error}"[:300], file=sys.stderr)
+        return math.inf
 
 
 def elementwise(device: torch.device, shapes: list[tuple[int, int, int, int]]) -> dict[str, dict[str, list[float]]]:
@@ -148,7 +161,8 @@ def convolution(layer: Layer, device: torch.device) -> Callable[[], Any]:
     weight = torch.randint(-127, 128, (layer.outputs, layer.inputs, layer.kernel, layer.kernel), device=device)
     geometry = Geometry((layer.stride,) * 2, (layer.kernel // 2,) * 2, (1, 1), 1)
     operands = (codes.contiguous(memory_format=torch.channels_last), torch.tensor(3.0, device=device))
-    return lambda: convolve(*operands, weight.to(torch.int8), geometry)
+    weight = weight.to(torch.int8)
+    return lambda: convolve(*operands, weight, geometry)
 
 
 def convolutions(device: torch.device, layers: list[Layer]) -> list[dict[str, Any]]:
@@ -177,12 +191,33 @@ def compile_one(number: int, device_name: str, smoke: bool) -> None:
     device = torch.device(device_name)
     if number < len(CONSTANTS):
         use_constants(CONSTANTS[number])
-        for call, _ in kernel_calls(device, backend.TritonKernels(), SHAPES[-1]).values():
-            call()
+        for shape in SHAPES:  # with few images, but as many as are specialized alike: multiples of 16
+            for call, _ in kernel_calls(device, backend.TritonKernels(), (16, *shape[1:])).values():
+                microseconds(call, _UNTIMED, 1, 1)
         return
     for layer in SMOKE_LAYERS if smoke else LAYERS:
         use_blocks(BLOCKS[number - len(CONSTANTS)], layer)
-        convolution(layer, device)()
+        microseconds(convolution(layer, device), _UNTIMED, 1, 1)
+
+
+def table(content: dict[str, Any]) -> str:
+    """Return the times as tables; those of convolutions are measured last."""
+    names = ["/".join(map(str, constants)) for constants in CONSTANTS]
+    by_kernel = [[name, *(f"{sum(times[key]):.0f}" for key in names)] for name, times in content["kernels"].items()]
+    heads = ["cuDNN bfloat16", "as set", *("/".join(map(str, blocks)) for blocks in BLOCKS)]
+    by_layer = [
+        [json.dumps(list(product["layer"].values())), *(f"{product['microseconds'][key]:.0f}" for key in heads)]
+        for product in content["convolutions"]
+    ]
+    return "\n\n".join(
+        [
+            "Kernels in µs, summed over the shapes, by warps/tile/parts/block (`python benchmarks/gpu_tuning.py`)",
+            markdown_table(["kernel", *names], by_kernel),
+            "int8 convolutions in µs (images, inputs, outputs, kernel, stride, size), by m/n/k of a block/warps/stages",
+            markdown_table(["layer", *heads], by_layer),
+            machine_line(content["machine"]),
+        ]
+    )
 
 
 def main(words: list[str] | None = None) -> None:
@@ -200,26 +235,10 @@ def main(words: list[str] | None = None) -> None:
             pool.starmap(compile_one, [(number, arguments.device, False) for number in range(combinations)])
     shapes, layers = (SMOKE_SHAPES, SMOKE_LAYERS) if arguments.smoke else (SHAPES, LAYERS)
     info = machine() | ({"gpu": gpu()} if device.type == "cuda" else {})
-    kernels, products = elementwise(device, shapes), convolutions(device, layers)
-    names = ["/".join(map(str, constants)) for constants in CONSTANTS]
-    by_kernel = [[name, *(f"{sum(times[key]):.0f}" for key in names)] for name, times in kernels.items()]
-    heads = list(products[0]["microseconds"])
-    by_layer = [
-        [json.dumps(list(product["layer"].values())), *(f"{product['microseconds'][key]:.0f}" for key in heads)]
-        for product in products
-    ]
-    table = "\n\n".join(
-        [
-            "Kernels in µs, summed over the shapes, by warps/tile/parts/block (`python benchmarks/gpu_tuning.py`)",
-            markdown_table(["kernel", *names], by_kernel),
-            "int8 convolutions in µs (images, inputs, outputs, kernel, stride, size), by m/n/k of a block/warps/stages",
-            markdown_table(["layer", *heads], by_layer),
-            machine_line(info),
-        ]
-    )
-    write_results(
-        "gpu_tuning", {"machine": info, "kernels": kernels, "convolutions": products}, table, arguments.results
-    )
+    content: dict[str, Any] = {"machine": info, "kernels": elementwise(device, shapes), "convolutions": []}
+    write_results("gpu_tuning", content, table(content), arguments.results)
+    content["convolutions"] = convolutions(device, layers)
+    write_results("gpu_tuning", content, table(content), arguments.results)
 
 
 if __name__ == "__main__":

@@ -104,17 +104,19 @@ def advance(runs: list[tuple[Recipe, Path]], seconds: float, processes: int, *, 
     until, context = time.monotonic() + seconds, multiprocessing.get_context("spawn")
     waiting = [(recipe, folder) for recipe, folder in runs if not (folder / "report.json").is_file()]
     going: list[BaseProcess] = []
-    while (waiting or going) and time.monotonic() < until:
-        while waiting and len(going) < processes:
-            recipe, folder = waiting.pop(0)
-            process = context.Process(target=train_one, args=(recipe, folder, keep), name=folder.name)
-            process.start()
-            going.append(process)
-        time.sleep(POLL)
-        going = [process for process in going if _is_going(process)]
-    for process in going:
-        if process.pid is not None and process.is_alive():
-            os.kill(process.pid, signal.SIGTERM)
+    try:
+        while (waiting or going) and time.monotonic() < until:
+            while waiting and len(going) < processes:
+                recipe, folder = waiting.pop(0)
+                process = context.Process(target=train_one, args=(recipe, folder, keep), name=folder.name)
+                process.start()
+                going.append(process)
+            time.sleep(POLL)
+            going = [process for process in going if _is_going(process)]
+    finally:  # also where one failed: Python's exit would wait for the end of all others
+        for process in going:
+            if process.pid is not None and process.is_alive():
+                os.kill(process.pid, signal.SIGTERM)
     for process in going:
         process.join(GRACE)
         if process.is_alive():

@@ -33,12 +33,13 @@ from cpt_deploy.quantization import QuantizationConfig, prepare
 from cpt_deploy.quantization.kernels import kernels_on
 
 BASE = "bf16 autocast"
+HEADLINE = "cpt-deploy bf16"
 IN_GRAPH = ", CUDA graph"
 BITS = 6
 BARS = {"resnet50": 1.1, "gpt": 0.9}
 PARTS = ("kernels", "resnet74", "resnet50", "gpt")
 #: Variants whose kernels are listed, and how many kernels of each.
-PROFILED, MOST = (BASE, "cpt-deploy bf16"), 20
+PROFILED, MOST = (BASE, HEADLINE), 20
 #: Share of a network's time reserved for memory and launches, which are measured after the times.
 FOR_COUNTS = 0.1
 
@@ -98,10 +99,17 @@ def variants(
         builds[f"cpt-deploy {name}"] = lambda model=model: step(model(), autocast=x.is_cuda)  # type: ignore[misc]
     if compiled:
         builds[f"{BASE}, compiled"] = lambda: step(torch.compile(copy.deepcopy(network)), autocast=True)  # type: ignore[arg-type]
-    if x.is_cuda:  # last, because a failed recording may affect what follows
+    if x.is_cuda:
         for name in [BASE, *(f"cpt-deploy {name}" for name in ours)]:
             builds[f"{name}{IN_GRAPH}"] = lambda name=name: graphed(builds[name]())  # type: ignore[misc]
-    return builds
+    return in_order(builds)
+
+
+def in_order(builds: dict[str, Build]) -> dict[str, Build]:
+    """Return what the bars are about first, for time may run out, and the recording that may fail last."""
+    first = (BASE, HEADLINE, f"{HEADLINE}{IN_GRAPH}", f"{BASE}{IN_GRAPH}")
+    last = f"cpt-deploy modules{IN_GRAPH}"  # a failed recording may affect what follows
+    return dict(sorted(builds.items(), key=lambda item: (item[0] not in first, item[0] == last)))
 
 
 def image_network(name: str, size: int, batch: int, device: torch.device, *, compiled: bool) -> Network:
@@ -171,11 +179,11 @@ def measure(network: Network, device: torch.device, until: float, rounds: int) -
             steps[name] = build()
             steps[name]()
             print(f"{network.title}: {name}, ready in {synchronized_clock(device) - begin:.1f} s", file=sys.stderr)
-        except (
-            RuntimeError
-        ) as error:  # out of memory, a step that cannot be recorded as a graph, a failure of the compiler
+        except Exception as error:  # out of memory, a step that cannot be recorded, a failure of any of the compilers
+            if name == BASE:
+                raise
             steps.pop(name, None)
-            missing[name] = str(error).splitlines()[0][:200]
+            missing[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
     with FlopCounterMode(display=False) as counter:
         steps[BASE]()
     left = max(0.0, until - time.perf_counter())
@@ -183,19 +191,23 @@ def measure(network: Network, device: torch.device, until: float, rounds: int) -
         steps, rounds=rounds, warmup=1, seconds=left, min_rounds=3, clock=lambda: synchronized_clock(device)
     )
     unit, count = network.items
-    kernels = {name: kernel_times(steps[name], device) for name in times}
-    results = {
-        name: {
+    kernels, results = dict[str, dict[str, dict[str, float]]](), dict[str, dict[str, Any]]()
+    for name, values in times.items():
+        results[name] = {
             "milliseconds": 1e3 * statistics.median(values),
             "time_ratio": 1 / median_ratio(times[BASE], values),
             "per_second": count / statistics.median(values),
             "rounds": len(values),
-            # The memory of a graph is a pool of its own, allocated when it is recorded.
-            "bytes": None if name.endswith(IN_GRAPH) else peak_bytes(steps[name], device),
-            "launches": sum(entry["count"] for entry in kernels[name].values()),
+            "bytes": None,
+            "launches": None,
         }
-        for name, values in times.items()
-    }
+        try:
+            kernels[name] = kernel_times(steps[name], device)
+            results[name]["launches"] = sum(entry["count"] for entry in kernels[name].values())
+            # The memory of a graph is a pool of its own, allocated when it is recorded.
+            results[name]["bytes"] = None if name.endswith(IN_GRAPH) else peak_bytes(steps[name], device)
+        except Exception as error:  # times that are measured must not be lost with a profile
+            print(f"{network.title}: {name} was not counted: {error}", file=sys.stderr)
     return {
         "title": network.title, "unit": unit, "flops": counter.get_total_flops(), "variants": results,
         "missing": missing, "profiles": {name: first(kernels[name], MOST) for name in PROFILED if name in kernels},
@@ -219,7 +231,7 @@ def network_table(name: str, result: dict[str, Any], limits: dict[str, float]) -
             [
                 variant, f"{entry['milliseconds']:.2f}", f"{entry['time_ratio']:.2f}{bar}",
                 f"{entry['per_second']:,.0f}", "-" if entry["bytes"] is None else f"{entry['bytes'] / 1e9:.2f} GB",
-                str(entry["launches"]),
+                "-" if entry["launches"] is None else str(entry["launches"]),
                 f"{100 * achieved:.0f} %",
             ]
         )  # fmt: skip
@@ -254,11 +266,24 @@ def networks(device: torch.device, *, smoke: bool, compiled: bool) -> dict[str, 
 
 
 def known_results(folder: Path, info: dict[str, Any]) -> dict[str, Any]:
-    """Return the earlier results of the same GPU and versions."""
+    """Return the earlier results of the same kind of GPU and versions, also of another machine."""
     path = folder / "training_gpu.json"
     known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    same = known.get("machine") == json.loads(json.dumps(info)) and known.get("bits") == BITS
-    return known if same else {"machine": info, "bits": BITS, "networks": {}}
+    earlier = known.get("machine", {})
+    same = all(earlier.get(key) == info.get(key) for key in ("gpu", "versions")) and known.get("bits") == BITS
+    return {**known, "machine": info} if same else {"machine": info, "bits": BITS, "networks": {}}
+
+
+def table(content: dict[str, Any]) -> str:
+    """Return all results as tables."""
+    parts = [
+        f"A step: forward, loss, backward, SGD; medians of an interleaved run, {BITS} bits forward and 8 backward "
+        f"where cpt-deploy or the authors quantize (`python benchmarks/training_gpu.py`)",
+        *(network_table(name, result, content["ceilings"]) for name, result in content["networks"].items()),
+        *([ceiling_tables(content)] if "kernels" in content else []),
+        machine_line(content["machine"]),
+    ]
+    return "\n\n".join(parts)
 
 
 def main(words: list[str] | None = None) -> None:
@@ -290,14 +315,9 @@ def main(words: list[str] | None = None) -> None:
         left = begin + arguments.seconds - now
         until = now + left / (len(chosen) - done) * (1 - FOR_COUNTS)
         content["networks"][name] = measure(builders[name](), device, until, step_rounds)
-    parts = [
-        f"A step: forward, loss, backward, SGD; medians of an interleaved run, {BITS} bits forward and 8 backward "
-        f"where cpt-deploy or the authors quantize (`python benchmarks/training_gpu.py`)",
-        *(network_table(name, result, content["ceilings"]) for name, result in content["networks"].items()),
-        *([ceiling_tables(content)] if "kernels" in content else []),
-        machine_line(info),
-    ]
-    write_results("training_gpu", content, "\n\n".join(parts), arguments.results)
+        write_results("training_gpu", content, table(content), arguments.results)
+    if not chosen:
+        write_results("training_gpu", content, table(content), arguments.results)
 
 
 if __name__ == "__main__":
