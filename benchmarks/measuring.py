@@ -49,8 +49,8 @@ def machine_line(info: Mapping[str, Any]) -> str:
 def write_results(name: str, content: Mapping[str, Any], table: str, folder: Path = RESULTS) -> None:
     """Write `NAME.json` and `NAME.md`, print the table, and update its copies in the docs for the default folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
-    (folder / f"{name}.md").write_text(table + "\n")
+    _replace(folder / f"{name}.json", json.dumps(content, indent=1) + "\n")
+    _replace(folder / f"{name}.md", table + "\n")
     if folder != RESULTS:
         print(table)
         return
@@ -58,8 +58,15 @@ def write_results(name: str, content: Mapping[str, Any], table: str, folder: Pat
         before, marker, rest = page.read_text().partition(f"<!-- results/{name}.md -->\n")
         if marker:
             _, end, after = rest.partition("<!-- end -->")
-            page.write_text(f"{before}{marker}{table}\n{end}{after}")
+            _replace(page, f"{before}{marker}{table}\n{end}{after}")
     print(table)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file at once, so that an interrupted program leaves the earlier one whole."""
+    unfinished = path.with_name(f"{path.name}.new")
+    unfinished.write_text(text)
+    unfinished.replace(path)
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:

@@ -17,7 +17,8 @@ from cpt_deploy.models import build_model
 from cpt_deploy.preparation import try_out
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare
 from cpt_deploy.quantization.conversion.comparison.equivalence import Reference
-from cpt_deploy.quantization.conversion.comparison.handed_in import HandedIn, same_randomness, untouched
+from cpt_deploy.quantization.conversion.comparison.handed_in import HandedIn
+from cpt_deploy.quantization.conversion.example_inputs import read_example
 
 NETWORKS = {
     "resnet20": (3, 32, 32),
@@ -36,21 +37,22 @@ def seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def compare(network: nn.Module, prepared: QuantizedModel, shape: tuple[int, ...]) -> None:
+def compare(network: nn.Module, prepared: QuantizedModel, inputs: torch.Tensor) -> None:
     """Compare a network with its converted form, as `prepare` does."""
-    with untouched(network), same_randomness(network):
-        Reference.of(HandedIn.of(network), shape, torch.float32).check(prepared)
+    given = HandedIn.of(network)
+    with given.untouched():
+        Reference.of(given, read_example(given.network, inputs)).check(prepared)
 
 
 def measure(name: str, shape: tuple[int, int, int], rounds: int) -> dict[str, Any]:
     """Time the parts of preparing one network, interleaved."""
     torch.manual_seed(0)
     network = build_model(name, num_classes=1000, in_channels=shape[0], input_size=shape[1:])
-    config = QuantizationConfig()
-    prepared = prepare(network, torch.zeros(2, *shape), config)
+    config, inputs = QuantizationConfig(), torch.zeros(2, *shape)
+    prepared = prepare(network, inputs, config)
     parts: dict[str, Callable[[], object]] = {
-        WHOLE: lambda: prepare(network, torch.zeros(2, *shape), config),
-        COMPARISON: lambda: compare(network, prepared, shape),
+        WHOLE: lambda: prepare(network, inputs, config),
+        COMPARISON: lambda: compare(network, prepared, inputs),
         TRIAL: lambda: try_out(prepared),
     }
     times: dict[str, list[float]] = {part: [] for part in parts}

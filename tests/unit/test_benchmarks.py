@@ -20,6 +20,9 @@ from cpt_deploy.quantization import QuantizationConfig, prepare
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PROGRAMS = sorted(
+    path.stem for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text(encoding="utf-8")
+)
 TABLES = [
     (page, name)
     for page in PAGES
@@ -47,6 +50,11 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
     """Import a benchmark by its name."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     return importlib.import_module
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_program_imports_what_it_needs(benchmark, name: str) -> None:
+    benchmark(name)
 
 
 @pytest.mark.slow
