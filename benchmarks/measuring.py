@@ -1,6 +1,10 @@
 """Shared by all benchmarks: interleaved timing, a description of the machine, and writing results."""
 
+import argparse
 import json
+import shlex
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +13,10 @@ import cpt_deploy
 from cpt_deploy.validation import read_cpu, software_versions
 from cpt_deploy.validation.performance.timing import interleaved, median_ratio
 
-__all__ = ["interleaved", "machine", "machine_line", "markdown_table", "median_ratio", "write_results"]
+__all__ = [
+    "interleaved", "machine", "machine_line", "markdown_table", "measures_all", "median_ratio", "origin_line",
+    "write_results",
+]  # fmt: skip
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent
@@ -46,20 +53,66 @@ def machine_line(info: Mapping[str, Any]) -> str:
     return f"Machine: {info['cpu']}, {info['cores']} cores, {' '.join(info['flags'])}; {versions}."
 
 
-def write_results(name: str, content: Mapping[str, Any], table: str, folder: Path = RESULTS) -> None:
-    """Write `NAME.json` and `NAME.md`, print the table, and update its copies in the docs for the default folder."""
+def origin() -> dict[str, Any]:
+    """Return the command that runs, the commit of its code, and whether code was changed since; None outside of git."""
+    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results", ":!*.md")
+    return {
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "commit": _git("rev-parse", "--short=8", "HEAD"),
+        "changed": None if changes is None else changes != "",
+    }
+
+
+def _git(*words: str) -> str | None:
+    try:
+        line = ["git", "-C", str(ROOT), *words]
+        return subprocess.run(line, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def origin_line(content: Mapping[str, Any]) -> str:
+    """Return the last line of a table, with the command and the commit that wrote it; empty if none is recorded."""
+    if "origin" not in content:
+        return ""
+    origin = content["origin"]
+    commit = f", commit {origin['commit']}{' with changes' if origin['changed'] else ''}" if origin["commit"] else ""
+    return f"\n\nWritten by `{origin['command']}`{commit}."
+
+
+def write_results(
+    name: str, content: Mapping[str, Any], table: str, folder: Path = RESULTS, *, whole: bool = True
+) -> None:
+    """Print the table, write it with its origin as `NAME.json` and `NAME.md`, and for the default folder to the pages.
+
+    Args:
+        name: Name of the results.
+        content: Everything that the table shows.
+        table: The table.
+        folder: Where to write.
+        whole: Whether all that is published was measured; a part is printed alone, since it would replace the whole.
+    """
+    content = {**content, "origin": origin()}
+    table += origin_line(content)
+    print(table)
+    if not whole:
+        print("\nNothing was written: these are not all results that are published.")
+        return
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / f"{name}.json", json.dumps(content, indent=1) + "\n")
     _replace(folder / f"{name}.md", table + "\n")
     if folder != RESULTS:
-        print(table)
         return
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         before, marker, rest = page.read_text().partition(f"<!-- results/{name}.md -->\n")
         if marker:
             _, end, after = rest.partition("<!-- end -->")
             _replace(page, f"{before}{marker}{table}\n{end}{after}")
-    print(table)
+
+
+def measures_all(parser: argparse.ArgumentParser, arguments: argparse.Namespace, *options: str) -> bool:
+    """Return whether the options that choose a part of the measurements have their defaults."""
+    return all(getattr(arguments, option) == parser.get_default(option) for option in options)
 
 
 def _replace(path: Path, text: str) -> None:
