@@ -1,8 +1,8 @@
 """Training at static bits, with cyclic precision and in float32: accuracy or perplexity, BitOPs and time.
 
 The settings are in `training_grid.py`, were fixed before any run, and all runs are reported. One thread; runs are kept
-in a folder, seed by seed: repeating the command resumes, and `--table` shows the finished ones. Published results of
-the same settings are kept: seeds can come from several machines.
+in a folder, seed by seed: repeating the command resumes, and `--table` shows the finished ones. Published results are
+kept, since seeds can come from several machines; if their settings are others, nothing is trained.
 
     CPT_DATA_DIR=… OMP_NUM_THREADS=1 python benchmarks/learning.py [--seeds 5] [--datasets ptb] [--table]
 """
@@ -33,6 +33,7 @@ ROWS = {
 REFERENCE = f"static{MAX_BITS}"
 COLUMNS = {"accuracy": "accuracy, %", "perplexity": "perplexity"}
 PERCENT = 100
+SETTINGS = {name: {kind: run_settings(name, kind, 0) for kind in task.kinds} for name, task in TASKS.items()}
 
 #: For each run, by data set, kind and seed: its metric, GBitOPs, seconds of processor time, and the processor's units.
 Runs = dict[str, dict[str, dict[str, dict[str, Any]]]]
@@ -58,10 +59,27 @@ def finished(folder: Path, processor: str) -> Runs:
 
 
 def published(settings: Mapping[str, Any]) -> Runs:
-    """Return the published runs of data sets whose settings have not changed."""
+    """Return the published runs.
+
+    Raises:
+        SystemExit: If they have other settings: new runs could not be compared with them.
+    """
     path = RESULTS / "learning.json"
-    content = json.loads(path.read_text()) if path.is_file() else {"runs": {}, "settings": {}}
-    return {name: runs for name, runs in content["runs"].items() if content["settings"].get(name) == settings[name]}
+    if not path.is_file():
+        return {}
+    content = json.loads(path.read_text())
+    changed = [
+        name
+        for name, kinds in content["settings"].items()
+        if any(settings.get(name, {}).get(kind) != words for kind, words in kinds.items())
+    ]
+    if changed:
+        raise SystemExit(
+            f"Expected the settings of training_grid.py in {path}, but those of {', '.join(changed)} differ: restore "
+            "them, or move the file away to publish new runs alone"
+        )
+    runs: Runs = content["runs"]
+    return runs
 
 
 def merged(*parts: Runs) -> Runs:
@@ -106,7 +124,19 @@ def _processor_time(runs: Mapping[str, Mapping[str, Any]], processor: str) -> st
     return f"{statistics.median(seconds):.0f} s" if seconds else ""
 
 
-def table(task: Task, runs: Mapping[str, Any]) -> str:
+def table(content: Mapping[str, Any]) -> str:
+    """Return the results as text: a table per data set."""
+    introduction = (
+        "Of the calibrated model on the whole test set, mean ± standard deviation over seeds; BitOPs relative to "
+        f"static {MAX_BITS}; processor time of a whole run with evaluation, one thread, median, by the widest units of "
+        "the processor (`OMP_NUM_THREADS=1 python benchmarks/learning.py`)."
+    )
+    parts = [f"**{name}**: {_table_of(TASKS[name], kinds)}" for name, kinds in content["runs"].items()]
+    versions = ", ".join(f"{name} {content['machine']['versions'][name]}" for name in ("torch", "numpy"))
+    return "\n\n".join([introduction, *parts, f"Versions: {versions}."])
+
+
+def _table_of(task: Task, runs: Mapping[str, Any]) -> str:
     """Return the table of a data set, one row per kind."""
     processors = sorted({run["processor"] for seeds in runs.values() for run in seeds.values()})
     header = ["precision", "seeds", COLUMNS[task.metric], f"minus static {MAX_BITS}, paired", "BitOPs"]
@@ -132,6 +162,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="train nothing")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    known = published(SETTINGS) if arguments.steps is None else {}
     if not arguments.table:
         arguments.folder.mkdir(parents=True, exist_ok=True)
         for seed in range(arguments.first_seed, arguments.seeds):
@@ -139,22 +170,10 @@ def main() -> None:
                 for kind in arguments.kinds:
                     if kind in TASKS[dataset].kinds:
                         trained_run(arguments.folder, dataset, kind, seed, arguments.steps)
-    if arguments.steps is not None:
-        print("a trial: nothing written")
-        return
     info = machine()
-    settings = {name: {kind: run_settings(name, kind, 0) for kind in task.kinds} for name, task in TASKS.items()}
-    runs = merged(published(settings), finished(arguments.folder, processor_name(info)))
-    introduction = (
-        "Of the calibrated model on the whole test set, mean ± standard deviation over seeds; BitOPs relative to "
-        f"static {MAX_BITS}; processor time of a whole run with evaluation, one thread, median, by the widest "
-        f"units of the "
-        "processor (`OMP_NUM_THREADS=1 python benchmarks/learning.py`)."
-    )
-    parts = [f"**{name}**: {table(TASKS[name], kinds)}" for name, kinds in runs.items()]
-    versions = ", ".join(f"{name} {info['versions'][name]}" for name in ("torch", "numpy"))
-    content = {"machine": info, "settings": {name: settings[name] for name in runs}, "runs": runs}
-    write_results("learning", content, "\n\n".join([introduction, *parts, f"Versions: {versions}."]))
+    runs = merged(known, finished(arguments.folder, processor_name(info)))
+    content = {"machine": info, "settings": {name: SETTINGS[name] for name in runs}, "runs": runs}
+    write_results("learning", content, table(content), whole=arguments.steps is None)
 
 
 if __name__ == "__main__":
