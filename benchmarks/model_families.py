@@ -4,7 +4,9 @@ The table says for each network whether it converts, which parts stay in float, 
 integers, and how many integers differ between the executor and onnxruntime. If parts compute in float, each stretch of
 integers is replayed from onnxruntime's integers at its boundary.
 
-    python benchmarks/model_families.py [--networks resnet18 timm/levit_128s]
+Results are written after each network: repeating the command measures those that are missing.
+
+    python benchmarks/model_families.py [--networks resnet18 timm/levit_128s] [--again]
 
 timm and transformers have to be installed: `pip install timm transformers`.
 """
@@ -12,7 +14,7 @@ timm and transformers have to be installed: `pip install timm transformers`.
 import argparse
 import importlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -273,35 +275,43 @@ def row(result: dict[str, Any]) -> list[str]:
     ]
 
 
+def all_networks() -> list[Network]:
+    """Return all networks in the order of the table."""
+    return [*(image_network(name) for name in IMAGES), *other_networks()]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure the networks, and write the results after each one, so that a run can be stopped and resumed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--networks", nargs="+", help="Parts of names: only these, beside the results that are there.")
+    """Measure the missing networks, and write the results after each one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=[""], help="parts of names: only these")
+    parser.add_argument("--again", action="store_true", help="measure networks that have results, too")
     parser.add_argument("--results", type=Path, default=RESULTS)
     chosen = parser.parse_args(arguments)
-    networks = [*(image_network(name) for name in IMAGES), *other_networks()]
-    order = [network.name for network in networks]
     file = chosen.results / "model_families.json"
-    kept = json.loads(file.read_text())["results"] if chosen.networks and file.exists() else []
-    results = {result["network"]: result for result in kept if result["network"] in order}
+    known = {result["network"]: result for result in json.loads(file.read_text())["results"]} if file.exists() else {}
+    networks = all_networks()
     for network in networks:
-        if chosen.networks is None or any(part in network.name for part in chosen.networks):
-            results[network.name] = measure(network)
-            write(sorted(results.values(), key=lambda result: order.index(result["network"])), chosen.results)
+        if any(part in network.name for part in chosen.networks) and (chosen.again or network.name not in known):
+            known[network.name] = measure(network)
+            results = [known[each.name] for each in networks if each.name in known]
+            assert np.isfinite([result["loss"] for result in results if result["converts"]]).all()
+            content = {"machine": machine(), "results": results}
+            write_results("model_families", content, table(content), chosen.results)
 
 
-def write(results: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Write the results and their table."""
-    assert np.isfinite([result["loss"] for result in results if result["converts"]]).all()
+def table(content: Mapping[str, Any]) -> str:
+    """Return the results as text, one row per network, and the networks that have none."""
+    results = content["results"]
     header = ["network", "converts", "in float", "MACs on integers", "differing integers", "differing free-running"]
-    info = machine()
-    table = (
+    measured = {result["network"] for result in results}
+    missing = [network.name for network in all_networks() if network.name not in measured]
+    return (
         "Networks with random weights after one CPT step, on two random inputs "
         "(`python benchmarks/model_families.py`)\n\n"
         + markdown_table(header, [row(result) for result in results])
-        + f"\n\n{machine_line(info)}"
+        + (f"\n\nNot measured yet: {'; '.join(missing)}." if missing else "")
+        + f"\n\n{machine_line(content['machine'])}"
     )
-    write_results("model_families", {"machine": info, "results": list(results)}, table, folder)
 
 
 if __name__ == "__main__":

@@ -71,12 +71,23 @@ def test_what_is_refused_is_said(families):
     assert "depends on values" in result["reason"]
 
 
-def test_a_run_adds_to_the_results_that_are_there(families, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(
-        families, "measure", lambda network: {"network": network.name, "converts": False, "reason": "x"}
-    )
-    families.main(["--networks", "resnet18", "--results", str(tmp_path)])
-    families.main(["--networks", "mobilenet_v2", "--results", str(tmp_path)])
+def test_a_run_measures_what_is_missing(families, monkeypatch, tmp_path):
+    measured = []
+
+    def measure(network: Any) -> dict[str, Any]:
+        measured.append(network.name)
+        return {"network": network.name, "converts": False, "reason": "x"}
+
+    monkeypatch.setattr(families, "measure", measure)
+    line = ["--results", str(tmp_path)]
+    families.main([*line, "--networks", "mobilenet_v2", "resnet18"])
+    families.main([*line, "--networks", "regnet_y", "resnet18"])
+    assert measured == ["torchvision/resnet18", "torchvision/mobilenet_v2", "torchvision/regnet_y_400mf"]
     table = (tmp_path / "model_families.md").read_text()
-    assert table.index("torchvision/resnet18") < table.index("torchvision/mobilenet_v2")
-    assert "mobilenet_v2" in capsys.readouterr().out
+    assert table.index("torchvision/resnet18") < table.index("torchvision/mobilenet_v2") < table.index("Not measured")
+    assert table.index("Not measured yet: torchvision/mobilenet_v3_small") < table.index("torchvision/vit_b_32")
+    families.main([*line, "--networks", "resnet18", "--again"])
+    assert measured[3:] == ["torchvision/resnet18"]
+    families.main(line)
+    assert sorted(measured[4:]) == sorted({network.name for network in families.all_networks()} - set(measured[:3]))
+    assert "Not measured" not in (tmp_path / "model_families.md").read_text()
