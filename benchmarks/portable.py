@@ -1,4 +1,4 @@
-"""Accuracy lost by portable weights: trained networks frozen portable and native, on the same whole test sets.
+"""Accuracy lost by portable weights: trained networks frozen portable and native, on the same test samples.
 
 The native form is calibrated twice, on different training batches, so that the table also shows the difference due to
 chance alone. Images: accuracy in onnxruntime and McNemar's exact test on paired answers. Text: the mean difference of
@@ -11,12 +11,13 @@ import argparse
 import copy
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from measuring import machine, machine_line, markdown_table, write_results
+from measuring import machine, machine_line, markdown_table, measures_all, write_results
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -42,6 +43,7 @@ from cpt_deploy.training import (
 )
 from cpt_deploy.training.task import load_task
 from cpt_deploy.validation import mcnemar_exact
+from cpt_deploy.validation.accuracy.noninferiority import tango_interval
 
 SHORT = ("precision.min_bits=3", "train.epochs=null", "lr.warmup_steps=20", "train.calibration_batches=20")
 SMALL_CIFAR = ("data.name=cifar10-jpeg", "data.input.size=[16,16]")
@@ -122,13 +124,11 @@ def answers(model: QuantizedModel, run: TrainedRun, test: ImageSet) -> NDArray[n
 
 
 def paired(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> dict[str, Any]:
-    """Return the difference in points of accuracy with its 95 % interval, and McNemar's test."""
+    """Return the difference in points of accuracy with its 95 % score interval, and McNemar's test."""
     lost, won = int((before & ~after).sum()), int((~before & after).sum())
-    count, difference = len(before), (won - lost) / len(before)
-    deviation = math.sqrt(max((lost + won) / count - difference**2, 0.0) / count)
     return {
-        "points": 100 * difference,
-        "interval": [100 * (difference + sign * 1.96 * deviation) for sign in (-1, 1)],
+        "points": 100 * (won - lost) / len(before),
+        "interval": [100 * end for end in tango_interval(won, lost, len(before))],
         "lost": lost,
         "won": won,
         "p": mcnemar_exact(lost, won),
@@ -179,8 +179,9 @@ def _flat(losses: Tensor) -> NDArray[np.float64]:
     return array
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """Return a table with a row per network."""
+def table(content: Mapping[str, Any]) -> str:
+    """Return the results as text, a row per network."""
+    results = content["results"]
     header = ["network", "test", "channels reduced", "native", "portable", "portable against native, 95 % interval",
               "lost / won", "p", "chance: native calibrated on other batches"]  # fmt: skip
     rows = []
@@ -202,7 +203,14 @@ def table(results: list[dict[str, Any]]) -> str:
                 f"{100 * math.expm1(p['loss']):+.3f} % ({low:+.3f} to {high:+.3f})", "", "",
                 f"{100 * math.expm1(c['loss']):+.3f} %",
             ])  # fmt: skip
-    return markdown_table(header, rows)
+    lost, won = (sum(r["portable"][key] for r in results if "accuracy" in r) for key in ("lost", "won"))
+    return (
+        "What portable weights cost: the same trained networks frozen portable and native, both calibrated on the same "
+        f"{CALIBRATION_BATCHES} training batches, on the whole test set of images or the first {TEXT_TOKENS:,} tokens "
+        "of the test text (`python benchmarks/portable.py`). Of all "
+        f"images together portable models lose {lost} that native ones get right and win {won} (McNemar p = "
+        f"{mcnemar_exact(lost, won):.2f}).\n\n{markdown_table(header, rows)}\n\n{machine_line(content['machine'])}"
+    )
 
 
 def main() -> None:
@@ -220,18 +228,8 @@ def main() -> None:
                 text_result(load_run(directory), name) if name in TEXTS else images_result(load_run(directory), name)
             )
             print(results[-1], file=sys.stderr, flush=True)
-    lost, won = (sum(r["portable"][key] for r in results if "accuracy" in r) for key in ("lost", "won"))
-    info = machine()
-    text = (
-        "What portable weights cost: the same trained networks frozen portable and native, each calibrated on the same "
-        f"{CALIBRATION_BATCHES} training batches, on their whole test sets (`python benchmarks/portable.py`). Of all "
-        f"images together portable models lose {lost} that native ones get right and win {won} (McNemar p = "
-        f"{mcnemar_exact(lost, won):.2f}).\n\n{table(results)}\n\n{machine_line(info)}"
-    )
-    if arguments.only is None:
-        write_results("portable", {"machine": info, "results": results}, text)
-    else:
-        print(text)
+    content = {"machine": machine(), "results": results}
+    write_results("portable", content, table(content), whole=measures_all(parser, arguments, "only"))
 
 
 if __name__ == "__main__":
