@@ -10,13 +10,13 @@ on two threads. Also measured: how far the trained model at these bits, by fake 
 import argparse
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from measuring import machine, machine_line, markdown_table, write_results
+from measuring import machine, machine_line, markdown_table, measures_all, write_results
 from torch import Tensor, nn
 
 from cpt_deploy.bundle import OnnxRuntimeModel, Preprocessing
@@ -171,16 +171,22 @@ def main() -> None:
             path.write_text(json.dumps({"network": name, "flags": machine()["flags"], **result}))
         print(" | ".join(row(json.loads(path.read_text()))), flush=True)
     finished = [json.loads(path.read_text()) for path in arguments.folder.glob(f"*-{arguments.images}.json")]
-    report(sorted(finished, key=lambda result: (NETWORKS.index(result["network"]), -result["bits"])))
+    results = sorted(finished, key=lambda result: (NETWORKS.index(result["network"]), -result["bits"]))
+    content = {"machine": machine(), "results": results}
+    complete = len(NETWORKS) * len(parser.get_default("bits"))
+    whole = measures_all(parser, arguments, "images") and len(results) == complete
+    write_results("exactness", content, table(content), whole=whole)
 
 
-def report(results: list[dict[str, Any]]) -> None:
-    """Write the results of all measured networks."""
+def table(content: Mapping[str, Any]) -> str:
+    """Return the results as text, a row per network and bit-width."""
+    results = content["results"]
+    processors = " or ".join(dict.fromkeys(" ".join(result["flags"]) for result in results))
     header = [
         "network", "bits of weights", "differing integers, batch 32", "batch 1", "2 threads",
         "trained against executor", "accuracy trained / onnxruntime, %", "McNemar p", "sums",
     ]  # fmt: skip
-    info = machine()
+    info = content["machine"] | {"flags": [processors]}
     title = (
         "Integers of every quantized tensor in onnxruntime that differ from the integer executor's, on all "
         f"{results[0]['images']:,} Fashion-MNIST test images (batch 1 and 2 threads: {SINGLE_IMAGES}); share of codes "
@@ -188,8 +194,7 @@ def report(results: list[dict[str, Any]]) -> None:
         f"(`python benchmarks/exactness.py`, networks after {STEPS} CPT steps); sums: by VNNI, or on a processor "
         "without it by onnxruntime's exact kernels\n\n"
     )
-    table = title + markdown_table(header, [row(result) for result in results]) + f"\n\n{machine_line(info)}"
-    write_results("exactness", {"machine": info, "results": results}, table)
+    return f"{title}{markdown_table(header, [row(result) for result in results])}\n\n{machine_line(info)}"
 
 
 if __name__ == "__main__":
