@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -141,6 +141,8 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "file": name,
         "package": file.package,
         "samples": samples.described(file.sample),
+        "calibration": arguments.calibration,
+        "held_out": arguments.held_out,
         "measure": file.measure,
         "outputs": [output.name for output in sessions["float"].get_outputs()],
         "integer_share": ours.integer_share,
@@ -174,7 +176,7 @@ def row(result: dict[str, Any]) -> list[str]:
     served = {True: "equal", False: "**differs**", None: "no bundle"}[result["served_equally"]]
     return [
         f"{result['file']} ({result['package'].partition('==')[0]})",
-        result["samples"],
+        f"{result['samples']}, {result['calibration']} and {result['held_out']}",
         f"{result['integer_share']:.1%}",
         f"{result['differing']} of {result['integers']:,}",
         f"{worst(models, 'ours'):.1f}",
@@ -190,26 +192,25 @@ def row(result: dict[str, Any]) -> list[str]:
 
 
 HEADER = [
-    "file (package)", "samples", "MACs on integers", "differing integers", "SQNR of the worst output, dB",
-    "same, quantize_static", "agreement with float", "same, quantize_static", "float ms", "speed-up",
-    "same, quantize_static", "size / float", "answer over HTTP",
+    "file (package)", "samples for calibration and comparison", "MACs on integers", "differing integers",
+    "SQNR of the worst output, dB", "same, quantize_static", "agreement with float", "same, quantize_static",
+    "float ms", "speed-up", "same, quantize_static", "size / float", "answer over HTTP",
 ]  # fmt: skip
 
 
-def table(results: Sequence[dict[str, Any]], info: dict[str, Any], arguments: argparse.Namespace) -> str:
-    """Return the page of the results."""
+def table(content: Mapping[str, Any]) -> str:
+    """Return the results as text, one row per file."""
     lines = [
-        f"Trained files of public packages, exported on {arguments.calibration} samples and compared with the float "
-        f"model on {arguments.held_out} others, beside `quantize_static` (QDQ, per channel, min/max) on the "
-        "same samples; "
-        "processor time of one row, one thread, medians of alternating rounds (`python benchmarks/real_models.py`)",
-        markdown_table(HEADER, [row(result) for result in results]),
+        "Trained files of public packages, exported on some samples and compared with the float model on others, "
+        "beside `quantize_static` (QDQ, per channel, min/max) on the same samples; processor time of one row, one "
+        "thread, medians of alternating rounds (`python benchmarks/real_models.py`)",
+        markdown_table(HEADER, [row(result) for result in content["results"]]),
     ]
-    for result in results:
+    for result in content["results"]:
         notes = [f"quantize_static, {key}: {why}" for key, why in result["failed"].items()]
         notes += [f"no bundle: {result['refused']}"] if result["refused"] else []
         lines += [f"- {result['file']}: {note}" for note in notes]
-    return "\n\n".join([*lines, machine_line(info)])
+    return "\n\n".join([*lines, machine_line(content["machine"])])
 
 
 def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
@@ -257,9 +258,9 @@ def main() -> None:
         for model in progress.track(left, description="trained files"):
             progress.console.print(f"measuring {model}")
             known[model] = measure(model, arguments)
-            results, info = [known[key] for key in FILES if key in known], machine()
-            write_results(name, {"machine": info, "results": results}, table(results, info, arguments))
-            draw(results, PICTURES / f"{name}.svg")
+            content = {"machine": machine(), "results": [known[key] for key in FILES if key in known]}
+            write_results(name, content, table(content))
+            draw(content["results"], PICTURES / f"{name}.svg")
 
 
 if __name__ == "__main__":
