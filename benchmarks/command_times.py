@@ -15,9 +15,10 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from measuring import machine, machine_line, markdown_table, write_results
 
@@ -111,6 +112,22 @@ def measured(folder: Path) -> tuple[dict[str, Callable[[], float]], dict[str, Ca
     return timed, {name: partial(work, words) for name, words in commands.items()} | {training: trained_twice}
 
 
+def table(content: Mapping[str, Any]) -> str:
+    """Return the results as text, one row per command."""
+    medians, inside = ({n: statistics.median(v) for n, v in content[key].items()} for key in ("seconds", "work"))
+    rows = [
+        [name, f"{median:.2f} s", f"{median / medians[BASE]:.2f}"]
+        + ([f"{inside[name]:.2f} s", f"{(median - inside[name]) / medians[BASE]:.2f}"] if name in inside else ["", ""])
+        for name, median in medians.items()
+    ]
+    header = ["command", "time", "times `import torch`", "the work itself", "start-up, times `import torch`"]
+    return (
+        f"Whole processes, medians of {len(content['seconds'][BASE])} rounds in alternation; the work itself is the "
+        "second time of the command in one process.\n\n"
+        f"{markdown_table(header, rows)}\n\n{machine_line(content['machine'])}"
+    )
+
+
 def main() -> None:
     """Time all commands in alternation and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -125,19 +142,8 @@ def main() -> None:
                 for name, run in runs.items():
                     found[name].append(run())
                     print(f"round {number + 1}: {name}, {kind} {found[name][-1]:.2f} s", file=sys.stderr)
-    medians, inside = ({n: statistics.median(v) for n, v in found.items()} for found in (times, worked))
-    rows = [
-        [name, f"{median:.2f} s", f"{median / medians[BASE]:.2f}"]
-        + ([f"{inside[name]:.2f} s", f"{(median - inside[name]) / medians[BASE]:.2f}"] if name in inside else ["", ""])
-        for name, median in medians.items()
-    ]
-    header = ["command", "time", "times `import torch`", "the work itself", "start-up, times `import torch`"]
-    info = machine()
-    table = (
-        f"Whole processes, medians of {arguments.rounds} rounds in alternation; the work itself is the second time of "
-        f"the command in one process.\n\n{markdown_table(header, rows)}\n\n{machine_line(info)}"
-    )
-    write_results("command_times", {"machine": info, "seconds": times, "work": worked}, table)
+    content = {"machine": machine(), "seconds": times, "work": worked}
+    write_results("command_times", content, table(content))
 
 
 if __name__ == "__main__":

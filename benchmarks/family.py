@@ -12,12 +12,13 @@ import argparse
 import json
 import statistics
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from measuring import machine, machine_line, markdown_table, write_results
+from measuring import machine, machine_line, markdown_table, measures_all, write_results
 from training_grid import CYCLES, EPOCHS, MAX_BITS, MIN_BITS, MODEL, trained_run
 
 from cpt_deploy.bundle import ImageProcessor, OnnxRuntimeModel
@@ -81,8 +82,10 @@ def cell(runs: list[dict[str, Any]], allocation: BitAllocation) -> str:
     return f"{np.mean(values):.2f}{deviation}"
 
 
-def table(results: dict[str, list[dict[str, Any]]]) -> str:
-    """Return a row per bit-width: the CPT run and the statically trained ones."""
+def table(content: Mapping[str, Any]) -> str:
+    """Return the results as text, a row per bit-width: the CPT run and the statically trained ones."""
+    results = content["runs"]
+    seeds = len(results["cpt"])
     header = [
         "weights", "CPT run, activations 8 bits", "CPT run, activations as weights", "static 8, activations 8 bits",
         "static 8, activations as weights", "static at the width, activations as weights",
@@ -91,7 +94,14 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
     for bits in WIDTHS:
         cells = [cell(results[name], (bits, a)) for name in ("cpt", f"static{MAX_BITS}") for a in (MAX_BITS, bits)]
         rows.append([f"{bits} bits", *cells, cell(results[f"static{bits}"], (bits, bits))])
-    return markdown_table(header, rows)
+    costs = {kind: statistics.mean(run["gbitops"] for run in results[kind]) for kind in ("cpt", f"static{MAX_BITS}")}
+    title = (
+        f"{content['model']} on Fashion-MNIST, {content['epochs']} epochs, CPT {MIN_BITS}-{MAX_BITS} bits in "
+        f"{content['cycles']} cycles: accuracy (%) in onnxruntime on all 10,000 test images, mean ± standard deviation "
+        f"of {seeds} seeds (`OMP_NUM_THREADS=1 python benchmarks/family.py --seeds {seeds}`). The CPT run takes "
+        f"{costs['cpt'] / costs[f'static{MAX_BITS}']:.2f} of the BitOPs of static {MAX_BITS} bits."
+    )
+    return f"{title}\n\n{markdown_table(header, rows)}\n\n{machine_line(content['machine'])}"
 
 
 def main() -> None:
@@ -109,19 +119,8 @@ def main() -> None:
         for kind, allocation in kinds().items():
             folder = trained_run(arguments.folder, DATASET, kind, seed, arguments.steps)
             results.setdefault(kind, []).append(measure(load_run(folder), folder, allocation, images))
-    info, command = machine(), f"OMP_NUM_THREADS=1 python benchmarks/family.py --seeds {arguments.seeds}"
-    costs = {kind: statistics.mean(run["gbitops"] for run in results[kind]) for kind in ("cpt", f"static{MAX_BITS}")}
-    title = (
-        f"{MODEL} on Fashion-MNIST, {EPOCHS} epochs, CPT {MIN_BITS}-{MAX_BITS} bits in {CYCLES} cycles: accuracy (%) "
-        f"in onnxruntime on all {len(images):,} test images, mean ± standard deviation of {arguments.seeds} seeds "
-        f"(`{command}`). The CPT run takes {costs['cpt'] / costs[f'static{MAX_BITS}']:.2f} of the BitOPs of static "
-        f"{MAX_BITS} bits.\n\n"
-    )
-    write_results(
-        "family",
-        {"command": command, "machine": info, "model": MODEL, "epochs": EPOCHS, "cycles": CYCLES, "runs": results},
-        f"{title}{table(results)}\n\n{machine_line(info)}",
-    )
+    content = {"machine": machine(), "model": MODEL, "epochs": EPOCHS, "cycles": CYCLES, "runs": results}
+    write_results("family", content, table(content), whole=measures_all(parser, arguments, "seeds", "steps"))
 
 
 if __name__ == "__main__":

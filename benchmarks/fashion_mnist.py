@@ -15,13 +15,22 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
 import torch
-from measuring import interleaved, machine, machine_line, markdown_table, median_ratio, write_results
+from measuring import (
+    interleaved,
+    machine,
+    machine_line,
+    markdown_table,
+    measures_all,
+    median_ratio,
+    write_results,
+)
 from PIL import Image
 
 from cpt_deploy.bundle import Bundle
@@ -115,6 +124,19 @@ def row(entry: dict[str, Any]) -> list[str]:
     ]
 
 
+def table(content: Mapping[str, Any]) -> str:
+    """Return the results as text, one row per bit-width."""
+    header = [
+        "weights", "trained model, 8 bits", "integer executor", "onnxruntime (95 % interval)", "integers that differ",
+        "model.onnx (of float32)", "speed-up over float32, batch 1, 32",
+    ]  # fmt: skip
+    return (
+        f"ResNet-20, CPT 3-8/8 bits, {content['report']['epochs']:g} epochs of Fashion-MNIST on the CPU, all 10,000 "
+        "test images (`python benchmarks/fashion_mnist.py`)\n\n"
+        f"{markdown_table(header, [row(entry) for entry in content['bits']])}\n\n{machine_line(content['machine'])}"
+    )
+
+
 def main() -> None:
     """Run the path and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -148,22 +170,8 @@ def main() -> None:
         )
     report = json.loads((run / "report.json").read_text())
     served = predict_over_http(run / f"bundle-{arguments.bits[0]}bit", index=1)
-    info = machine()
-    header = [
-        "weights", "trained model, 8 bits", "integer executor", "onnxruntime (95 % interval)", "integers that differ",
-        "model.onnx (of float32)", "speed-up over float32, batch 1, 32",
-    ]  # fmt: skip
-    table = (
-        f"ResNet-20, CPT 3-8/8 bits, {report['epochs']:g} epochs of Fashion-MNIST on the CPU, all 10,000 test images "
-        "(`python benchmarks/fashion_mnist.py`)\n\n"
-        + markdown_table(header, [row(entry) for entry in entries])
-        + f"\n\n{machine_line(info)}"
-    )
-    write_results(
-        "fashion_mnist",
-        {"machine": info, "report": report, "bits": entries, "served": served},
-        table,
-    )
+    content = {"machine": machine(), "report": report, "bits": entries, "served": served}
+    write_results("fashion_mnist", content, table(content), whole=measures_all(parser, arguments, "bits"))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -96,6 +97,19 @@ def measure(name: str, rounds: int, steps: int) -> dict[str, Any]:
     return {"step": name, "milliseconds": medians, "ratio": 1 / median_ratio(times[PLAIN], times[KEPT])}
 
 
+def table(content: Mapping[str, Any]) -> str:
+    """Return the results as text, one row per step."""
+    rows = [
+        [r["step"], *(f"{r['milliseconds'][mode]:.0f} ms" for mode in (PLAIN, KEPT)), f"{r['ratio']:.2f}"]
+        for r in content["results"]
+    ]
+    return (
+        "Processor time of a quantized training step on one thread, by what happens to freed memory; medians of "
+        "processes that take turns (`python benchmarks/freed_memory.py`)\n\n"
+        f"{markdown_table(['step', PLAIN, KEPT, 'ratio'], rows)}\n\n{machine_line(content['machine'])}"
+    )
+
+
 def main() -> None:
     """Measure all steps and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -107,17 +121,8 @@ def main() -> None:
         print(json.dumps(step_seconds(*arguments.child, arguments.steps)))
         return
     results = [measure(name, arguments.rounds, arguments.steps) for name in STEPS]
-    rows = [
-        [r["step"], *(f"{r['milliseconds'][mode]:.0f} ms" for mode in (PLAIN, KEPT)), f"{r['ratio']:.2f}"]
-        for r in results
-    ]
-    info = machine()
-    text = (
-        "Processor time of a quantized training step on one thread, by what happens to freed memory; medians of "
-        "processes that take turns (`python benchmarks/freed_memory.py`)\n\n"
-        f"{markdown_table(['step', PLAIN, KEPT, 'ratio'], rows)}\n\n{machine_line(info)}"
-    )
-    write_results("freed_memory", {"machine": info, "results": results}, text)
+    content = {"machine": machine(), "results": results}
+    write_results("freed_memory", content, table(content))
 
 
 if __name__ == "__main__":

@@ -15,12 +15,12 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import machine, machine_line, markdown_table, write_results
+from measuring import machine, machine_line, markdown_table, measures_all, write_results
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
@@ -105,12 +105,12 @@ def _spread(values: list[float], form: str) -> str:
     return f"{mean} ± {format(statistics.stdev(values), form)}" if len(values) > 1 else mean
 
 
-def rows_of(compared: dict[str, Any], sharp: dict[str, Any], plane: dict[str, Any]) -> list[list[str]]:
+def rows_of(content: Mapping[str, Any]) -> list[list[str]]:
     """Return a row per setting: mean ± standard deviation over its seeds."""
-    rise = {entry["name"]: entry["mean_rise"] for entry in plane["runs"]}
+    rise = {entry["name"]: entry["mean_rise"] for entry in content["plane"]}
     rows = []
-    for setting, group in zip(SETTINGS, compared["groups"], strict=True):
-        entries = [entry for entry in sharp["runs"] if entry["name"].rpartition("-")[0] == setting]
+    for setting, group in zip(SETTINGS, content["compare"], strict=True):
+        entries = [entry for entry in content["sharpness"] if entry["name"].rpartition("-")[0] == setting]
         relative = [entry for entry in entries if entry["coordinates"] == "relative"]
         absolute = [entry for entry in entries if entry["coordinates"] == "absolute"]
         rows.append(
@@ -128,22 +128,22 @@ def rows_of(compared: dict[str, Any], sharp: dict[str, Any], plane: dict[str, An
     return rows
 
 
-def table(rows: list[list[str]], times: list[dict[str, Any]], seeds: int, info: dict[str, Any]) -> str:
-    """Return the results as Markdown."""
+def table(content: Mapping[str, Any]) -> str:
+    """Return the results as text."""
     header = [
         "setting", "test accuracy", "GBitOPs", "largest eigenvalue", "relative to filters", "trace, relative",
         "rise within 0.05, relative", "mean rise on the plane",
     ]  # fmt: skip
     title = (
-        f"The tiny ResNet, 2 epochs of Fashion-MNIST, {seeds} seeds, mean ± standard deviation; loss of "
-        f"{SHARPNESS_IMAGES} training images, of {GRID_IMAGES} on the plane, where it is the first seed "
+        f"The tiny ResNet, 2 epochs of Fashion-MNIST, {len(content['seeds'])} seeds, mean ± standard deviation; loss "
+        f"of {SHARPNESS_IMAGES} training images, of {GRID_IMAGES} on the plane, where it is the first seed "
         "(`python benchmarks/landscape.py`)"
     )
-    vmapped = ", ".join(f"{entry['model']} {entry['ratio']:.1f}x" for entry in times)
+    vmapped = ", ".join(f"{entry['model']} {entry['ratio']:.1f}x" for entry in content["vmap"])
     return (
-        f"{title}\n\n{markdown_table(header, rows)}\n\n"
+        f"{title}\n\n{markdown_table(header, rows_of(content))}\n\n"
         f"Processor time of four networks under `torch.func.vmap` against one after another, one thread: {vmapped}.\n\n"
-        f"{machine_line(info)}"
+        f"{machine_line(content['machine'])}"
     )
 
 
@@ -156,28 +156,28 @@ def main() -> None:
     work, seeds = arguments.work, arguments.seeds
     runs = {setting: [str(trained(work, setting, seed)) for seed in seeds] for setting in SETTINGS}
     every = [run for group in runs.values() for run in group]
-    IMAGES.mkdir(exist_ok=True)
+    whole = measures_all(parser, arguments, "seeds")
+    pictures = IMAGES if whole else work
     compared = command(
-        "compare", *every, "--plot", str(IMAGES / "compare.png"), "--curves", str(IMAGES / "seed-curves.png")
+        "compare", *every, "--plot", str(pictures / "compare.png"), "--curves", str(pictures / "seed-curves.png")
     )
     firsts = [group[0] for group in runs.values()]
     plane = command("landscape", *firsts, "--out", str(work / "plane"), "--images", str(GRID_IMAGES), "--points", "17")
-    shutil.copyfile(work / "plane" / "landscape.png", IMAGES / "landscape.png")
+    shutil.copyfile(work / "plane" / "landscape.png", pictures / "landscape.png")
     sharp = command("sharpness", *every, "--images", str(SHARPNESS_IMAGES), "--probes", "10", "--tolerance", "0.02")
     for entry in sharp["runs"]:
         entry["run"] = Path(entry["run"]).name
     times = [vmap_times("tiny", 256, 28), vmap_times("resnet20", 128, 32)]
-    info = machine()
     groups = [{key: value for key, value in group.items() if key != "runs"} for group in compared["groups"]]
     content = {
-        "machine": info,
+        "machine": machine(),
         "seeds": seeds,
         "compare": groups,
         "sharpness": sharp["runs"],
         "plane": plane["runs"],
         "vmap": times,
     }
-    write_results("landscape", content, table(rows_of(compared, sharp, plane), times, len(seeds), info))
+    write_results("landscape", content, table(content), whole=whole)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Perplexity of a small two-layer LSTM on the Penn Treebank at CPT 5-8/8 and at static 8 bits, by `cpt train`.
 
 The settings are those of `ptb-lstm`, but smaller and shorter, for two CPU cores. Finished runs are kept, unfinished
-ones are resumed from their last checkpoint; results are written after each run.
+ones are resumed from their last checkpoint; results are written once both are finished.
 
     CPT_DATA_DIR=… python benchmarks/language_models.py [--runs runs/language-models] [--steps 10624] [--only cpt-5-8]
 """
@@ -10,6 +10,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,19 @@ def row(name: str, report: dict[str, Any]) -> list[str]:
     ]
 
 
+def table(content: Mapping[str, Any]) -> str:
+    """Return the results as text, one row per run."""
+    reports, size, seed = content["runs"], content["size"], content["seed"]
+    header = ["precision", "valid perplexity", "test perplexity", "GBitOPs", "saving"]
+    first = next(iter(reports.values()))
+    return (
+        f"Two-layer LSTM of {size} on the Penn Treebank, {first['steps']:,} steps ({first['epochs']:.2f} epochs), seed "
+        f"{seed}, calibrated, at 8 bits (`python benchmarks/language_models.py`)\n\n"
+        f"{markdown_table(header, [row(name, report) for name, report in reports.items()])}\n\n"
+        f"{machine_line(content['machine'])}"
+    )
+
+
 def main() -> None:
     """Train the missing runs and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -71,16 +85,8 @@ def main() -> None:
         finished = (arguments.runs / f"{name}-seed{arguments.seed}" / "report.json").is_file()
         if arguments.only in (None, name) or finished:
             reports[name] = train(name, arguments.runs, arguments)
-    info = machine()
-    header = ["precision", "valid perplexity", "test perplexity", "GBitOPs", "saving"]
-    first = next(iter(reports.values()))
-    table = (
-        f"Two-layer LSTM of {arguments.size} on the Penn Treebank, {first['steps']:,} steps ({first['epochs']:.2f} "
-        f"epochs), seed {arguments.seed}, calibrated, at 8 bits (`python benchmarks/language_models.py`)\n\n"
-        + markdown_table(header, [row(name, report) for name, report in reports.items()])
-        + f"\n\n{machine_line(info)}"
-    )
-    write_results("language_models", {"machine": info, "runs": reports}, table)
+    content = {"machine": machine(), "size": arguments.size, "seed": arguments.seed, "runs": reports}
+    write_results("language_models", content, table(content), whole=list(reports) == list(RECIPES))
 
 
 if __name__ == "__main__":

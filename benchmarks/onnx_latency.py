@@ -8,12 +8,21 @@ forms, portable and native.
 
 import argparse
 import statistics
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import onnxruntime
 import torch
-from measuring import interleaved, machine, machine_line, markdown_table, median_ratio, write_results
+from measuring import (
+    interleaved,
+    machine,
+    machine_line,
+    markdown_table,
+    measures_all,
+    median_ratio,
+    write_results,
+)
 
 from cpt_deploy.export import write_float_onnx, write_onnx
 from cpt_deploy.integer import freeze
@@ -78,17 +87,8 @@ def measure(name: str, shape: tuple[int, int, int], batch: int, rounds: int) -> 
     }
 
 
-def main() -> None:
-    """Measure all networks and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
-    arguments = parser.parse_args()
-    results = [
-        measure(name, shape, batch, arguments.rounds if shape[1] == 32 or batch == 1 else arguments.rounds // 2)
-        for name, shape in NETWORKS.items()
-        for batch in arguments.batches
-    ]
+def table(content: Mapping[str, Any]) -> str:
+    """Return the results as text, one row per network and batch."""
     rows = [
         [
             r["network"],
@@ -100,19 +100,31 @@ def main() -> None:
             f"{r['bytes']['cpt-deploy'] / r['bytes']['float32']:.3f}",
             f"{r['bytes']['onnxruntime static'] / r['bytes']['float32']:.3f}",
         ]
-        for r in results
+        for r in content["results"]
     ]
     header = [
         "network", "batch", "float32 ms", "onnxruntime static ms", "cpt-deploy ms", "speed-up over float32",
         "over static", "over native", "size / float32", "static size / float32",
     ]  # fmt: skip
-    info = machine()
-    table = (
-        "onnxruntime on one thread, medians of an interleaved run "
-        "(`python benchmarks/onnx_latency.py`)\n\n" + markdown_table(header, rows)
+    return (
+        "onnxruntime on one thread, medians of an interleaved run (`python benchmarks/onnx_latency.py`)\n\n"
+        f"{markdown_table(header, rows)}\n\n{machine_line(content['machine'])}"
     )
-    table += f"\n\n{machine_line(info)}"
-    write_results("onnx_latency", {"machine": info, "results": results}, table)
+
+
+def main() -> None:
+    """Measure all networks and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    arguments = parser.parse_args()
+    results = [
+        measure(name, shape, batch, arguments.rounds if shape[1] == 32 or batch == 1 else arguments.rounds // 2)
+        for name, shape in NETWORKS.items()
+        for batch in arguments.batches
+    ]
+    content = {"machine": machine(), "results": results}
+    write_results("onnx_latency", content, table(content), whole=measures_all(parser, arguments, "batches"))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -274,6 +274,16 @@ HEADER = [
 ]  # fmt: skip
 
 
+def table(content: Mapping[str, Any]) -> str:
+    """Return the results as text, one row per bundle and engine."""
+    return (
+        f"The exported files in other engines, on {content['data']}; differences are against onnxruntime, times "
+        "medians of an interleaved run on one thread (`python benchmarks/other_engines.py`)\n\n"
+        f"{markdown_table(HEADER, [row(result) for result in content['results']])}\n\n"
+        f"{machine_line(content['machine'])}"
+    )
+
+
 def main() -> None:
     """Measure the bundles and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -291,14 +301,8 @@ def main() -> None:
             Bundle.open(path), arguments.data, arguments.limit, arguments.node_modules, arguments.rounds
         )
     ]
-    info = machine()
-    table = (
-        f"The exported files in other engines, on {arguments.data}; differences are against onnxruntime, times medians "
-        "of an interleaved run on one thread (`python benchmarks/other_engines.py`)\n\n"
-        + markdown_table(HEADER, [row(result) for result in results])
-        + f"\n\n{machine_line(info)}"
-    )
-    write_results(arguments.name, {"machine": info, "data": arguments.data, "results": results}, table)
+    content = {"machine": machine(), "data": arguments.data, "results": results}
+    write_results(arguments.name, content, table(content))
 
 
 if __name__ == "__main__":

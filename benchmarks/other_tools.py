@@ -16,11 +16,12 @@ import sys
 import sysconfig
 import tempfile
 import venv
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from measuring import machine, machine_line, markdown_table, write_results
+from measuring import machine, machine_line, markdown_table, measures_all, write_results
 
 from cpt_deploy.bundle.runtime.sessions import may_saturate
 from cpt_deploy.errors import CptError
@@ -120,7 +121,7 @@ def measured(path: Path, source: Path) -> dict[str, Any]:
     }
 
 
-def table_of(content: dict[str, Any]) -> str:
+def table(content: Mapping[str, Any]) -> str:
     """Return the results as a table with the text that explains it."""
     rows = [
         [entry["file"], *([entry["refused"], "", "", "", "", ""] if "refused" in entry else _cells(entry))]
@@ -172,7 +173,8 @@ def main() -> None:
                 source = folder / ("none" if path.stem.startswith(("text", "brevitas")) else "float.onnx")
                 files.append(measured(path, source))
     content = {"machine": machine(), "tools": versions, "missing": missing, "files": files}
-    write_results("other_tools_without_vnni" if may_saturate() else "other_tools", content, table_of(content))
+    name = "other_tools_without_vnni" if may_saturate() else "other_tools"
+    write_results(name, content, table(content), whole=measures_all(parser, arguments, "tools"))
 
 
 if __name__ == "__main__":

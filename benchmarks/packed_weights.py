@@ -8,6 +8,7 @@ For each network one integer file per bit-width, and the float32 export; latency
 import argparse
 import statistics
 import time
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -76,6 +77,20 @@ def row(result: dict[str, Any]) -> list[str]:
     ]
 
 
+def table(content: Mapping[str, Any]) -> str:
+    """Return the results as text, one row per network and bit-width."""
+    header = [
+        "network", "bits of weights", "opset", "file", "of float32", "weights alone", "load", "one image",
+        "time / time of 8 bits",
+    ]  # fmt: skip
+    return (
+        "model.onnx by the bits of its weights, first and last layer at 8 bits; one thread (`python "
+        "benchmarks/packed_weights.py`)\n\n"
+        f"{markdown_table(header, [row(result) for result in content['results']])}\n\n"
+        f"{machine_line(content['machine'])}"
+    )
+
+
 def main() -> None:
     """Measure all networks and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -83,18 +98,9 @@ def main() -> None:
     arguments = parser.parse_args()
     started = time.perf_counter()
     results = [result for name in NETWORKS for result in measure(name, arguments.rounds)]
-    header = [
-        "network", "bits of weights", "opset", "file", "of float32", "weights alone", "load", "one image",
-        "time / time of 8 bits",
-    ]  # fmt: skip
-    info = machine()
-    title = (
-        "model.onnx by the bits of its weights, first and last layer at 8 bits; one thread (`python "
-        "benchmarks/packed_weights.py`)\n\n"
-    )
-    table = title + markdown_table(header, [row(result) for result in results]) + f"\n\n{machine_line(info)}"
     seconds = round(time.perf_counter() - started)
-    write_results("packed_weights", {"machine": info, "seconds": seconds, "results": results}, table)
+    content = {"machine": machine(), "seconds": seconds, "results": results}
+    write_results("packed_weights", content, table(content))
 
 
 if __name__ == "__main__":

@@ -6,11 +6,11 @@ python benchmarks/preparing.py [--rounds 3]
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from measuring import machine, machine_line, markdown_table, write_results
+from measuring import machine, machine_line, markdown_table, measures_all, write_results
 from torch import nn
 
 from cpt_deploy.models import build_model
@@ -66,6 +66,19 @@ def measure(name: str, shape: tuple[int, int, int], rounds: int) -> dict[str, An
     }
 
 
+def table(content: Mapping[str, Any]) -> str:
+    """Return the results as text, one row per network."""
+    rows = [
+        [entry["network"], entry["path"], *(f"{entry['seconds'][part]:.2f}" for part in (WHOLE, COMPARISON, TRIAL))]
+        for entry in content["results"]
+    ]
+    header = ["network", "becomes", "conversion and comparison, s", "of it the comparison, s", "the trial beside it, s"]
+    return (
+        "What `prepare` takes, one thread, medians (`python benchmarks/preparing.py`)\n\n"
+        f"{markdown_table(header, rows)}\n\n{machine_line(content['machine'])}"
+    )
+
+
 def main() -> None:
     """Measure all networks and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -74,17 +87,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     results = [measure(name, NETWORKS[name], arguments.rounds) for name in arguments.networks]
-    rows = [
-        [entry["network"], entry["path"], *(f"{entry['seconds'][part]:.2f}" for part in (WHOLE, COMPARISON, TRIAL))]
-        for entry in results
-    ]
-    header = ["network", "becomes", "conversion and comparison, s", "of it the comparison, s", "the trial beside it, s"]
-    info = machine()
-    table = (
-        "What `prepare` takes, one thread, medians (`python benchmarks/preparing.py`)\n\n"
-        f"{markdown_table(header, rows)}\n\n{machine_line(info)}"
-    )
-    write_results("preparing", {"machine": info, "results": results}, table)
+    content = {"machine": machine(), "results": results}
+    write_results("preparing", content, table(content), whole=measures_all(parser, arguments, "networks"))
 
 
 if __name__ == "__main__":

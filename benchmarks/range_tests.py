@@ -9,10 +9,11 @@ is the first one that trains either way.
 import argparse
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from measuring import machine, machine_line, markdown_table, write_results
+from measuring import machine, machine_line, markdown_table, measures_all, write_results
 
 from cpt_deploy.recipe import load_recipe
 from cpt_deploy.report import plot_range_test
@@ -45,8 +46,9 @@ def tested(model: str, seed: int, steps: int) -> dict[str, Any]:
     }
 
 
-def table(results: list[dict[str, Any]], steps: int, info: dict[str, Any]) -> str:
+def table(content: Mapping[str, Any]) -> str:
     """Return the rises of all networks as a table; min_bits is in bold."""
+    results = content["results"]
     bits = [entry["bits"] for entry in results[0]["precisions"]]
     rows = []
     for result in results:
@@ -59,10 +61,11 @@ def table(results: list[dict[str, Any]], steps: int, info: dict[str, Any]) -> st
         rows.append([result["model"], str(result["batch_size"]), str(result["seed"]), *cells, min_bits])
     header = ["network", "batch", "seed", *(f"{count} bits" for count in bits), "min_bits"]
     title = (
-        f"Precision range test on Fashion-MNIST, {steps} steps at each precision: rise of the training accuracy in "
-        "points ± standard error; bold: the first rise beyond threshold and chance (`python benchmarks/range_tests.py`)"
+        f"Precision range test on Fashion-MNIST, {content['steps']} steps at each precision: rise of the training "
+        "accuracy in points ± standard error; bold: the first rise beyond threshold and chance "
+        "(`python benchmarks/range_tests.py`)"
     )
-    return f"{title}\n\n{markdown_table(header, rows)}\n\n{machine_line(info)}"
+    return f"{title}\n\n{markdown_table(header, rows)}\n\n{machine_line(content['machine'])}"
 
 
 def main() -> None:
@@ -73,14 +76,12 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     arguments = parser.parse_args()
     results = [tested(model, seed, arguments.steps) for model in arguments.models for seed in arguments.seeds]
-    IMAGES.mkdir(exist_ok=True)
-    for result in results:
-        if result["seed"] == arguments.seeds[0]:
-            title = f"Precision range test of {result['model']} on Fashion-MNIST"
-            plot_range_test(result, IMAGES / f"range-test-{result['model']}.png", title=title)
-    info = machine()
-    content = {"machine": info, "steps": arguments.steps, "results": results}
-    write_results("range_tests", content, table(results, arguments.steps, info))
+    whole = measures_all(parser, arguments, "models", "seeds")
+    for result in results if whole else ():
+        title = f"Precision range test of {result['model']} on Fashion-MNIST"
+        plot_range_test(result, IMAGES / f"range-test-{result['model']}.png", title=title)
+    content = {"machine": machine(), "steps": arguments.steps, "results": results}
+    write_results("range_tests", content, table(content), whole=whole)
 
 
 if __name__ == "__main__":

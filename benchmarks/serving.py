@@ -30,11 +30,11 @@ import onnxruntime
 import serving_systems as systems
 import torch
 from load_generation import Load, generate_load, require_wrk
-from measuring import machine, write_results
+from measuring import machine, measures_all, write_results
 from onnx_latency import images
 from server_processes import RunningServer, only_awake, running, set_niceness
 from serving_systems import PEERS, Rows, System
-from serving_table import serving_table
+from serving_table import table
 
 from cpt_deploy.bundle import Bundle, ImageProcessor, Preprocessing
 from cpt_deploy.bundle.runtime.sessions import may_saturate
@@ -247,7 +247,7 @@ def main() -> None:
     parser.add_argument("--no-peers", action="store_true", help="leave the other systems out")
     parser.add_argument("--earlier", type=Path, metavar="DIR", help="another checkout and its DIR/.venv")
     parser.add_argument("--nice", type=int, default=0, help="niceness of servers, session and load (< 0 needs root)")
-    parser.add_argument("--quick", action="store_true", help="a trial: short, the small network only, nothing written")
+    parser.add_argument("--quick", action="store_true", help="a trial: short, the small network only")
     arguments = parser.parse_args()
     require_wrk()
     cores = sorted(os.sched_getaffinity(0))
@@ -268,11 +268,9 @@ def main() -> None:
     info = machine()
     info["versions"].update(systems.peer_versions(peers.folder, peers.installed))
     content = {"machine": info, "skipped": peers.skipped, "plan": asdict(plan), "results": results}
-    table = serving_table(content)
-    if arguments.quick or arguments.no_peers:
-        print(table)
-    else:
-        write_results("serving_without_vnni" if may_saturate() else "serving", content, table)
+    whole = measures_all(parser, arguments, "clients", "networks", "no_peers", "earlier", "quick")
+    name = "serving_without_vnni" if may_saturate() else "serving"
+    write_results(name, content, table(content), whole=whole)
 
 
 if __name__ == "__main__":

@@ -189,6 +189,19 @@ def _work_table(results: list[dict[str, Any]], title: str) -> str:
     return markdown_table([title, *names], rows)
 
 
+def table(content: Mapping[str, Any]) -> str:
+    """Return the results as text: a table for each choice."""
+    versions = content["machine"]["versions"]
+    return (
+        "An empty ASGI app on one core, wrk on another: requests/s and median latency "
+        "(`python benchmarks/serving_choices.py`)\n\n"
+        f"{_http_table(content['http'])}\n\n{_work_table(content['json'], 'JSON')}\n\n"
+        f"{_work_table(content['images'], 'JPEG to RGB')}\n\n{machine_line(content['machine'])} "
+        + ", ".join(f"{name} {versions[name]}" for name in PACKAGES if name in versions)
+        + "."
+    )
+
+
 def main() -> None:
     """Measure the three choices and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -203,16 +216,8 @@ def main() -> None:
     images = measure_work(image_work(), 100)
     info = machine()
     info["versions"].update({name: version(name) for name in PACKAGES if find_spec(name.replace("pillow", "PIL"))})
-    table = (
-        "An empty ASGI app on one core, wrk on another: requests/s and median latency "
-        "(`python benchmarks/serving_choices.py`)\n\n"
-        f"{_http_table(http)}\n\n{_work_table(libraries, 'JSON')}\n\n{_work_table(images, 'JPEG to RGB')}\n\n"
-        + machine_line(info)
-        + " "
-        + ", ".join(f"{name} {info['versions'][name]}" for name in PACKAGES if name in info["versions"])
-        + "."
-    )
-    write_results("serving_choices", {"machine": info, "http": http, "json": libraries, "images": images}, table)
+    content = {"machine": info, "http": http, "json": libraries, "images": images}
+    write_results("serving_choices", content, table(content))
 
 
 if __name__ == "__main__":

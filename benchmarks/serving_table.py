@@ -9,7 +9,7 @@ from serving_systems import HTTP_ALONE
 OURS = "cpt-deploy"
 
 
-def serving_table(content: Mapping[str, Any]) -> str:
+def table(content: Mapping[str, Any]) -> str:
     """Return both tables with the text that explains them."""
     results, plan, info = content["results"], content["plan"], content["machine"]
     names = [name for name in results[0]["servers"] if name != HTTP_ALONE]

@@ -10,6 +10,7 @@ sums that can saturate there.
 
 import argparse
 import tempfile
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,22 @@ def dynamic(floats: bytes) -> bytes:
         return after.read_bytes()
 
 
+def table(content: Mapping[str, Any]) -> str:
+    """Return the results as text, one row per file."""
+    measured, sizes = content["measured"], content["bytes"]
+    rows = [
+        [name, *(f"{case['milliseconds'][name]:.2f} ms" for case in measured), f"{size / 1e6:.1f} MB"]
+        for name, size in sizes.items()
+    ]
+    ratios = ", ".join(f"{case['case']} {case['against_float']:.2f} times as fast" for case in measured)
+    return (
+        f"Transformer of {SHAPE['layers']} layers of {SHAPE['features']} with {VOCABULARY:,} tokens, one thread, least "
+        f"of {content['rounds']} calls in turns (`python benchmarks/text_latency.py`)\n\n"
+        f"{markdown_table(['', *CASES, 'file'], rows)}\n\nOurs against float32: {ratios}.\n\n"
+        f"{machine_line(content['machine'])}"
+    )
+
+
 def main() -> None:
     """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -78,27 +95,9 @@ def main() -> None:
                 "greatest_logit": float(np.abs(logits[FLOATS]).max()),
             }
         )
-    info = machine()
     sizes = {name: len(data) for name, data in files.items()}
-    rows = [
-        [name, *(f"{case['milliseconds'][name]:.2f} ms" for case in measured), f"{sizes[name] / 1e6:.1f} MB"]
-        for name in files
-    ]
-    table = "\n".join(
-        [
-            f"Transformer of {SHAPE['layers']} layers of {SHAPE['features']} with {VOCABULARY:,} tokens, one thread, "
-            f"least of {rounds} calls in turns (`python benchmarks/text_latency.py`)",
-            "",
-            markdown_table(["", *CASES, "file"], rows),
-            "",
-            "Ours against float32: "
-            + ", ".join(f"{case['case']} {case['against_float']:.2f} times as fast" for case in measured)
-            + ".",
-            "",
-            machine_line(info),
-        ]
-    )
-    write_results("text_latency", {"machine": info, "bytes": sizes, "measured": measured}, table)
+    content = {"machine": machine(), "rounds": rounds, "bytes": sizes, "measured": measured}
+    write_results("text_latency", content, table(content))
 
 
 def _session(data: bytes, *, plain: bool) -> Any:

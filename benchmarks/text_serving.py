@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -106,6 +106,20 @@ def measure(name: str, rounds: int, tokens: int) -> list[dict[str, Any]]:
     return measured
 
 
+def table(content: Mapping[str, Any]) -> str:
+    """Return the results as text, one row per model and number of clients."""
+    rows = [
+        [row["model"], str(row["clients"]), f"{row[ALONE]:,.0f}", f"{row[TOGETHER]:,.0f}", f"{row['ratio']:.2f}"]
+        for row in content["results"]
+    ]
+    return (
+        f"Tokens a second of one core, {content['tokens']} of each text, all clients at once, vocabulary of "
+        f"{VOCABULARY:,}; medians of {content['rounds']} rounds (`python benchmarks/text_serving.py`)\n\n"
+        f"{markdown_table(['model', 'clients', 'one by one', 'together', 'ratio'], rows)}\n\n"
+        f"{machine_line(content['machine'])}"
+    )
+
+
 def main() -> None:
     """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -115,19 +129,9 @@ def main() -> None:
     arguments = parser.parse_args()
     set_niceness(arguments.niceness)
     measured = [row for name in MODELS for row in measure(name, arguments.rounds, arguments.tokens)]
-    rows = [
-        [row["model"], str(row["clients"]), f"{row[ALONE]:,.0f}", f"{row[TOGETHER]:,.0f}", f"{row['ratio']:.2f}"]
-        for row in measured
-    ]
-    info = machine()
-    table = (
-        f"Tokens a second of one core, {arguments.tokens} of each text, all clients at once, vocabulary of "
-        f"{VOCABULARY:,}; medians of {arguments.rounds} rounds (`python benchmarks/text_serving.py`)\n\n"
-        + markdown_table(["model", "clients", "one by one", "together", "ratio"], rows)
-        + "\n\n"
-        + machine_line(info)
-    )
-    write_results("text_serving", {"machine": info, "models": MODELS, "results": measured}, table)
+    settings = {"rounds": arguments.rounds, "tokens": arguments.tokens}
+    content = {"machine": machine(), **settings, "models": MODELS, "results": measured}
+    write_results("text_serving", content, table(content))
 
 
 if __name__ == "__main__":

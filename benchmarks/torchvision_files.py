@@ -12,7 +12,7 @@ import io
 import json
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -119,16 +119,14 @@ def row(result: dict[str, Any]) -> list[str]:
     return [*case, f"{result['differing']} of {result['integers']:,}", f"{100 * result['integer_share']:.4g} %"]
 
 
-def written(results: Sequence[dict[str, Any]]) -> None:
-    """Write the results."""
+def table(content: Mapping[str, Any]) -> str:
+    """Return the results as text, one row per file."""
     header = ["network", "exporter", "sizes", "differing integers", "MACs on integers"]
-    info = machine()
-    table = (
+    return (
         "ONNX files of torchvision's networks, random weights (`python benchmarks/torchvision_files.py`)\n\n"
-        + markdown_table(header, [row(result) for result in results])
-        + f"\n\n{machine_line(info)}"
+        f"{markdown_table(header, [row(result) for result in content['results']])}\n\n"
+        f"{machine_line(content['machine'])}"
     )
-    write_results("torchvision_files", {"machine": info, "results": results}, table)
 
 
 def main() -> None:
@@ -148,7 +146,8 @@ def main() -> None:
                 continue
             results.append(measured(name, exporter, free=free, size=arguments.size))
             results.sort(key=lambda result: MODELS.index(result["network"]) if result["network"] in MODELS else -1)
-            written(results)
+            content = {"machine": machine(), "results": results}
+            write_results("torchvision_files", content, table(content))
     assert not any("refused" in result or result.get("differing") for result in results)
 
 

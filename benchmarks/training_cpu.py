@@ -11,12 +11,20 @@ import copy
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
-from measuring import interleaved, machine, machine_line, markdown_table, median_ratio, write_results
+from measuring import (
+    interleaved,
+    machine,
+    machine_line,
+    markdown_table,
+    measures_all,
+    median_ratio,
+    write_results,
+)
 from torch import nn
 from training_steps import peak_bytes, training_step
 from training_variants import TransformerBlock, fake_quantized, like_the_authors
@@ -49,7 +57,7 @@ def convolutional(name: str, batch: int) -> dict[str, Callable[[], None]]:
         BASE: training_step(last(network), rows, labels),
         "bf16 autocast": training_step(last(network), rows, labels, autocast=True),
         "torch fake-quantize": training_step(last(fake_quantized(network)), rows, labels),
-        "authors' scheme": training_step(copy.deepcopy(like_the_authors(network, BITS)), x, labels),
+        "authors' scheme": training_step(last(like_the_authors(network, BITS)), rows, labels),
     }
     prepared = prepare(network, torch.zeros(2, 3, 32, 32), QuantizationConfig()).train()
     prepared.set_bits(BITS, 8)
@@ -93,8 +101,9 @@ def measure(name: str, batch: int | str, steps: dict[str, Callable[[], None]], r
     }
 
 
-def table(results: list[dict[str, Any]], memory: dict[str, float]) -> str:
-    """Return the results as a Markdown table, one row per variant."""
+def table(content: Mapping[str, Any]) -> str:
+    """Return the results as text, one row per variant."""
+    results, peaks = content["results"], content["memory_bytes"]
     variants = list(results[0]["milliseconds"])
     header = ["step", *(f"{r['network']}, {r['batch']}" for r in results), "memory, {}, {}".format(*MEMORY)]
 
@@ -102,11 +111,17 @@ def table(results: list[dict[str, Any]], memory: dict[str, float]) -> str:
         if variant not in result["milliseconds"]:
             return "-"
         ratio = f"{result['time_ratio'][variant]:.2f}"
-        bar = f" (bar {result['bar']})" if result["bar"] and variant == f"cpt-deploy {COMPUTE[-1]}" else ""
+        bar = f" (bar {result['bar']})" if result["bar"] and variant == variants[-1] else ""
         return f"{result['milliseconds'][variant]:.0f} ms, {ratio}{bar}"
 
-    rows = [[variant, *(cell(r, variant) for r in results), f"{memory[variant]:.2f}"] for variant in variants]
-    return markdown_table(header, rows)
+    rows = [
+        [variant, *(cell(r, variant) for r in results), f"{peaks[variant] / peaks[BASE]:.2f}"] for variant in variants
+    ]
+    return (
+        "One thread; processor time of a step (forward, loss, backward, SGD), its ratio to float32 channels-last, and "
+        "the ratio of peak memory; medians of an interleaved run (`python benchmarks/training_cpu.py`)\n\n"
+        f"{markdown_table(header, rows)}\n\n{machine_line(content['machine'])}"
+    )
 
 
 def main() -> None:
@@ -122,15 +137,9 @@ def main() -> None:
     builders[BLOCK] = transformer
     results = [measure(name, batches[name], builders[name](), arguments.rounds) for name in arguments.networks]
     peaks = {key: peak_bytes(step) for key, step in convolutional(*MEMORY).items()}
-    memory = {key: value / peaks[BASE] for key, value in peaks.items()}
-    info = machine()
-    text = (
-        "One thread; processor time of a step (forward, loss, backward, SGD), its ratio to float32 channels-last, and "
-        "the ratio of peak memory; medians of an interleaved run (`python benchmarks/training_cpu.py`)\n\n"
-        f"{table(results, memory)}\n\n{machine_line(info)}"
-    )
     name = "training_cpu" if has_bf16_units() else "training_cpu_without_bf16"
-    write_results(name, {"machine": info, "bits": BITS, "results": results, "memory_bytes": peaks}, text)
+    content = {"machine": machine(), "bits": BITS, "results": results, "memory_bytes": peaks}
+    write_results(name, content, table(content), whole=measures_all(parser, arguments, "networks"))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,27 @@ def curves(folder: Path) -> dict[str, dict[str, float]]:
     }
 
 
+def table(content: Mapping[str, Any]) -> str:
+    """Return the results as text: times by number of processes, then differences of losses."""
+    times, ratios = content["milliseconds"], content["ratios"]
+    rows = [
+        [name, *(f"{times[count][name]:.0f} ms, {ratios[count][name]:.2f}" for count in times)] for name in times["1"]
+    ]
+    header = ["step of ResNet-20, batch 128", "one process", "each of two processes"]
+    differences = [
+        [name, f"{d['mean']:.3f}", f"{d['first_10']:.4f}", f"{d['of_20']:.3f}"] for name, d in content["curves"].items()
+    ]
+    measures = ["a step's loss, mean", "first 10 steps, mean", "mean of 20 steps, greatest"]
+    return (
+        "Processor time of a step of one thread, communication included, and its ratio to the modules "
+        "one by one; medians of an interleaved run (`python benchmarks/training_distributed.py`)\n\n"
+        f"{markdown_table(header, rows)}\n\n"
+        "Differences of the losses of 200 steps of batch 64 on scikit-learn's digits, CPT 3-8, 8 cycles\n\n"
+        f"{markdown_table(['compared with one process', *measures], differences)}\n\n"
+        f"{machine_line(content['machine'])}"
+    )
+
+
 def main() -> None:
     """Measure times and curves and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -130,7 +151,7 @@ def main() -> None:
         found = {}
         for count in (1, 2):
             in_processes(count, time_steps, rounds, Path(folder, f"times-{count}"))
-            found[count] = torch.load(Path(folder, f"times-{count}"))
+            found[str(count)] = torch.load(Path(folder, f"times-{count}"))
         distances = curves(Path(folder))
     milliseconds = {
         count: {name: 1e3 * statistics.median(values) for name, values in times.items()}
@@ -139,25 +160,9 @@ def main() -> None:
     ratios = {
         c: {name: 1 / median_ratio(times[BASE], values) for name, values in times.items()} for c, times in found.items()
     }
-    header = ["step of ResNet-20, batch 128", "one process", "each of two processes"]
-    rows = [[name, *(f"{milliseconds[c][name]:.0f} ms, {ratios[c][name]:.2f}" for c in found)] for name in found[1]]
-    header_2 = [
-        "compared with one process",
-        "a step's loss, mean",
-        "first 10 steps, mean",
-        "mean of 20 steps, greatest",
-    ]
-    rows_2 = [[name, f"{d['mean']:.3f}", f"{d['first_10']:.4f}", f"{d['of_20']:.3f}"] for name, d in distances.items()]
-    info = machine()
-    text = (
-        "Processor time of a step of one thread, communication included, and its ratio to the modules "
-        "one by one; medians of an interleaved run (`python benchmarks/training_distributed.py`)\n\n"
-        f"{markdown_table(header, rows)}\n\n"
-        "Differences of the losses of 200 steps of batch 64 on scikit-learn's digits, CPT 3-8, 8 cycles\n\n"
-        f"{markdown_table(header_2, rows_2)}\n\n{machine_line(info)}"
-    )
     results = {"milliseconds": milliseconds, "ratios": ratios, "curves": distances}
-    write_results("training_distributed", {"machine": info, "bits": BITS, **results}, text)
+    content = {"machine": machine(), "bits": BITS, **results}
+    write_results("training_distributed", content, table(content))
 
 
 if __name__ == "__main__":

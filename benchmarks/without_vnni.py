@@ -8,6 +8,7 @@ have random weights, so the share of wrong logits with fast kernels is only an e
 
 import argparse
 import statistics
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -63,6 +64,26 @@ def wrong_logits(session: Any, graph: IntegerGraph, shape: tuple[int, int, int])
     return float(np.mean(session.run(None, {"image": x.numpy()})[0] != IntegerExecutor(graph)(x).numpy()))
 
 
+def table(content: Mapping[str, Any]) -> str:
+    """Return the results as text, one row per network."""
+    rows = [
+        [
+            entry["network"],
+            f"{entry['milliseconds']['float32']:.2f}",
+            *(f"{entry['milliseconds'][key]:.2f} ({entry['speedup'][key]:.2f}x)" for key in (FAST, EXACT, PORTABLE)),
+            *(f"{100 * entry['wrong_logits'][key]:.0f} %" for key in (FAST, EXACT, PORTABLE)),
+        ]
+        for entry in content["results"]
+    ]
+    header = ["network", "float32 ms", *(f"{key}, ms" for key in (FAST, EXACT, PORTABLE)),
+              *(f"wrong logits, {key}" for key in (FAST, EXACT, PORTABLE))]  # fmt: skip
+    return (
+        "onnxruntime on a processor without VNNI, one thread, batch 1, medians of an interleaved run, and logits of 8 "
+        "images that are not the integer executor's (`python benchmarks/without_vnni.py`, random weights)\n\n"
+        f"{markdown_table(header, rows)}\n\n{machine_line(content['machine'])}"
+    )
+
+
 def main() -> None:
     """Measure all networks and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -71,24 +92,8 @@ def main() -> None:
     if read_cpu().saturates is not True:
         parser.error("this processor does not saturate, so it has nothing to measure")
     results = [measure(name, shape, arguments.rounds) for name, shape in NETWORKS.items()]
-    rows = [
-        [
-            entry["network"],
-            f"{entry['milliseconds']['float32']:.2f}",
-            *(f"{entry['milliseconds'][key]:.2f} ({entry['speedup'][key]:.2f}x)" for key in (FAST, EXACT, PORTABLE)),
-            *(f"{100 * entry['wrong_logits'][key]:.0f} %" for key in (FAST, EXACT, PORTABLE)),
-        ]
-        for entry in results
-    ]
-    header = ["network", "float32 ms", *(f"{key}, ms" for key in (FAST, EXACT, PORTABLE)),
-              *(f"wrong logits, {key}" for key in (FAST, EXACT, PORTABLE))]  # fmt: skip
-    info = machine()
-    table = (
-        "onnxruntime on a processor without VNNI, one thread, batch 1, medians of an interleaved run, and logits of 8 "
-        "images that are not the integer executor's (`python benchmarks/without_vnni.py`, random weights)\n\n"
-        f"{markdown_table(header, rows)}\n\n{machine_line(info)}"
-    )
-    write_results("without_vnni", {"machine": info, "results": results}, table)
+    content = {"machine": machine(), "results": results}
+    write_results("without_vnni", content, table(content))
 
 
 if __name__ == "__main__":

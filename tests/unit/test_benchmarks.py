@@ -1,5 +1,6 @@
 """What the README and the pages show is what the benchmarks wrote; those for GPUs run here as small as can be."""
 
+import argparse
 import importlib
 import json
 import os
@@ -55,6 +56,52 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_every_program_imports_what_it_needs(benchmark, name: str) -> None:
     benchmark(name)
+
+
+# The tables of the two studies need more than one file and have tests of their own.
+@pytest.mark.parametrize("name", sorted(path.stem for path in RESULTS.glob("*.json") if "study" not in path.stem))
+def test_every_program_shows_its_recorded_results_as_they_are_published(benchmark, name: str) -> None:
+    program = benchmark(name if name in PROGRAMS else name.partition("_without_")[0])
+    content = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    shown = program.table(content) + benchmark("measuring").origin_line(content)
+    assert f"{shown}\n" == (RESULTS / f"{name}.md").read_text(encoding="utf-8")
+
+
+def test_results_name_the_command_and_the_commit_that_wrote_them(benchmark, capsys, monkeypatch, tmp_path) -> None:
+    measuring = benchmark("measuring")
+    monkeypatch.setattr(sys, "argv", ["/somewhere/benchmarks/speed.py", "--rounds", "3"])
+    measuring.write_results("speed", {"figure": 1}, "| table |", tmp_path)
+    content = json.loads((tmp_path / "speed.json").read_text())
+    assert content["figure"] == 1
+    assert content["origin"] == measuring.origin()
+    assert content["origin"]["command"] == "python benchmarks/speed.py --rounds 3"
+    table = (tmp_path / "speed.md").read_text()
+    assert table == capsys.readouterr().out
+    assert table.startswith("| table |\n\nWritten by `python benchmarks/speed.py --rounds 3`")
+    assert {path.name for path in tmp_path.iterdir()} == {"speed.json", "speed.md"}
+    monkeypatch.setattr(measuring, "ROOT", tmp_path)  # outside of a checkout
+    assert measuring.origin() == {**content["origin"], "commit": None, "changed": None}
+
+
+def test_a_part_of_the_results_is_printed_alone(benchmark, capsys, tmp_path: Path) -> None:
+    measuring = benchmark("measuring")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--networks", nargs="+", default=["a", "b"])
+    parser.add_argument("--rounds", type=int, default=3)
+    for line, whole in (([], True), (["--rounds", "1"], True), (["--networks", "a"], False)):
+        assert measuring.measures_all(parser, parser.parse_args(line), "networks") == whole
+    measuring.write_results("speed", {}, "| table |", tmp_path, whole=False)
+    assert "Nothing was written" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_published_runs_of_other_settings_are_refused_and_none_is_dropped(benchmark) -> None:
+    learning = benchmark("learning")
+    recorded = json.loads((RESULTS / "learning.json").read_text(encoding="utf-8"))
+    assert learning.published(learning.SETTINGS) == recorded["runs"]
+    changed = {**learning.SETTINGS, "ptb": {**learning.SETTINGS["ptb"], "cpt": ["train.steps=1"]}}
+    with pytest.raises(SystemExit, match="those of ptb differ"):
+        learning.published(changed)
 
 
 @pytest.mark.slow
