@@ -258,9 +258,10 @@ def main() -> None:
         for model in progress.track(left, description="trained files"):
             progress.console.print(f"measuring {model}")
             known[model] = measure(model, arguments)
-            content = {"machine": machine(), "results": [known[key] for key in FILES if key in known]}
+            results = [known[key] for key in FILES if key in known]
+            content = {"machine": machine(), "results": results}
             write_results(name, content, table(content))
-            draw(content["results"], PICTURES / f"{name}.svg")
+            draw(results, PICTURES / f"{name}.svg")
 
 
 if __name__ == "__main__":

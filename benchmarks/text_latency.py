@@ -74,10 +74,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     rounds = parser.parse_args().rounds
     model = prepared_model()
-    content, floats = write_onnx(freeze(model)), write_float_onnx(model)
-    files = {FLOATS: floats, DYNAMIC: dynamic(floats), OURS: content}
+    integers, floats = write_onnx(freeze(model)), write_float_onnx(model)
+    files = {FLOATS: floats, DYNAMIC: dynamic(floats), OURS: integers}
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (1, SHAPE["context"]))
-    long = next_states(model.signature, OnnxRuntimeModel(content, model.signature).run({"input_ids": tokens}))
+    long = next_states(model.signature, OnnxRuntimeModel(integers, model.signature).run({"input_ids": tokens}))
     measured: list[dict[str, Any]] = []
     for case, (past, length) in CASES.items():
         state = {name: np.ascontiguousarray(value[:, :, :past]) for name, value in long.items()}
