@@ -55,7 +55,8 @@ def machine_line(info: Mapping[str, Any]) -> str:
 
 def origin() -> dict[str, Any]:
     """Return the command that runs, the commit of its code, and whether code was changed since; None outside of git."""
-    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results", ":!*.md")
+    code = [".", ":!benchmarks/results", ":!docs", ":!README.md"]  # not what earlier results of the same run changed
+    changes = _git("status", "--porcelain", "--untracked-files=no", "--", *code)
     return {
         "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "commit": _git("rev-parse", "--short=8", "HEAD"),
@@ -92,12 +93,12 @@ def write_results(
         folder: Where to write.
         whole: Whether all that is published was measured; a part is printed alone, since it would replace the whole.
     """
+    if not whole:
+        print(f"{table}\n\nNothing was written: these are not all results that are published.")
+        return
     content = {**content, "origin": origin()}
     table += origin_line(content)
     print(table)
-    if not whole:
-        print("\nNothing was written: these are not all results that are published.")
-        return
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / f"{name}.json", json.dumps(content, indent=1) + "\n")
     _replace(folder / f"{name}.md", table + "\n")
