@@ -57,12 +57,19 @@ async def infer(engine: Engine[Adapter], call: InferCall[T]) -> T:
     note_inference(inference)
     outputs = inference.outputs
     return await rendered(
-        engine, outputs, lambda: call.render(engine.bundle, request.id, adapter.encode(request, outputs))
+        engine,
+        outputs,
+        lambda: call.render(engine.bundle, request.id, adapter.encode(request, outputs)),
+        admission.deadline,
     )
 
 
-async def rendered(engine: Engine[Adapter], outputs: Tensors, render: Callable[[], T]) -> T:
-    """Return the result of `render`, a function that writes outputs; it runs in a thread if they are large."""
+async def rendered(engine: Engine[Adapter], outputs: Tensors, render: Callable[[], T], deadline: float | None) -> T:
+    """Return the result of `render`, a function that writes outputs; it runs in a thread if they are large.
+
+    Raises:
+        DeadlineExceededError: If the deadline passes before, as when all threads are busy.
+    """
     if sum([values.nbytes for values in outputs.values()]) > _INLINE_BYTES:
-        return await engine.decoders.run(lambda _: render())
+        return await engine.decoders.run(lambda _: render(), deadline)
     return render()

@@ -93,4 +93,4 @@ async def _answer(service: Service, engine: Engine[Adapter], request: Request, t
             }
         )
 
-    return await rendered(engine, outputs, answer)
+    return await rendered(engine, outputs, answer, deadline)
