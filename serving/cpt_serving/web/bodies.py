@@ -10,7 +10,7 @@ import anyio.to_thread
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope
 
-from cpt_serving.web.compression import content_codings, decompress
+from cpt_serving.web.compression import content_coding, decompress
 from cpt_serving.web.errors import RequestError
 
 LEAST_BYTES_PER_S = 8192
@@ -157,15 +157,14 @@ class RequestBody(MemoryShare):
 
         Raises:
             RequestError: 413 for a too large body, by its declared size if it has one, else as it arrives; 408 if it
-            arrives too slowly; 415 for an unknown `Content-Encoding`; 400 if it cannot be decompressed; 503 if there is
-                no memory for it.
+                arrives too slowly; 415 for an unknown `Content-Encoding`, or several; 400 if it cannot be decompressed;
+                503 if there is no memory for it.
             ClientDisconnect: If the client disconnected before its end.
         """
         declared = self.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > max_bytes:
             raise too_large(max_bytes, f"{declared.decode()} bytes")
-        coding = self.headers.get(b"content-encoding")
-        codings = content_codings(coding.decode("latin-1")) if coding else []
+        coding = content_coding(self.headers.get(b"content-encoding", b"").decode("latin-1"))
         chunks: list[bytes] = []
         self._window_ends = time.monotonic() + self._timeout_s
         self._budget.watch(self)
@@ -181,9 +180,9 @@ class RequestBody(MemoryShare):
         self.completed_at = time.monotonic()
         self._complete = True
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        if codings:
+        if coding is not None:
             async with self._budget.decompressing:
-                body = await anyio.to_thread.run_sync(functools.partial(decompress, body, codings, limit=max_bytes))
+                body = await anyio.to_thread.run_sync(functools.partial(decompress, body, coding, limit=max_bytes))
             self.charge(len(body))
         return body
 

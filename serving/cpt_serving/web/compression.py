@@ -7,44 +7,43 @@ from cpt_serving.web.shown import shown
 
 _WINDOWS = {"gzip": zlib.MAX_WBITS | 16, "x-gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 _PIECE_BYTES = 16 * 1024
-_MOST_CODINGS = 3
 _MOST_MEMBERS = 4096  # Even an empty member costs as much time as some kilobytes.
 
 
-def content_codings(header: str) -> list[str]:
-    """Return the codings of a `Content-Encoding` in the order of decoding, the last applied one first.
+def content_coding(header: str) -> str | None:
+    """Return the coding of a `Content-Encoding`, or `None` if there is none.
+
+    Only one is taken: one shrinks a body to a thousandth at best, a second to a millionth.
 
     Raises:
-        RequestError: 415 for an unknown coding, or for too many.
+        RequestError: 415 for an unknown coding, or for several.
     """
-    names = [entry.strip() for entry in header.lower().split(",")]
-    codings = [name for name in reversed(names) if name not in ("", "identity")]
-    if len(codings) > _MOST_CODINGS or not set(codings) <= set(_WINDOWS):
+    codings = [name for entry in header.lower().split(",") if (name := entry.strip()) not in ("", "identity")]
+    if len(codings) > 1 or not set(codings) <= set(_WINDOWS):
         expected = f"Expected a Content-Encoding of gzip or deflate, but got {shown(header)}"
         raise RequestError(415, expected, {"Accept-Encoding": "gzip, deflate"})
-    return codings
+    return codings[0] if codings else None
 
 
-def decompress(body: bytes, codings: list[str], *, limit: int) -> bytes:
+def decompress(body: bytes, coding: str, *, limit: int) -> bytes:
     """Return the content of a compressed body. Slow for large bodies: call it in a thread.
 
     Args:
         body: The body as received.
-        codings: The result of `content_codings`.
+        coding: The result of `content_coding`.
         limit: Maximum size of the content in bytes.
 
     Raises:
         RequestError: 400 for a damaged body, 413 for content larger than `limit`, of which no more than `limit` is
             decompressed.
     """
-    for coding in codings:
-        try:
-            body = _inflate(body, coding, limit)
-        except (zlib.error, EOFError) as error:
-            raise bad_request(f"Expected a body compressed with {coding}, but got: {error}") from error
-        if len(body) > limit:
-            raise RequestError(413, f"Expected a body of at most {limit} bytes decompressed, but got more")
-    return body
+    try:
+        content = _inflate(body, coding, limit)
+    except (zlib.error, EOFError) as error:
+        raise bad_request(f"Expected a body compressed with {coding}, but got: {error}") from error
+    if len(content) > limit:
+        raise RequestError(413, f"Expected a body of at most {limit} bytes decompressed, but got more")
+    return content
 
 
 def _inflate(body: bytes, coding: str, limit: int) -> bytes:

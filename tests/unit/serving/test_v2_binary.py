@@ -114,8 +114,7 @@ def in_members(content):
         ("gzip", in_members),
         ("gzip", lambda content: gzip.compress(content) + bytes(7)),  # padding, as tapes have it
         ("deflate", zlib.compress),
-        ("deflate, gzip", lambda content: gzip.compress(zlib.compress(content))),
-        ("identity, gzip, gzip", lambda content: gzip.compress(gzip.compress(content))),
+        ("identity, gzip", gzip.compress),
     ],
 )
 def test_compressed_both_ways(client, expected, coding, pack):
@@ -147,9 +146,8 @@ def test_bombs_are_413_and_damaged_bodies_400(shared_bundle, connect_to):
         for wrong in (packed[:-1], packed + b"x", b"", content, packed[:20] + b"\0" + packed[21:]):
             refusal(post(client, wrong, headers))
         assert post(client, packed, headers).status_code == 200
-        twice = gzip.compress(gzip.compress(bytes(100_000_000)))
-        assert len(twice) < 1000
-        assert "decompressed" in refusal(post(client, twice, headers | {"Content-Encoding": "gzip, gzip"}), 413)
+        twice = gzip.compress(packed)  # a second coding lets a few hundred bytes stand for megabytes
+        assert "gzip, gzip" in refusal(post(client, twice, headers | {"Content-Encoding": "gzip, gzip"}), 415)
         many = b"".join([gzip.compress(bytes(1000))] * 101)
         assert "decompressed" in refusal(post(client, many, headers), 413)
         refusal(post(client, packed, headers | {"Content-Encoding": ",".join(["gzip"] * 9)}), 415)
