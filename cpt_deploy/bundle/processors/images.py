@@ -3,12 +3,13 @@
 The pixels are 8-bit, upright and opaque, so that preprocessing is independent of the source of an image.
 """
 
-import io
+import math
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
+from cpt_deploy.bundle.processors.image_structure import CountedFile, require_ordinary_structure
 from cpt_deploy.errors import DataError, ImageError, ImageTooLargeError
 
 MAX_PIXELS = 64 * 1024 * 1024
@@ -21,6 +22,15 @@ _BACKGROUND = 255
 
 _AT_ONCE = 1 << 20
 """Number of pixels that are reduced to 8 bits at a time."""
+
+_PASSES = 8
+"""Maximum number of times that the pieces of an image cover it; a piece for each colour does 5 times."""
+
+_PROFILE_TEXT = 1 << 20
+"""Maximum characters of EXIF data that a PNG holds as text."""
+
+_PYTHON_DECODERS = {"bmp_rle", "ppm", "ppm_plain"}
+"""Pillow's decoders in Python: run lengths in BMP, text in PPM, and maxima of PPM other than 255 and 65535."""
 
 _CODEC_BYTES = {"AVIF": 12, "JPEG2000": 16, "TIFF": 4, "WEBP": 8}
 """Bytes of working memory per pixel in a codec, in addition to the decoded pixel."""
@@ -60,15 +70,19 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         return pixels_of(image)
 
 
-def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageFile.ImageFile:
     """Read the header of an image file, with size and mode; the pixels are decoded by `pixels_of`.
 
     Raises:
-        ImageError: If the bytes are not an image, or its header is damaged.
+        ImageError: If the bytes are not an image, its header is damaged, or its structure is out of the ordinary.
         ImageTooLargeError: If the image declares more than `max_pixels`.
     """
+    require_ordinary_structure(data)
+    file = CountedFile(data)
     try:
-        image = Image.open(io.BytesIO(data), formats=_formats())
+        image = Image.open(file, formats=_formats())
+    except ImageError:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(max_pixels, "far more") from error
     except UnidentifiedImageError as error:
@@ -80,7 +94,20 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise _damaged(error) from error
     if image.width * image.height > max_pixels:
         raise _too_large(max_pixels, f"{image.width} x {image.height}")
+    pieces = [tile[1] for tile in image.tile if tile[1] is not None]
+    covered = sum((right - left) * (lower - upper) for left, upper, right, lower in pieces)
+    if covered > _PASSES * image.width * image.height:
+        raise ImageError("Expected an ordinary image file, but got one whose pieces overlap")
+    if len(image.info.get("Raw profile type exif", "")) > _PROFILE_TEXT:
+        raise ImageError(f"Expected EXIF data of at most {_PROFILE_TEXT} characters, but got more")
+    if is_decoded_in_python(image):
+        file.reads = math.inf  # they read the pixels one by one
     return image
+
+
+def is_decoded_in_python(image: ImageFile.ImageFile) -> bool:
+    """Return whether an opened image file is decoded pixel by pixel in Python, thousands of times slower than in C."""
+    return any(tile[0] in _PYTHON_DECODERS for tile in image.tile)
 
 
 def pixels_of(image: Image.Image) -> Image.Image:

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import ImageFile
 
 from cpt_deploy.bundle import ImageProcessor
-from cpt_deploy.bundle.processors.images import decoding_bytes, open_image, pixels_of
+from cpt_deploy.bundle.processors.images import decoding_bytes, is_decoded_in_python, open_image, pixels_of
 from cpt_deploy.errors import ImageError, ImageTooLargeError
 from cpt_deploy.signature import INPUT_NAME
 from cpt_serving.inference.memory import MemoryBudget
@@ -28,6 +29,13 @@ Rows = npt.NDArray[Any]
 
 _UNYIELDING = {"JPEG2000": 1 << 21}
 """Maximum pixels of formats whose decoder blocks all other threads; this many take about 0.1 s."""
+
+
+_IN_PYTHON = 1 << 17
+"""Maximum pixels, and bytes of the file, of what Pillow decodes in Python; this many take about 0.1 s."""
+
+_OPENING_BYTES, _OPENING_COPIES = 32 << 20, 4
+"""Memory for parsing the header of a file: for decompressed profiles and texts, and as a multiple of the file."""
 
 
 class ImageReader:
@@ -92,18 +100,13 @@ class ImageReader:
 
     def _decode(self, data: bytes, left: int, work: Work) -> tuple[Rows, int]:
         """Return a row, and the number of pixels left for the rest of the request."""
-        with open_image(data, max_pixels=self._settings.max_pixels) as image:
+        with self._memory.holding(min(_OPENING_BYTES + _OPENING_COPIES * len(data), self._memory.limit), work):
+            image = open_image(data, max_pixels=self._settings.max_pixels)
+        with image:
             left -= image.width * image.height + self._preprocessing.scaled_pixels(*image.size)
             _require_pixels(left, self._settings)
             size = decoding_bytes(image)
-            most = _UNYIELDING.get(image.format or "", image.width * image.height)
-            if size > self._memory.limit or image.width * image.height > most:
-                raise ImageTooLargeError(
-                    f"Expected an image that is decoded in at most {self._memory.limit} bytes, but {image.format} "
-                    f"{image.mode} of {image.width} x {image.height} takes {size}"
-                    if size > self._memory.limit
-                    else f"Expected {image.format} of at most {most} pixels, but got {image.width} x {image.height}"
-                )
+            _require_affordable(image, len(data), size, self._memory.limit)
             with self._memory.holding(size, work):
                 try:
                     return self._processor.row(pixels_of(image)), left
@@ -179,4 +182,21 @@ def _require_pixels(left: int, settings: ServeSettings) -> None:
         raise ImageTooLargeError(
             f"Expected images of which at most {settings.max_request_pixels} pixels are made, decoded and scaled, "
             "but got more"
+        )
+
+
+def _require_affordable(image: ImageFile.ImageFile, file_bytes: int, decoding: int, limit: int) -> None:
+    size = f"{image.format} {image.mode} of {image.width} x {image.height}"
+    pixels = image.width * image.height
+    if decoding > limit:
+        raise ImageTooLargeError(
+            f"Expected an image that is decoded in at most {limit} bytes, but {size} takes {decoding}"
+        )
+    most = _UNYIELDING.get(image.format or "", pixels)
+    if pixels > most:
+        raise ImageTooLargeError(f"Expected {image.format} of at most {most} pixels, but got {size}")
+    if is_decoded_in_python(image) and max(pixels, file_bytes) > _IN_PYTHON:
+        raise ImageTooLargeError(
+            f"Expected at most {_IN_PYTHON} pixels and bytes in this kind of {image.format}, which is slow to decode, "
+            f"but got {size} in {file_bytes} bytes"
         )

@@ -1,6 +1,7 @@
 """Small requests whose images would cost much, against a real server: they are answered in time, and cost little."""
 
 import base64
+import gzip
 import io
 import struct
 import threading
@@ -172,3 +173,42 @@ def test_a_format_whose_decoder_stops_all_threads_is_taken_only_small(server):
         file = io.BytesIO()
         Image.new("L", (side, side)).save(file, "JPEG2000")
         assert post(url, content=file.getvalue()).status_code == status
+
+
+def run_lengths(side, data):
+    """A BMP of run lengths, which Pillow decodes in Python."""
+    head = struct.pack("<2sIHHI", b"BM", 1078 + len(data), 0, 0, 1078)
+    return head + struct.pack("<IiiHHIIiiII", 40, side, side, 1, 8, 1, len(data), 0, 0, 256, 0) + bytes(1024) + data
+
+
+def encoded(image, format, **options):
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def test_what_is_decoded_in_python_is_taken_only_small(server):
+    _, url = server
+    runs, text = run_lengths(64, b"\x40\x01\0\0" * 64), b"7 " * 4096
+    for ordinary in (runs, b"P2 64 64 255\n" + text, b"P5 64 64 99\n" + b"7" * 4096):
+        assert post(url, content=ordinary).status_code == 200
+    for costly in (
+        run_lengths(64, b"\x01\0" * 100_000),
+        run_lengths(2000, b"\x01\x01\0\0"),
+        b"P2 64 64 255\n" + b"#\n" * 80_000 + text,
+        b"P5 500 500 99\n" + b"7" * 250_000,
+    ):
+        refused = post(url, content=costly)
+        assert (refused.status_code, "slow to decode" in refused.json()["error"]) == (413, True)
+
+
+def test_a_header_of_many_blocks_takes_little_memory(server):
+    process, url = server
+    gif = encoded(Image.new("P", (8, 8)), "GIF")
+    start = gif.index(b"\x2c", 13)
+    before = peak_mib(process)
+    with httpx2.Client(trust_env=False, timeout=120) as client:
+        packed = gzip.compress(gif[:start] + b"\x21\xfe\x01a\0" * 3_000_000 + gif[start:])
+        refused = client.post(f"{url}/predict", content=packed, headers={"Content-Encoding": "gzip"})
+    assert (refused.status_code, "too many blocks" in refused.json()["error"]) == (400, True)
+    assert peak_mib(process) - before < 100  # the body itself, compressed and not
