@@ -1,13 +1,16 @@
 """The server log on stderr: text on a terminal, else lines of JSON."""
 
+import ctypes
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
+from PIL import _imaging
 from uvicorn.logging import DefaultFormatter
 
 from cpt_serving.settings import ServeSettings
@@ -79,6 +82,10 @@ class QueuedHandler(logging.Handler):
 def logging_to_stderr(settings: ServeSettings) -> Iterator[QueuedHandler]:
     """Write the log of the server and of the libraries that it runs on to stderr while the context is open.
 
+    Warnings of Python are part of it, as they would else be written by the thread that causes them, which then waits
+    for whoever reads. Those of Pillow are left out: they describe a client's image, of which one can cause thousands.
+    So are the messages of libtiff, which it writes itself; that the image is damaged is in the answer.
+
     Args:
         settings: Settings with its format and minimum severity.
     """
@@ -92,10 +99,25 @@ def logging_to_stderr(settings: ServeSettings) -> Iterator[QueuedHandler]:
         logger.setLevel(settings.log_level.upper())
         logger.addHandler(handler)
         logger.propagate = False
+    _silence_libtiff()
+    others = logging.getLogger()
+    others.addHandler(handler)
     try:
-        yield handler
+        with warnings.catch_warnings():
+            logging.captureWarnings(True)
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            yield handler
     finally:
+        logging.captureWarnings(False)
+        others.removeHandler(handler)
         for logger in loggers:
             logger.removeHandler(handler)
             logger.propagate = True
         handler.close()
+
+
+def _silence_libtiff() -> None:
+    # Pillow has no function for this. The symbol is looked up in the libraries that Pillow is linked with; if it was
+    # built without libtiff, or in another way, there is none.
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)

@@ -3,6 +3,7 @@
 import base64
 import gzip
 import io
+import json
 import struct
 import threading
 import time
@@ -175,6 +176,15 @@ def test_a_format_whose_decoder_stops_all_threads_is_taken_only_small(server):
         assert post(url, content=file.getvalue()).status_code == status
 
 
+PROGRAM = """
+import warnings
+from cpt_serving import load_settings, run
+if __name__ == "__main__":
+    warnings.resetwarnings()  # in other tests they are errors
+    run(load_settings(), on_listening=lambda url: print(url, flush=True))
+"""
+
+
 def run_lengths(side, data):
     """A BMP of run lengths, which Pillow decodes in Python."""
     head = struct.pack("<2sIHHI", b"BM", 1078 + len(data), 0, 0, 1078)
@@ -212,3 +222,27 @@ def test_a_header_of_many_blocks_takes_little_memory(server):
         refused = client.post(f"{url}/predict", content=packed, headers={"Content-Encoding": "gzip"})
     assert (refused.status_code, "too many blocks" in refused.json()["error"]) == (400, True)
     assert peak_mib(process) - before < 100  # the body itself, compressed and not
+
+
+def overlapping_tags(count, size):
+    """A TIFF whose tags have the same bytes for values, of which Pillow warns."""
+    tags = {256: (4, 4), 257: (4, 4), 258: (3, 8), 259: (3, 1), 262: (3, 1), 273: (4, 8), 277: (3, 1), 278: (4, 4)}
+    entries = [struct.pack("<HHII", tag, kind, 1, value) for tag, (kind, value) in tags.items()]
+    entries += [struct.pack("<HHII", 1000 + index, 7, size, 8) for index in range(count)]
+    return (struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + b"".join(entries)).ljust(size + 8, b"\0")
+
+
+def test_damaged_images_leave_the_log_in_json_and_short(tmp_path, photographs, running_server, wait_until, get):
+    fax = bytearray(encoded(Image.effect_noise((64, 2000), 50).convert("1"), "TIFF", compression="group3"))
+    fax[300:-200:7] = b"\x55" * len(fax[300:-200:7])
+    program = tmp_path / "warning.py"
+    program.write_text(PROGRAM)
+    with running_server(tmp_path, photographs, program, concurrency=1, log_format="json") as (process, url):
+        wait_until(lambda: get(f"{url}/health/ready").status_code == 200)
+        for image in (overlapping_tags(2000, 30_000), bytes(fax)):
+            # Nobody reads stderr meanwhile: its pipe takes 64 KiB.
+            assert post(url, content=image).status_code in {200, 400}
+        process.terminate()
+        _, stderr = process.communicate(timeout=30)
+    assert len(stderr) < 5000
+    assert all(json.loads(line)["message"] for line in stderr.splitlines())
