@@ -13,7 +13,7 @@ from cpt_deploy.errors import ImageError
 MAX_SCANS = 64
 """Maximum scans of a JPEG: each passes over all pixels, even if it is empty. Progressive JPEGs have about 10."""
 
-_READS = 1 << 16
+_READS = 1 << 14
 _BYTES_PER_READ = 256
 """A file may be read in `_READS` pieces, and one more for each so many bytes: a PNG of 8 KiB chunks needs a tenth."""
 
@@ -23,9 +23,11 @@ _TABLE_BYTES = 1 << 16
 _BOX_BYTES = 1 << 20
 """Maximum bytes of the header box of a JPEG 2000, whose small boxes are parsed one by one."""
 
-_ENTRIES = 4096
+_ENTRIES = 1024
 _NUMBERS = 1 << 17
-"""Maximum entries of a TIFF directory and of numbers in them: as Python objects these take 100 times the bytes."""
+_NUMBERS_PER_FRACTION = 16
+"""Maximum entries of a TIFF directory, and numbers in them: as Python objects these take 10 times the bytes; fractions
+take far longer than others, and files have few."""
 
 _MAX_BLOCKS = {
     # Each continues the EXIF data, which is copied anew.
@@ -44,6 +46,7 @@ _EXIF = b"Exif\0\0"
 _TIFF_HEADERS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SUBDIRECTORIES = {34665, 34853, 40965}
 _SHORT, _LONG8 = 3, 16
+_FRACTIONS = {5, 10}
 _NUMBER_BYTES = {3: 2, 4: 4, 5: 8, 6: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 """Bytes of a value by its type, without the types that are read as text or bytes."""
 
@@ -175,7 +178,7 @@ def _check_directory(data: bytes, start: int) -> None:
         for tag, kind, values, value in entry.iter_unpack(data[first : first + present * entry.size]):
             size = values * _NUMBER_BYTES.get(kind, 0)
             if size <= len(data):  # Pillow skips what would be larger than the file
-                numbers += values if size else 0
+                numbers += values * (_NUMBERS_PER_FRACTION if kind in _FRACTIONS else 1) if size else 0
             if tag in _SUBDIRECTORIES and values == 1 and len(waiting) <= len(_SUBDIRECTORIES):
                 waiting.append(_pointer(data, start, value, kind, order + pointer))
         if numbers > _NUMBERS:

@@ -12,7 +12,7 @@ from cpt_deploy.bundle import decode_image
 from cpt_deploy.bundle.processors.image_structure import MAX_SCANS
 from cpt_deploy.errors import ImageError
 
-RATIONALS = struct.pack("<II", 1, 3) * 140_000
+RATIONALS = struct.pack("<II", 1, 3) * 10_000
 
 
 def encode(image: Image.Image, format: str, **options: object) -> bytes:
@@ -65,7 +65,7 @@ def tiff(*more: tuple[int, int, int, int], side: int = 4, rows: int = 4, offsets
 def directory_below(kind: int, value: int) -> bytes:
     """A TIFF whose directory for EXIF is at 1000, and names that many numbers; the number 1000 is also at 1100."""
     data = bytearray(tiff((34665, kind, 1, value)) + RATIONALS)
-    data[1000:1014] = struct.pack("<HHHII", 1, 4, 5, 140_000, 2000)
+    data[1000:1014] = struct.pack("<HHHII", 1, 4, 5, 10_000, 2000)
     data[1100:1108] = struct.pack("<Q", 1000)
     return bytes(data)
 
@@ -107,28 +107,28 @@ ORDINARY = {
 
 COSTLY = {
     "scans": progressive(MAX_SCANS + 1),
-    "segments": JPEG[:2] + segment(0xE9, b"") * 70_000 + JPEG[2:],
-    "segments between scans": JPEG[:-2] + segment(0xFE, b"") * 70_000 + JPEG[-2:],
-    "junk": JPEG[:2] + b"\xff\xd0" * 70_000 + JPEG[2:],
+    "segments": JPEG[:2] + segment(0xE9, b"") * 20_000 + JPEG[2:],
+    "segments between scans": JPEG[:-2] + segment(0xFE, b"") * 20_000 + JPEG[-2:],
+    "junk": JPEG[:2] + b"\xff\xd0" * 20_000 + JPEG[2:],
     "tables": JPEG[:2] + segment(0xDB, (b"\0" + bytes(range(1, 65))) * 500) * 3 + JPEG[2:],
     "layers": JPEG[:2] + segment(0xC0, struct.pack(">BHHB", 8, 16, 16, 3) + bytes([1, 17, 0]) * 9000) * 3 + JPEG[2:],
     "EXIF segments": JPEG[:2] + segment(0xE1, b"Exif\0\0") * 65 + JPEG[2:],
     "Photoshop": JPEG[:2] + segment(0xED, b"Photoshop 3.0\0" + b"8BIM\4\4\0\0\0\0\0\0" * 5000) + JPEG[2:],
-    "EXIF": JPEG[:2] + exif_segments(exif(RATIONALS, 140_000)) + JPEG[20:],
-    "EXIF in a later segment": JPEG[:2] + exif_segments(exif(RATIONALS, 140_000, shift=100_000)) + JPEG[20:],
-    "PNG chunks": PNG[:33] + chunk(b"prVt", b"") * 80_000 + PNG[33:],
-    "PNG data": PNG[:33] + chunk(b"IDAT", b"") * 80_000 + PNG[33:],
+    "EXIF": JPEG[:2] + exif_segments(exif(RATIONALS, 10_000)) + JPEG[20:],
+    "EXIF in a later segment": JPEG[:2] + exif_segments(exif(RATIONALS, 10_000, shift=100_000)) + JPEG[20:],
+    "PNG chunks": PNG[:33] + chunk(b"prVt", b"") * 20_000 + PNG[33:],
+    "PNG data": PNG[:33] + chunk(b"IDAT", b"") * 20_000 + PNG[33:],
     "PNG text": PNG[:33] + TEXT * 33 + PNG[33:],
-    "PNG EXIF": PNG[:33] + chunk(b"eXIf", exif(RATIONALS, 140_000)) + PNG[33:],
+    "PNG EXIF": PNG[:33] + chunk(b"eXIf", exif(RATIONALS, 10_000)) + PNG[33:],
     "PNG EXIF as text": PNG[:33] + chunk(b"tEXt", b"Raw profile type exif\0" + b"\n" * 1_100_000) + PNG[33:],
-    "GIF comments": GIF[:GIF_IMAGE] + b"\x21\xfe\x01a\0" * 80_000 + GIF[GIF_IMAGE:],
+    "GIF comments": GIF[:GIF_IMAGE] + b"\x21\xfe\x01a\0" * 20_000 + GIF[GIF_IMAGE:],
     "TIFF numbers": tiff((700, 3, 140_000, 2000)) + bytes(280_000),
     "TIFF strips": tiff(side=50, rows=49, offsets=1000),
-    "TIFF tags": struct.pack("<2sHIH", b"II", 42, 8, 5000) + struct.pack("<HHII", 60_000, 99, 1, 1) * 5000,
+    "TIFF tags": struct.pack("<2sHIH", b"II", 42, 8, 1100) + struct.pack("<HHII", 60_000, 99, 1, 1) * 1100,
     "TIFF directory": directory_below(4, 1000),
     "TIFF directory by a long number": directory_below(16, 1100),
     "boxes": jpeg_2000(140_000),
-    "PPM comments": b"P5 4 4 " + b"#\n" * 80_000 + b"255 " + bytes(16),
+    "PPM comments": b"P5 4 4 " + b"#\n" * 20_000 + b"255 " + bytes(16),
 }
 
 
