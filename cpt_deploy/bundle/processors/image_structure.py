@@ -43,7 +43,9 @@ _SOI, _EOI, _SOS, _DQT = 0xD8, 0xD9, 0xDA, 0xDB
 _APP1, _DHT, _JPG, _DAC = 0xE1, 0xC4, 0xC8, 0xCC
 _EXIF = b"Exif\0\0"
 
-_TIFF_HEADERS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_TIFF_HEADERS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"II\0*", b"MM*\0")
+"""The headers that Pillow takes, with two invalid ones."""
+
 _SUBDIRECTORIES = {34665, 34853, 40965}
 _SHORT, _LONG8 = 3, 16
 _FRACTIONS = {5, 10}
@@ -158,7 +160,7 @@ def _check_directories(data: bytes) -> None:
 
 def _check_directory(data: bytes, start: int) -> None:
     order = "<" if data[start : start + 1] == b"I" else ">"
-    big = b"+" in data[start : start + 4]
+    big = data[start + 2 : start + 3] == b"+"  # so Pillow reads "MM\0+" like "MM\0*"
     entry, pointer = (struct.Struct(f"{order}HHQQ"), "Q") if big else (struct.Struct(f"{order}HHII"), "I")
     try:
         waiting = [struct.unpack_from(order + pointer, data, start + (8 if big else 4))[0]]

@@ -45,8 +45,11 @@ def progressive(scans: int) -> bytes:
 
 def exif(values: bytes, count: int, *, shift: int = 0) -> bytes:
     """EXIF data with a number of rationals as its resolution."""
-    head = struct.pack("<2sHI", b"II", 42, 8 + shift) + bytes(shift)
-    return head + struct.pack("<HHHIII", 1, 0x11A, 5, count, len(head) + 18, 0) + values
+    return b"II*\0" + struct.pack("<I", 8 + shift) + bytes(shift) + directory("<", count, 26 + shift) + values
+
+
+def directory(order: str, count: int, offset: int) -> bytes:
+    return struct.pack(f"{order}HHHIII", 1, 0x112, 5, count, offset, 0)
 
 
 def exif_segments(data: bytes) -> bytes:
@@ -120,6 +123,15 @@ COSTLY = {
     "PNG data": PNG[:33] + chunk(b"IDAT", b"") * 20_000 + PNG[33:],
     "PNG text": PNG[:33] + TEXT * 33 + PNG[33:],
     "PNG EXIF": PNG[:33] + chunk(b"eXIf", exif(RATIONALS, 10_000)) + PNG[33:],
+    **{
+        f"EXIF of {magic!r}": PNG[:33]
+        + chunk(b"eXIf", magic + struct.pack(f"{order}I", 8) + directory(order, 10_000, 26) + RATIONALS)
+        + PNG[33:]
+        for magic, order in ((b"II\0*", "<"), (b"MM\0*", ">"), (b"MM*\0", ">"), (b"MM\0+", ">"))
+    },
+    "EXIF of BigTIFF": PNG[:33]
+    + chunk(b"eXIf", b"II+\0\x08\0\0\0" + struct.pack("<QQHHQQ", 16, 1, 0x112, 5, 10_000, 44) + RATIONALS)
+    + PNG[33:],
     "PNG EXIF as text": PNG[:33] + chunk(b"tEXt", b"Raw profile type exif\0" + b"\n" * 1_100_000) + PNG[33:],
     "GIF comments": GIF[:GIF_IMAGE] + b"\x21\xfe\x01a\0" * 20_000 + GIF[GIF_IMAGE:],
     "TIFF numbers": tiff((700, 3, 140_000, 2000)) + bytes(280_000),
