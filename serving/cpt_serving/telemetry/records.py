@@ -31,7 +31,7 @@ class RequestRecord:
         rows: Number of rows to compute.
         asked_at: Time at which the rows were ready for the model, in seconds of `time.monotonic`.
         computed_at: Time at which the outputs were ready.
-        inference: Outputs and timings, once computed.
+        inference: Timings of the inference, once computed; without outputs.
     """
 
     request_id: str
@@ -60,7 +60,8 @@ def note_inference(inference: Inference) -> None:
     """Record the inference of the current request."""
     record = current_record.get()
     if record is not None:
-        record.inference, record.rows = inference, inference.rows
+        # Without the outputs, which would be in memory until the answer has been sent.
+        record.inference, record.rows = inference._replace(outputs={}), inference.rows
         record.asked_at, record.computed_at = inference.asked_at, time.monotonic()
 
 

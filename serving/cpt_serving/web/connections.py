@@ -22,6 +22,9 @@ _HALF_CLOSED_S = 1.0
 """How long a client is still answered after it has closed its side: a client that only stopped sending cannot be told
 from one that is gone, for which nothing should be computed."""
 _REFUSED_S = 1.0
+_STALLED_S = 30.0
+"""Time in which a client must read the part of an answer that is buffered, at most 128 KiB: an answer counts in the
+memory of all requests until it has been sent."""
 _VERSIONS = ("1.0", "1.1")
 
 
@@ -69,6 +72,7 @@ class _Connection(HttpToolsProtocol):
         super().__init__(**options)
         self._all = connections
         self._timer: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
         self._refused = self._ended = self._in_body = False
         self._unread_bytes = 0
         """Bytes that the parser has not turned into anything yet: of a head, of trailers, of a chunk's header."""
@@ -91,8 +95,22 @@ class _Connection(HttpToolsProtocol):
         self._answers = _Joined(transport, self.loop, self._close)
         self._start(self._all.head_timeout_s, self._give_up)
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stalled = self.loop.call_later(_STALLED_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._read_again()
+
+    def _read_again(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop()
+        self._read_again()
         self._all.open.discard(self)
         super().connection_lost(exc)
 

@@ -35,6 +35,8 @@ _WORTHWHILE = 2048
 _WANTED = re.compile(rb"(?:^|,)\s*(?:x-)?gzip\s*(?:;\s*q=(?!0(?:\.0*)?\s*(?:,|$))[^,]*)?(?:,|$)", re.IGNORECASE)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _CLIENT_GONE = 499
+_PIECE = 64 * 1024
+"""Longer bodies of answers are sent in pieces of this size, the high-water mark of the transport's buffer."""
 
 
 class RequestEdge:
@@ -102,6 +104,9 @@ class RequestEdge:
                     self._computed(record, body.completed_at)
             elif method == "HEAD":
                 message = {**message, "body": b""}
+            elif len(message.get("body", b"")) > _PIECE:
+                await _send_in_pieces(message, send)
+                return
             await send(message)
 
         inner = {**scope, "method": "GET"} if method == "HEAD" else scope
@@ -141,6 +146,18 @@ class RequestEdge:
         )
         if self._tracer is not None:
             trace_inference(self._tracer, record)
+
+
+async def _send_in_pieces(message: Message, send: Send) -> None:
+    """Send a long body, and return only once most of it has left.
+
+    The web server's `send` writes to the transport's buffer, and waits only if that is still full from before. Sent at
+    once, a whole answer would be in that buffer while its memory counts as free.
+    """
+    body = message["body"]
+    for start in range(0, len(body), _PIECE):
+        await send({**message, "body": body[start : start + _PIECE], "more_body": True})
+    await send({**message, "body": b""})
 
 
 def _headers(message: Message, record: RequestRecord) -> list[tuple[bytes, bytes]]:
