@@ -1,8 +1,12 @@
 """A model of any signature in onnxruntime: loading and checking it, and computing requests together."""
 
+import itertools
+import math
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from cpt_deploy.bundle import Bundle, OnnxRuntimeModel
 from cpt_deploy.bundle.runtime.tensors import checked_sizes
@@ -14,7 +18,11 @@ from cpt_serving.oip.tensors import row_bytes
 from cpt_serving.settings import ServeSettings
 
 _BATCH_BYTES = 16_000_000
-"""Maximum bytes of a batch's outputs without states, so that large ones need little memory and block others shortly."""
+"""Maximum bytes of a batch's outputs without states, and of the scores of an attention in it, so that large ones need
+little memory and block others shortly."""
+_SCORE_BYTES = 4
+"""Bytes of an attention's score. The signature does not tell whether a model has an attention; if it has, there is a
+score for each place of an input and each place before, also of the states."""
 
 
 class SignatureModel(Model):
@@ -32,6 +40,8 @@ class SignatureModel(Model):
         self.signature = signature = bundle.signature
         self._states = {before for before, _ in signature.states}
         self._required = [spec.name for spec in signature.inputs if spec.name not in self._states]
+        required = [spec for spec in signature.inputs if spec.name in self._required]
+        self._lengths = [name for name in signature.free if any(name in spec.shape for spec in required)]
         smallest = {name: max(1, free.least) for name, free in signature.free.items()}
         self.row_bytes = max(1, row_bytes((*signature.inputs, *signature.outputs), smallest))
         states = {after for _, after in signature.states}
@@ -68,18 +78,21 @@ class SignatureModel(Model):
         """See `Model`."""
         if not self.signature.free:
             return self.settings.max_batch
-        size = row_bytes(self._made, checked_sizes(self.signature, inputs))
-        return min(self.settings.max_batch, _BATCH_BYTES // max(1, size))
+        sizes = checked_sizes(self.signature, inputs)
+        places = sum(sizes.get(name, 0) for name in self.signature.free)
+        scores = places * max((sizes[name] for name in self._lengths), default=0)
+        size = max(1, row_bytes(self._made, sizes), _SCORE_BYTES * scores)
+        return max(1, min(self.settings.max_batch, _BATCH_BYTES // size))
 
     def run(self, requests: Sequence[Tensors]) -> Sequence[Outcome]:
         """See `Model`."""
         if len(requests) == 1:
-            return [self._outcome(requests[0])]
+            return [self._in_slices(requests[0])]
         names = requests[0].keys()
         outputs = self._outcome({name: np.concatenate([each[name] for each in requests]) for name in names})
         if isinstance(outputs, Exception):
             # One of the requests may have values that the model does not take.
-            return [self._outcome(each) for each in requests]
+            return [self._in_slices(each) for each in requests]
         outcomes, end = [], 0
         for each in requests:
             start, end = end, end + self.rows(each)
@@ -87,6 +100,30 @@ class SignatureModel(Model):
             # A state is kept for the next call, and must not keep the whole batch.
             outcomes.append({name: part.copy() for name, part in parts.items()} if self._states else parts)
         return outcomes
+
+    def _in_slices(self, inputs: Tensors) -> Outcome:
+        """Return the outcome of one request, computed in slices of at most the largest batch.
+
+        Intermediate results of a model can be much larger than its inputs and outputs, and count nowhere: how many rows
+        are computed at a time limits them. With max_batch=1 a request is computed as a whole, since that is how models
+        are served whose rows depend on each other.
+        """
+        rows = self.rows(inputs)
+        if rows == 1 or self.settings.max_batch == 1 or rows <= (most := self.largest_batch(inputs)):
+            return self._outcome(inputs)
+        slices = math.ceil(rows / most)
+        whole: dict[str, npt.NDArray[Any]] = {}
+        for start, end in itertools.pairwise(rows * index // slices for index in range(slices + 1)):
+            outputs = self._outcome({name: values[start:end] for name, values in inputs.items()})
+            if isinstance(outputs, Exception):
+                return outputs
+            for name, values in outputs.items():
+                if name not in whole:
+                    whole[name] = np.empty((rows, *values.shape[1:]), values.dtype)
+                elif whole[name].shape[1:] != values.shape[1:]:
+                    return self._outcome(inputs)  # a size depends on the values of all rows
+                whole[name][start:end] = values
+        return whole
 
     def _outcome(self, inputs: Tensors) -> Outcome:
         """Return the outputs for inputs, or the error if the model does not take their values.

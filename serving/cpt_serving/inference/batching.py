@@ -3,9 +3,9 @@
 A free thread runs waiting requests at once. While all threads compute, requests accumulate, and the next free thread
 takes them together: batches grow with the load, and a single request on an idle machine never waits.
 
-A batch is the oldest request and later requests with the same key, in order of arrival. Requests are never split: one
-with more rows than a batch may have runs on its own. Batching never changes a bit of the outputs: sums of integers are
-exact, and everything else is computed row by row.
+A batch is the oldest request and later requests with the same key, in order of arrival. A request is never in two
+batches: one with more rows than a batch may have is given to the model on its own. Batching never changes a bit of the
+outputs: sums of integers are exact, and everything else is computed row by row.
 """
 
 import asyncio
