@@ -41,8 +41,12 @@ class ModelLocation:
         bundle = Bundle.open(self.path)
         return replace(bundle, name=self.name or bundle.name, version=self.version or bundle.version)
 
-    def address(self) -> tuple[str, str]:
-        """Return the name and version by which clients address it, as far as they are known without opening it."""
+    def address(self, known: tuple[str, str] | None = None) -> tuple[str, str]:
+        """Return the name and version by which clients address it, without verifying its checksums.
+
+        Args:
+            known: The address so far, which stays while the bundle cannot be read; by default that of its directory.
+        """
         if self.name is not None and self.version is not None:
             return self.name, self.version
         if self.path.is_file():
@@ -50,7 +54,7 @@ class ModelLocation:
         try:
             bundle = Bundle.open(self.path, verify=False)
         except CptError:
-            return self.name or self.path.name, self.version or "1"
+            return known or (self.name or self.path.name, self.version or "1")
         return self.name or bundle.name, self.version or bundle.version
 
 

@@ -173,7 +173,10 @@ class ModelRepository:
                     except Exception:
                         # It is tried again at each check, and must not keep the others from being loaded.
                         logger.exception("loading %s version %s failed", *key)
-            for key in [key for key in self.models if key not in found]:
+            # One that is replaced by a bundle of another name or version serves until that one does.
+            paths = {location.path for location in found.values()}
+            replaced = {key for key, entry in self.models.items() if entry.ready and entry.location.path in paths}
+            for key in [key for key in self.models if key not in found and key not in replaced]:
                 logger.info("%s version %s is gone from %s", *key, self._settings.bundle)
                 await self._take_down(self.models.pop(key), "its directory was removed")
 
@@ -187,13 +190,15 @@ class ModelRepository:
 
     async def _look(self) -> dict[Key, ModelLocation]:
         """Return the bundles now at the path, by name and version."""
-        known = {entry.location.path: key for key, entry in self.models.items()}
+        known = {entry.location.path: (key, entry.location.fingerprint) for key, entry in self.models.items()}
+
+        def address(location: ModelLocation) -> Key:
+            key, fingerprint = known.get(location.path, (None, None))
+            # Unchanged bundles need not be opened at each check.
+            return key if key is not None and fingerprint == location.fingerprint else location.address(key)
 
         def look() -> dict[Key, ModelLocation]:
-            return {
-                known.get(location.path) or location.address(): location
-                for location in find_models(self._settings.bundle)
-            }
+            return {address(location): location for location in find_models(self._settings.bundle)}
 
         return await anyio.to_thread.run_sync(look)
 
@@ -243,6 +248,10 @@ class ModelRepository:
         logger.info("serving %s version %s, model.onnx %.12s…", *key, engine.bundle.sha256)
         if old is not None and old is not engine:
             await self._drain(old, "it was replaced")
+        for other in [other for other, each in self.models.items() if each.location.path == location.path]:
+            if other != key:
+                logger.info("%s version %s is replaced by %s version %s", *other, *key)
+                await self._take_down(self.models.pop(other), "it was replaced")
         return ""
 
     def _refuse(self, entry: Entry, key: Key, location: ModelLocation, reason: str) -> str:
