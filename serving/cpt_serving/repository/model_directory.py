@@ -1,5 +1,7 @@
 """Finding bundles at a path, one bundle or a directory `name/version/`, and ordering their versions."""
 
+import functools
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -9,6 +11,8 @@ from cpt_deploy.bundle import Bundle
 from cpt_deploy.bundle.bare import bundle_of_file, file_name
 from cpt_deploy.bundle.layout import SUMS_FILE
 from cpt_deploy.errors import BundleError, CptError
+
+logger = logging.getLogger(__name__)
 
 Fingerprint = tuple[tuple[str, int, int], ...]
 
@@ -63,7 +67,8 @@ def find_models(path: Path) -> list[ModelLocation]:
 
     A file is an ONNX model without a bundle. A directory with SHA256SUMS is one bundle. In any other directory each
     file *.onnx is a model, and each sub-directory: a bundle itself, or a directory of versions, each of them a bundle.
-    Hidden names are skipped, so that a new version can be copied under a hidden name and then renamed.
+    Hidden names are skipped, so that a new version can be copied under a hidden name and then renamed. Names that are
+    not in UTF-8 are skipped too, with an error in the log, because no answer could hold them.
 
     Raises:
         BundleError: If there is no directory at the path, or a part of it cannot be read.
@@ -86,7 +91,7 @@ def _find(path: Path) -> list[ModelLocation]:
         )
     if (path / SUMS_FILE).is_file():
         return [ModelLocation(path, None, None, _fingerprint(path))]
-    files = (file for file in sorted(path.glob("[!.]*.onnx")) if file.is_file())
+    files = (file for file in sorted(path.glob("[!.]*.onnx")) if file.is_file() and _in_utf8(file))
     models = [ModelLocation(file, file_name(file), "1", _fingerprint(file)) for file in files]
     for model in _directories(path):
         if (model / SUMS_FILE).is_file():
@@ -108,7 +113,18 @@ def version_order(version: str) -> tuple[bool, tuple[tuple[int, str], ...]]:
 
 
 def _directories(path: Path) -> Iterator[Path]:
-    return (entry for entry in sorted(path.iterdir()) if entry.is_dir() and not entry.name.startswith("."))
+    entries = (entry for entry in sorted(path.iterdir()) if entry.is_dir() and not entry.name.startswith("."))
+    return (entry for entry in entries if _in_utf8(entry))
+
+
+@functools.cache  # so that each is logged once
+def _in_utf8(path: Path) -> bool:
+    try:
+        path.name.encode()
+    except UnicodeEncodeError:
+        logger.error("Expected names in UTF-8, but got %a, which is not served", str(path))
+        return False
+    return True
 
 
 def _fingerprint(path: Path) -> Fingerprint:

@@ -1,9 +1,11 @@
 import asyncio
+import os
 import shutil
 import threading
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -231,6 +233,20 @@ def test_a_bundle_that_could_not_be_read_at_the_start_gets_its_own_version(model
             assert repository.models.find("one").bundle.version == "7"
 
     asyncio.run(scenario())
+
+
+def test_names_that_are_not_in_utf8_are_skipped_and_logged_once(models, shared_bundle, connect_to, caplog):
+    path = models(one=["1"])
+    for place in (b"\xff/1", b"one/\xfe"):
+        shutil.copytree(shared_bundle.path, path / os.fsdecode(place))
+    (path / os.fsdecode(b"\xfd.onnx")).write_bytes(shared_bundle.onnx_path.read_bytes())
+    with connect_to(SimpleNamespace(path=path)) as client:
+        assert client.get("/v2/models/two").status_code == 404
+        assert client.get("/models").status_code == client.get("/metrics").status_code == 200
+        assert [model["name"] for model in client.post("/v2/repository/index").json()] == ["one"]
+        client.portal.call(client.service.repository.refresh)
+    skipped = [Path(record.args[0]).name for record in caplog.records if "UTF-8" in record.msg]
+    assert sorted(skipped) == ["\udcfd.onnx", "\udcfe", "\udcff"]
 
 
 def test_a_broken_update_leaves_what_serves(models, bundle_contents):
