@@ -2,6 +2,7 @@
 
 import math
 import secrets
+from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Annotated, Any
 
@@ -164,6 +165,16 @@ async def _score(service: Service, engine: Engine[TextModel]) -> JsonResponse:
             "tokens": scored,
             "scored_tokens": len(known),
             "logprob": math.fsum(known),
-            "perplexity": math.exp(-math.fsum(known) / len(known)) if known else None,
+            "perplexity": _perplexity(known),
         }
     )
+
+
+def _perplexity(log_probabilities: Sequence[float]) -> float | None:
+    """Return the perplexity of tokens; `None` if there are none, or if it is beyond the numbers of JSON."""
+    if not log_probabilities:
+        return None
+    try:
+        return math.exp(-math.fsum(log_probabilities) / len(log_probabilities))
+    except OverflowError:
+        return None

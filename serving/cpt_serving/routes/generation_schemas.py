@@ -109,7 +109,7 @@ class ScoreAnswer(BaseModel):
     tokens: list[ScoredToken]
     scored_tokens: int
     logprob: float = Field(description="of the whole text after its first token")
-    perplexity: float | None = Field(description="null if there is only one token")
+    perplexity: float | None = Field(description="null if there is only one token, or beyond 1e308")
 
 
 class TritonGenerateAnswer(BaseModel):

@@ -6,6 +6,8 @@ import pytest
 from scipy.special import log_softmax
 
 from cpt_deploy.bundle.processors.tokenization import ByteTokenizer, train_bpe
+from cpt_serving.inference.generation import ScoredToken
+from cpt_serving.routes import generate
 
 GREEDY = {"prompt": "the company", "max_tokens": 6, "temperature": 0}
 
@@ -94,6 +96,16 @@ def test_score_is_the_tables_perplexity(client, logits_of):
     assert [entry["logprob"] for entry in answer["tokens"][1:]] == pytest.approx(expected, abs=1e-5)
     assert answer["perplexity"] == pytest.approx(math.exp(-np.mean(expected)), rel=1e-5)
     assert [len(entry["top"]) for entry in answer["tokens"]] == [0, 3, 3, 3, 3, 3]
+
+
+def test_a_perplexity_beyond_the_numbers_is_null(client, monkeypatch):
+    async def score(*_arguments, **_options):
+        return [ScoredToken(2, "the", None), ScoredToken(3, " company", -750.0)]
+
+    monkeypatch.setattr(generate, "score", score)
+    response = client.post("/score", json={"text": "the company"})
+    assert response.status_code == 200
+    assert (response.json()["logprob"], response.json()["perplexity"]) == (-750, None)
 
 
 def test_long_texts_are_read_in_parts(client, logits_of):
