@@ -1,5 +1,6 @@
 """Generating text token by token, and scoring the probability of a given text."""
 
+import functools
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from cpt_deploy.bundle.processors.text_processor import END
 from cpt_deploy.signature import OUTPUT_NAME
@@ -14,6 +16,7 @@ from cpt_serving.inference.engine import Engine
 from cpt_serving.inference.model import Tensors, TextModel
 from cpt_serving.inference.sampling import Floats, Sampler, SamplingOptions, log_softmax, most_probable
 from cpt_serving.inference.stopping import StopMatcher
+from cpt_serving.inference.threads import Work
 
 FinishReason = Literal["length", "stop"]
 """Reason for the end of a text: the length requested or allowed by the context, or a stop string."""
@@ -156,9 +159,17 @@ async def score(
             part = tokens[start : min(start + model.chunk, len(tokens) - 1)]
             outputs = await _call(engine, part, outputs, deadline)
             engine.observer.text_read(len(part))
-            for offset, row in enumerate(log_softmax(outputs[OUTPUT_NAME][0])):
-                scored.append(scored_token(model, tokens[start + offset + 1], row, top))
+            following = tokens[start + 1 : start + 1 + len(part)]
+            logits = outputs[OUTPUT_NAME][0]
+            # Of many tokens this takes long; other requests go on meanwhile.
+            scored += await engine.decoders.run(functools.partial(_scored, model, following, logits, top), deadline)
     return scored
+
+
+def _scored(
+    model: TextModel, tokens: Sequence[int], logits: npt.NDArray[Any], top: int, _work: Work
+) -> list[ScoredToken]:
+    return [scored_token(model, *pair, top) for pair in zip(tokens, log_softmax(logits), strict=True)]
 
 
 def scored_token(model: TextModel, token: int, log_probabilities: Floats, top: int) -> ScoredToken:

@@ -27,7 +27,7 @@ from cpt_serving.routes.generation_schemas import (
 from cpt_serving.service import Service
 from cpt_serving.settings import ServeSettings
 from cpt_serving.telemetry.records import note_model
-from cpt_serving.web.bodies import running_body
+from cpt_serving.web.bodies import charge, running_body
 from cpt_serving.web.deadlines import request_deadline
 from cpt_serving.web.errors import bad_request
 from cpt_serving.web.events import event_response
@@ -39,6 +39,8 @@ _ERRORS = (*BODY_ERRORS, 404, 429, 504)
 _PLACES = ("", "/models/{model}", "/models/{model}/versions/{version}")
 _RANDOM_SEEDS = 2**32
 _BYTES_PER_TOKEN = 32
+_BYTES_PER_PROBABILITY = 256
+"""Memory of a token with its probability, and of its JSON."""
 EVENTS_TYPE = "text/event-stream"
 
 ModelName = Annotated[str | None, Query(description="name of the model, if several are served")]
@@ -156,18 +158,23 @@ async def _score(service: Service, engine: Engine[TextModel]) -> JsonResponse:
     tokens = await _tokens(engine, body.text, deadline)
     if not tokens:
         raise bad_request("Expected a text of one token or more, but got an empty one")
+    charge(_BYTES_PER_PROBABILITY * len(tokens) * (body.logprobs + 1))
     scored = await score(engine, tokens, top=body.logprobs, deadline=deadline)
-    known = [each.logprob for each in scored if each.logprob is not None]
-    return JsonResponse(
-        {
-            "model": engine.bundle.name,
-            "version": engine.bundle.version,
-            "tokens": scored,
-            "scored_tokens": len(known),
-            "logprob": math.fsum(known),
-            "perplexity": _perplexity(known),
-        }
-    )
+
+    def answer() -> JsonResponse:
+        known = [each.logprob for each in scored if each.logprob is not None]
+        return JsonResponse(
+            {
+                "model": engine.bundle.name,
+                "version": engine.bundle.version,
+                "tokens": scored,
+                "scored_tokens": len(known),
+                "logprob": math.fsum(known),
+                "perplexity": _perplexity(known),
+            }
+        )
+
+    return await engine.decoders.run(lambda _: answer(), deadline)
 
 
 def _perplexity(log_probabilities: Sequence[float]) -> float | None:

@@ -1,11 +1,13 @@
 import json
 import math
+import threading
 
 import numpy as np
 import pytest
 from scipy.special import log_softmax
 
 from cpt_deploy.bundle.processors.tokenization import ByteTokenizer, train_bpe
+from cpt_serving.inference import generation
 from cpt_serving.inference.generation import ScoredToken
 from cpt_serving.routes import generate
 
@@ -96,6 +98,29 @@ def test_score_is_the_tables_perplexity(client, logits_of):
     assert [entry["logprob"] for entry in answer["tokens"][1:]] == pytest.approx(expected, abs=1e-5)
     assert answer["perplexity"] == pytest.approx(math.exp(-np.mean(expected)), rel=1e-5)
     assert [len(entry["top"]) for entry in answer["tokens"]] == [0, 3, 3, 3, 3, 3]
+
+
+def test_memory_of_many_probabilities_is_counted_before_they_are_computed(language_bundle, connect_to):
+    with connect_to(language_bundle, max_memory_bytes=40_000) as client:
+        text = "the company said it was new " * 10
+        assert client.post("/score", json={"text": text}).status_code == 200
+        refused = client.post("/score", json={"text": text, "logprobs": 5})
+        assert (refused.status_code, client.service.memory.taken) == (413, 0)
+
+
+def test_probabilities_and_their_json_are_made_in_a_thread(client, monkeypatch):
+    threads = set()
+    for place, name in ((generation, "scored_token"), (generate, "JsonResponse")):
+        function = getattr(place, name)
+
+        def noted(*arguments, function=function):
+            threads.add(threading.current_thread().name)
+            return function(*arguments)
+
+        monkeypatch.setattr(place, name, noted)
+    assert client.post("/score", json={"text": "the company", "logprobs": 1}).status_code == 200
+    assert threads
+    assert all(name.startswith("decode-") for name in threads)
 
 
 def test_a_perplexity_beyond_the_numbers_is_null(client, monkeypatch):
