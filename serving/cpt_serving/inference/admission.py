@@ -18,7 +18,7 @@ from cpt_serving.inference.errors import (
     ServingError,
     deadline_passed,
 )
-from cpt_serving.inference.model import Tensors
+from cpt_serving.inference.model import Tensors, bytes_of
 from cpt_serving.inference.observers import CANCELLED, DEADLINE, ERROR, QUEUE_FULL, ModelObserver
 from cpt_serving.inference.threads import Threads, Work
 
@@ -33,11 +33,14 @@ class Queue:
         decoders: Threads that decode contents of requests.
         observer: Called for events of requests.
         most_rows: Rows that fill the queue.
+        most_bytes: Bytes of inputs that fill the queue.
     """
 
-    def __init__(self, batcher: Batcher, decoders: Threads, observer: ModelObserver, most_rows: int) -> None:
+    def __init__(
+        self, batcher: Batcher, decoders: Threads, observer: ModelObserver, most_rows: int, most_bytes: int
+    ) -> None:
         self.batcher, self.decoders, self.observer = batcher, decoders, observer
-        self._most_rows = most_rows
+        self._most_rows, self._most_bytes = most_rows, most_bytes
         self._prepared = self._prepared_rows = 0
 
     @property
@@ -64,15 +67,24 @@ class Queue:
         held = admission.rows
         if rows > held:
             others = self.rows - held
-            # A request larger than the queue is admitted when nothing else waits.
-            if others and others + rows > self._most_rows:
-                raise QueueFullError(
-                    f"Expected room for the request in the queue of {self._most_rows} rows, but {others} are waiting",
-                    retry_after_s=max(1, math.ceil(others * self.batcher.expected_seconds_per_row)),
-                )
+            self._require_room(others, others + rows <= self._most_rows, f"{self._most_rows} rows, but {others}")
         self._prepared_rows += rows - held
         self._prepared += (rows > 0) - (held > 0)
         admission.rows = rows
+
+    def require_bytes(self, size: int) -> None:
+        """Raise a QueueFullError unless inputs have room beside those that wait for a batch; known once decoded."""
+        waiting = self.batcher.waiting_bytes
+        fits = waiting + size <= self._most_bytes
+        self._require_room(self.batcher.waiting_rows, fits, f"{self._most_bytes} bytes, but {waiting}")
+
+    def _require_room(self, others: int, fits: bool, found: str) -> None:
+        # A request larger than the queue is admitted when nothing else waits.
+        if others and not fits:
+            raise QueueFullError(
+                f"Expected room for the request in the queue of {found} are waiting",
+                retry_after_s=max(1, math.ceil(others * self.batcher.expected_seconds_per_row)),
+            )
 
 
 class Admission:
@@ -144,11 +156,12 @@ class Admission:
         """Compute the outputs in the next possible batch.
 
         Raises:
-            QueueFullError: If there are more rows than were claimed, and no room for them.
+            QueueFullError: If there are more rows than were claimed, or larger ones, and no room for them.
             DeadlineExceededError: If the deadline passes first.
         """
         queue = self._queue
         self.claim(queue.batcher.model.rows(inputs))
+        queue.require_bytes(bytes_of(inputs))
         queue.hold(self, 0)
         self.computing = True
         inference = await queue.batcher.submit(inputs, self.deadline)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from cpt_serving.inference.errors import deadline_passed
-from cpt_serving.inference.model import Model, Outcome, Tensors
+from cpt_serving.inference.model import Model, Outcome, Tensors, bytes_of
 from cpt_serving.inference.observers import ModelObserver
 from cpt_serving.inference.threads import Threads
 
@@ -49,6 +49,7 @@ class Inference(NamedTuple):
 class _Request:
     inputs: Tensors
     rows: int
+    size: int
     key: Hashable
     most_rows: int
     arrived: float
@@ -82,6 +83,8 @@ class Batcher:
         """Requests whose computation has not begun, in order of arrival."""
         self.waiting_rows = 0
         """Rows whose computation has not begun."""
+        self.waiting_bytes = 0
+        """Bytes of their inputs."""
         self._jobs = 0  # in the threads, each of which takes a batch; one for each thread is enough
         self.pending = 0
         """Requests that have not been answered yet."""
@@ -108,10 +111,12 @@ class Batcher:
         model = self.model
         # The model is asked here, so that an error is that of this request and the threads never see it.
         rows, key, most_rows = model.rows(inputs), model.batch_key(inputs), model.largest_batch(inputs)
-        request = _Request(inputs, rows, key, most_rows, now, deadline, loop, loop.create_future())
+        size, answer = bytes_of(inputs), loop.create_future()
+        request = _Request(inputs, rows, size, key, most_rows, now, deadline, loop, answer)
         with self._lock:
             self.waiting[request] = None
             self.waiting_rows += request.rows
+            self.waiting_bytes += request.size
             offered = self._jobs < self._threads.count
             self._jobs += offered
         timer = None if deadline is None else loop.call_later(deadline - now, self._expire, request)
@@ -172,8 +177,7 @@ class Batcher:
                         break
                     batch.append(request)
             for request in (*batch, *late):
-                del self.waiting[request]
-                self.waiting_rows -= request.rows
+                self._forget(request)
         return batch
 
     def _deliver(self, batch: list[_Request], outcomes: Sequence[Outcome], started: float, finished: float) -> None:
@@ -202,5 +206,9 @@ class Batcher:
         """Remove a request from the queue, if it is still there, so that it is not computed."""
         with self._lock:
             if request in self.waiting:
-                del self.waiting[request]
-                self.waiting_rows -= request.rows
+                self._forget(request)
+
+    def _forget(self, request: _Request) -> None:
+        del self.waiting[request]
+        self.waiting_rows -= request.rows
+        self.waiting_bytes -= request.size

@@ -73,9 +73,9 @@ class Engine(Generic[M_co]):
         self.texts = 0
         """Texts under way."""
         self.batcher = Batcher(model, threads, observer)
-        # With large inputs, fewer rows fill the queue.
+        # With large inputs, fewer rows fill the queue; the bytes of those with free sizes are counted once known.
         most_rows = max(1, min(settings.queue_rows, settings.queue_bytes // model.row_bytes))
-        self._queue = Queue(self.batcher, decoders, observer, most_rows)
+        self._queue = Queue(self.batcher, decoders, observer, most_rows, settings.queue_bytes)
 
     @property
     def bundle(self) -> Bundle:

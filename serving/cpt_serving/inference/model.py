@@ -17,6 +17,11 @@ Outcome = Tensors | Exception
 """Outputs of a request, or the error that it is answered with."""
 
 
+def bytes_of(tensors: Tensors) -> int:
+    """Return the size of tensors in bytes."""
+    return sum([values.nbytes for values in tensors.values()])
+
+
 class Model(ABC):
     """One model version of any kind. `run` is called from several threads at once, the other methods from one."""
 
@@ -24,7 +29,7 @@ class Model(ABC):
     """Bundle of the model."""
 
     row_bytes: int = 1
-    """Approximate bytes of a waiting row."""
+    """Approximate bytes of a waiting row, where sizes are free at least."""
 
     @abstractmethod
     def load(self) -> None:

@@ -399,6 +399,35 @@ def test_a_queue_of_large_rows_is_shorter():
     asyncio.run(scenario())
 
 
+def test_bytes_of_rows_of_free_sizes_count_in_the_queue():
+    def long(length):
+        return np.zeros((1, 1, 1, length), np.float32)
+
+    async def scenario():
+        model = GatedModel()
+        async with batcher(model, queue_rows=100, queue_bytes=100) as (queue, recorder):
+            requests = [asyncio.ensure_future(infer(queue, long(2)))]
+            await model.entered()
+            # One that is larger than the queue waits if it is alone.
+            large = asyncio.ensure_future(infer(queue, long(30)))
+            await calibrate()
+            with pytest.raises(QueueFullError, match="queue of 100 bytes, but 120 are waiting"):
+                await infer(queue, long(1))
+            large.cancel()
+            await calibrate()
+            requests += [asyncio.ensure_future(infer(queue, long(12))) for _ in range(2)]
+            await calibrate()
+            with pytest.raises(QueueFullError, match="queue of 100 bytes, but 96 are waiting"):
+                await infer(queue, long(2))
+            requests.append(asyncio.ensure_future(infer(queue, long(1))))
+            model.let_pass(9)
+            await asyncio.gather(*requests)
+            assert (queue.batcher.waiting_bytes, queue.queued, queue.pending) == (0, (0, 0), 0)
+            assert sorted(recorder.failed) == ["cancelled", "queue_full", "queue_full"]
+
+    asyncio.run(scenario())
+
+
 def test_memory_is_given_in_order_and_not_to_those_who_left():
     budget, taken, give_back = MemoryBudget(10), [], threading.Event()
 
