@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
 from typing import Any
 from urllib.parse import unquote
 
@@ -15,6 +15,7 @@ from opentelemetry.trace import StatusCode, Tracer
 from cpt_deploy.errors import CptError
 from cpt_serving.access.api_keys import Scope
 from cpt_serving.access.control import AccessControl
+from cpt_serving.grpc_api.calls import CallLimits, Places, send, until_idle
 from cpt_serving.service import Service
 from cpt_serving.shutdown import Shutdown
 from cpt_serving.telemetry.access_log import AccessLog
@@ -29,7 +30,8 @@ SERVICE = "inference.GRPCInferenceService"
 STREAM = f"/{SERVICE}/ModelStreamInfer"
 """The streaming method; each of its messages is handled like a call."""
 
-_OPEN = {f"/{SERVICE}/ServerLive", f"/{SERVICE}/ServerReady", f"/{HEALTH}/Check", f"/{HEALTH}/Watch"}
+WATCH = f"/{HEALTH}/Watch"
+_OPEN = {f"/{SERVICE}/ServerLive", f"/{SERVICE}/ServerReady", f"/{HEALTH}/Check", WATCH}
 _ADMIN = {f"/{SERVICE}/RepositoryModelLoad", f"/{SERVICE}/RepositoryModelUnload"}
 _REQUEST_ID = "x-request-id"
 _CLIENT_GONE, _FIRST_FAULT = 499, 500
@@ -39,6 +41,7 @@ _CODES = {
     401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
+    408: grpc.StatusCode.DEADLINE_EXCEEDED,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     _CLIENT_GONE: grpc.StatusCode.CANCELLED,
@@ -64,6 +67,7 @@ class CallEdge(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     ) -> None:
         self._metrics, self._shutdown = service.metrics, service.shutdown
         self._access, self._access_log, self._tracer = access, access_log, tracer
+        self._limits = CallLimits(service.settings.max_connections)
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
         """Return the handler of a call: that of its method, or one that refuses it."""
@@ -77,10 +81,19 @@ class CallEdge(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             self._access.check(metadata, _scope(method))
             if handler is None:
                 raise RequestError(501, f"Expected a known method, but got {shown(method)}")
+            self._places(method, handler).take()
         except RequestError as refusal:
             # Unknown methods share a name in the metrics, so that clients cannot create any number of them.
             return self._refuse("unknown" if handler is None else method, refusal)
-        return handler if method == STREAM else self._around(method, handler)
+        return self._around(method, handler)
+
+    def _places(self, method: str, handler: Any) -> Places:
+        """Return the places for calls like this one: calls that need no key, or wait, take none from the others."""
+        if method == WATCH:
+            return self._limits.watches
+        if method in _OPEN:
+            return self._limits.open
+        return self._limits.streams if handler.request_streaming else self._limits.calls
 
     @contextmanager
     def under_way(self, method: str, context: Any, *, stream: bool = False) -> Iterator[RequestRecord]:
@@ -147,10 +160,22 @@ class CallEdge(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             except RequestError as error:
                 await _abort(context, error)
 
-        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-            with self.under_way(method, context, stream=True):
-                async for answer in until_the_end(inner(request, context), self._shutdown):
-                    yield answer
+        async def stream(request: Any, context: Any) -> None:
+            if handler.request_streaming:
+                request = until_idle(request)
+            around: AbstractContextManager[object] = nullcontext()
+            try:
+                if method == STREAM:  # each of its messages is handled like a call
+                    answers = inner(request, context)
+                else:
+                    around = self.under_way(method, context, stream=True)
+                    answers = until_the_end(inner(request, context), self._shutdown)
+                async with aclosing(answers):
+                    with around:
+                        async for answer in answers:
+                            await send(context, answer)
+            except RequestError as error:
+                await _abort(context, error)
 
         return handler._replace(**{field: stream if handler.response_streaming else unary})
 

@@ -13,11 +13,15 @@ from opentelemetry.trace import Tracer
 
 from cpt_serving.access.control import AccessControl
 from cpt_serving.certificates import Certificate
+from cpt_serving.grpc_api.calls import STREAMS_PER_CONNECTION
 from cpt_serving.grpc_api.edge import SERVICE, CallEdge
 from cpt_serving.grpc_api.health import Health
 from cpt_serving.grpc_api.servicer import handlers
 from cpt_serving.service import Service
 from cpt_serving.telemetry.access_log import AccessLog
+
+_PING_MS = 15_000
+"""A client that vanished is noticed after twice this time, as over HTTP."""
 
 
 @asynccontextmanager
@@ -40,8 +44,10 @@ async def running_grpc(
             ("grpc.max_receive_message_length", settings.max_body_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),
+            ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
+            ("grpc.keepalive_time_ms", _PING_MS),
+            ("grpc.keepalive_timeout_ms", _PING_MS),
         ],
-        maximum_concurrent_rpcs=settings.max_connections,
     )
     server.add_generic_rpc_handlers((handlers(service, edge),))
     add_HealthServicer_to_server(Health(service), server)
