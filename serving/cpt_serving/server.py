@@ -1,11 +1,11 @@
 """Running the app under uvicorn: listening, signals, and a clean shutdown."""
 
 import asyncio
+import functools
 import gc
 import ipaddress
 import logging
 import os
-import resource
 import signal
 import socket
 import threading
@@ -19,18 +19,18 @@ from starlette.types import ASGIApp
 from cpt_deploy.errors import UsageError
 from cpt_serving.app import app_of, create_service
 from cpt_serving.grpc_api import require_grpc
+from cpt_serving.open_files import possible_connections
 from cpt_serving.service import Service
 from cpt_serving.settings import ServeSettings
 from cpt_serving.telemetry.server_log import logging_to_stderr
 from cpt_serving.web.connections import Connections
+from cpt_serving.web.handshakes import accept
 
 logger = logging.getLogger(__name__)
 
 _UNACKNOWLEDGED_MS = 30_000
 _NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _POLL_S, _GOODBYE_S = 0.1, 0.5
-_OTHER_FILES = 64
-"""Files that are open besides connections: libraries, logs, models that are read."""
 _SPARE_S = 4.0
 """Time after the shutdown deadline in which resources are released."""
 
@@ -72,12 +72,11 @@ def _prepared(service: Service, app: ASGIApp) -> tuple[uvicorn.Config, Connectio
     """Return the configuration of the web server, loaded, and the tracker of its connections."""
     settings = service.settings
     connections = Connections(
-        limit=_possible_connections(settings.max_connections),
+        limit=_most_connections(settings),
         max_head_bytes=settings.max_head_bytes,
         head_timeout_s=settings.head_timeout_s,
         refused=service.metrics.connection_refused,
     )
-    certificate = service.certificate
     config = uvicorn.Config(
         app,
         http=cast("type[asyncio.Protocol]", connections.protocol),  # a factory works as well as a class
@@ -89,7 +88,6 @@ def _prepared(service: Service, app: ASGIApp) -> tuple[uvicorn.Config, Connectio
         server_header=False,
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=settings.trusted_proxies or None,
-        ssl_context_factory=None if certificate is None else lambda _config, _default: certificate.context,
     )
     config.load()
     # Objects that exist before the first request live until the end: exempt them from garbage collection.
@@ -98,25 +96,16 @@ def _prepared(service: Service, app: ASGIApp) -> tuple[uvicorn.Config, Connectio
     return config, connections
 
 
-def _possible_connections(wanted: int) -> int:
-    """Raise this process's limit of open files as far as connections need it, and return how many are possible.
-
-    Beyond the limit, connections would wait without an answer, and files of models could not be opened.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = wanted + _OTHER_FILES
-    if soft == resource.RLIM_INFINITY or soft >= needed:
-        return wanted
-    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    possible = max(1, min(wanted, allowed - _OTHER_FILES))
-    if possible < wanted:
+def _most_connections(settings: ServeSettings) -> int:
+    """Return how many connections are possible on each port; log a warning if they are fewer than allowed."""
+    possible, files = possible_connections(settings)
+    if possible < settings.max_connections:
         logger.warning(
             "%d connections at a time instead of %d, since this process may open %d files: ulimit -n or LimitNOFILE "
             "allows more",
             possible,
-            wanted,
-            allowed,
+            settings.max_connections,
+            files,
         )
     return possible
 
@@ -160,9 +149,19 @@ async def _serve(
     server: uvicorn.Server, listener: socket.socket, service: Service, connections: Connections, early: list[int]
 ) -> None:
     """Serve until a signal requests the shutdown."""
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    certificate = service.certificate
+    serving = asyncio.create_task(server.serve(sockets=[] if certificate else [listener]))
     while not server.started and not serving.done():
         await asyncio.sleep(_POLL_S / 10)
+    accepting = None
+    if certificate is not None:
+        protocol = functools.partial(
+            connections.protocol,
+            config=server.config,
+            server_state=server.server_state,
+            app_state=server.lifespan.state,
+        )
+        accepting = asyncio.create_task(accept(listener, connections, certificate.context, protocol))
     shutdown, settings = service.shutdown, service.settings
     # Ends the process even if native code or a thread blocks the shutdown.
     watchdog = threading.Timer(settings.drain_s + settings.shutdown_s + _SPARE_S, os._exit, (1,))
@@ -180,13 +179,13 @@ async def _serve(
 
     def reload() -> None:
         service.repository.look_again()
-        if service.certificate is not None:
-            service.certificate.reload()
+        if certificate is not None:
+            certificate.reload()
 
     _handle({signal.SIGTERM: begin, signal.SIGINT: stop, signal.SIGHUP: reload}, early)
     if server.should_exit:  # by a signal that the web server still handled itself
         stop()
-    end = asyncio.create_task(_end(server, serving, service, connections))
+    end = asyncio.create_task(_end(server, serving, service, connections, accepting))
     try:
         await serving
     finally:
@@ -195,10 +194,17 @@ async def _serve(
 
 
 async def _end(
-    server: uvicorn.Server, serving: "asyncio.Task[None]", service: Service, connections: Connections
+    server: uvicorn.Server,
+    serving: "asyncio.Task[None]",
+    service: Service,
+    connections: Connections,
+    accepting: "asyncio.Task[None] | None",
 ) -> None:
     """Stop the web server when the shutdown asks for it, and cut connections that it need not wait for."""
     await service.shutdown.stopping()
+    if accepting is not None:
+        accepting.cancel()
+        await asyncio.wait([accepting])
     server.should_exit = True
     # The web server has closed idle connections by now; under TLS it would wait for the clients' close_notify.
     await asyncio.sleep(_GOODBYE_S)

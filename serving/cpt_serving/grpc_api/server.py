@@ -17,6 +17,7 @@ from cpt_serving.grpc_api.calls import STREAMS_PER_CONNECTION
 from cpt_serving.grpc_api.edge import SERVICE, CallEdge
 from cpt_serving.grpc_api.health import Health
 from cpt_serving.grpc_api.servicer import handlers
+from cpt_serving.open_files import possible_connections
 from cpt_serving.service import Service
 from cpt_serving.telemetry.access_log import AccessLog
 
@@ -37,6 +38,8 @@ async def running_grpc(
         tracer: Creates spans, if calls are traced.
     """
     settings, shutdown = service.settings, service.shutdown
+    most_connections, _ = possible_connections(settings)
+    head_ms = max(1, round(1e3 * settings.head_timeout_s))
     edge = CallEdge(service, access, access_log, tracer)
     server = grpc.aio.server(
         interceptors=[edge],
@@ -44,6 +47,9 @@ async def running_grpc(
             ("grpc.max_receive_message_length", settings.max_body_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),
+            ("grpc.max_allowed_incoming_connections", most_connections),
+            ("grpc.server_handshake_timeout_ms", head_ms),
+            ("grpc.max_connection_idle_ms", head_ms),
             ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
             ("grpc.keepalive_time_ms", _PING_MS),
             ("grpc.keepalive_timeout_ms", _PING_MS),

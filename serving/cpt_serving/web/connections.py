@@ -25,6 +25,8 @@ _REFUSED_S = 1.0
 _STALLED_S = 30.0
 """Time in which a client must read the part of an answer that is buffered, at most 128 KiB: an answer counts in the
 memory of all requests until it has been sent."""
+_REFUSED_AT_ONCE = 16
+"""Connections that are told why they are refused; more are only closed, so that they take no files from others."""
 _VERSIONS = ("1.0", "1.1")
 
 
@@ -40,7 +42,12 @@ class Connections:
     """
 
     def __init__(
-        self, *, limit: int, max_head_bytes: int, head_timeout_s: float, refused: Callable[[], None] = lambda: None
+        self,
+        *,
+        limit: int,
+        max_head_bytes: int,
+        head_timeout_s: float,
+        refused: Callable[[], None] = lambda: None,
     ) -> None:
         self.limit = limit
         self.max_head_bytes = max_head_bytes
@@ -48,6 +55,14 @@ class Connections:
         self.refused = refused
         self.draining = False
         self.open: set[_Connection] = set()
+        self.shaking: set[asyncio.Task[None]] = set()
+        """Connections whose TLS handshake is not complete."""
+        self.being_refused = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether there are as many connections as allowed."""
+        return len(self.open) + len(self.shaking) >= self.limit
 
     def protocol(self, **options: Any) -> asyncio.Protocol:
         """Return the protocol of a new connection; takes uvicorn's arguments of a protocol."""
@@ -65,12 +80,15 @@ class Connections:
         for connection in list(self.open):
             if all_of_them or not connection.busy:
                 connection.transport.abort()
+        for handshake in list(self.shaking):
+            handshake.cancel()
 
 
 class _Connection(HttpToolsProtocol):
     def __init__(self, connections: Connections, **options: Any) -> None:
         super().__init__(**options)
         self._all = connections
+        self._opened_at = self.loop.time()
         self._timer: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self._refused = self._ended = self._in_body = False
@@ -86,6 +104,10 @@ class _Connection(HttpToolsProtocol):
         if len(self._all.open) >= self._all.limit:
             self._refused, self.transport = True, transport
             self._all.refused()
+            self._all.being_refused += 1
+            if self._all.being_refused > _REFUSED_AT_ONCE:
+                transport.abort()
+                return
             transport.write(_answer(503, "Expected fewer open connections, but there are too many", "Retry-After: 1"))
             # Closed only after the request was read: closing earlier resets the connection, and the answer is lost.
             self._start(_REFUSED_S, transport.close)
@@ -93,7 +115,7 @@ class _Connection(HttpToolsProtocol):
         self._all.open.add(self)
         super().connection_made(transport)
         self._answers = _Joined(transport, self.loop, self._close)
-        self._start(self._all.head_timeout_s, self._give_up)
+        self._start(self._opened_at + self._all.head_timeout_s - self.loop.time(), self._give_up)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -111,6 +133,7 @@ class _Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop()
         self._read_again()
+        self._all.being_refused -= self._refused
         self._all.open.discard(self)
         super().connection_lost(exc)
 

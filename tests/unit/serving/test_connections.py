@@ -1,12 +1,18 @@
 """What a client can do to a connection, byte by byte, against a real server."""
 
+import contextlib
 import json
+import resource
 import socket
+import ssl
 import threading
 import time
 from pathlib import Path
 
 import pytest
+
+from cpt_serving import load_settings
+from cpt_serving.open_files import possible_connections
 
 HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\n"
 
@@ -239,3 +245,61 @@ def test_while_heads_drip_others_are_served(server, get):
         stop.set()
         for thread in threads:
             thread.join()
+
+
+@pytest.fixture(scope="module")
+def secure_server(tmp_path_factory, shared_bundle, running_server, tls):
+    """Address of a server with TLS and few places for connections, and a client's context."""
+    authority, certificate, key = tls
+    settings = {"tls_cert": certificate, "tls_key": key, "max_connections": 5, "head_timeout_s": 2}
+    with running_server(tmp_path_factory.mktemp("secure"), shared_bundle, **settings) as (_, url):
+        host, port = url.removeprefix("https://").split(":")
+        yield (host, int(port)), ssl.create_default_context(cafile=authority)
+
+
+def is_live(address, context):
+    """Return whether a server answers over TLS; the request arrives together with the end of the handshake."""
+    received, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = context.wrap_bio(received, sent, server_hostname=address[0])
+    with socket.create_connection(address, timeout=30) as raw:
+        while True:
+            try:
+                client.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                raw.sendall(sent.read())
+                if not received.write(raw.recv(65_536)):
+                    return False
+        client.write(b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        raw.sendall(sent.read())
+        content = b""
+        while part := raw.recv(65_536):
+            received.write(part)
+            with contextlib.suppress(ssl.SSLWantReadError):
+                content += client.read()
+                break
+    return content.startswith(b"HTTP/1.1 200")
+
+
+def test_silent_connections_count_before_their_handshake_and_are_closed(secure_server, wait_until):
+    address, context = secure_server
+    wait_until(lambda: is_live(address, context))
+    silent = [socket.create_connection(address, timeout=30) for _ in range(20)]
+    try:
+        for each in silent:
+            with contextlib.suppress(ConnectionResetError):
+                assert each.recv(1) == b""
+    finally:
+        for each in silent:
+            each.close()
+    wait_until(lambda: is_live(address, context))
+
+
+@pytest.mark.parametrize(("grpc_port", "possible"), [(None, 136), (8001, 68)], ids=["one port", "two ports"])
+def test_all_ports_share_the_files_of_the_process(monkeypatch, shared_bundle, grpc_port, possible):
+    raised = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _kind: (100, 200))
+    monkeypatch.setattr(resource, "setrlimit", lambda _kind, limits: raised.append(limits))
+    settings = load_settings(bundle=shared_bundle.path, grpc_port=grpc_port, max_connections=1000)
+    assert possible_connections(settings) == (possible, 200)
+    assert raised == [(200, 200)]

@@ -1,6 +1,7 @@
 """Limits on calls over gRPC: on their number by kind, on streams that wait, on answers that nobody reads."""
 
 import asyncio
+import contextlib
 import socket
 
 import pytest
@@ -15,6 +16,9 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc  # noqa: E402
 
 from cpt_serving.grpc_api import calls  # noqa: E402
 
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+"""Of a client over HTTP/2: its first bytes, and empty settings."""
+
 MOST = 4
 """Calls at once of the server in these tests."""
 
@@ -27,7 +31,7 @@ def server(serve, shared_bundle, tmp_path_factory):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    with serve(shared_bundle, "--grpc-port", str(port), api_keys=file, max_connections=MOST):
+    with serve(shared_bundle, "--grpc-port", str(port), api_keys=file, max_connections=MOST, head_timeout_s=1):
         yield port, [("x-api-key", key)]
 
 
@@ -42,6 +46,21 @@ def test_streams_without_a_key_take_no_place_from_calls(server):
             next(watch)
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         assert stub.ModelReady(service_pb2.ModelReadyRequest(name="colours"), metadata=key, timeout=60).ready
+        assert stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=60).live
+
+
+def test_silent_connections_are_few_and_are_closed(server):
+    port, _ = server
+    opened = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(5 * MOST)]
+    for each in opened[::2]:
+        with contextlib.suppress(OSError):  # closed already
+            each.sendall(PREFACE)
+    for each in opened:
+        with each, contextlib.suppress(ConnectionResetError):
+            while each.recv(1000):  # until the server closes it
+                pass
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         assert stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=60).live
 
 
