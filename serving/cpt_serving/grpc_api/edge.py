@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any
 from urllib.parse import unquote
 
@@ -16,6 +16,7 @@ from cpt_deploy.errors import CptError
 from cpt_serving.access.api_keys import Scope
 from cpt_serving.access.control import AccessControl
 from cpt_serving.grpc_api.calls import CallLimits, Places, send, until_idle
+from cpt_serving.grpc_api.receiving import Reception
 from cpt_serving.service import Service
 from cpt_serving.shutdown import Shutdown
 from cpt_serving.telemetry.access_log import AccessLog
@@ -30,8 +31,12 @@ SERVICE = "inference.GRPCInferenceService"
 STREAM = f"/{SERVICE}/ModelStreamInfer"
 """The streaming method; each of its messages is handled like a call."""
 
+INFER = f"/{SERVICE}/ModelInfer"
 WATCH = f"/{HEALTH}/Watch"
-_OPEN = {f"/{SERVICE}/ServerLive", f"/{SERVICE}/ServerReady", f"/{HEALTH}/Check", WATCH}
+_EMPTY = {f"/{SERVICE}/ServerLive", f"/{SERVICE}/ServerReady"}
+"""Methods whose messages have no fields."""
+
+_OPEN = {*_EMPTY, f"/{HEALTH}/Check", WATCH}
 _ADMIN = {f"/{SERVICE}/RepositoryModelLoad", f"/{SERVICE}/RepositoryModelUnload"}
 _REQUEST_ID = "x-request-id"
 _CLIENT_GONE, _FIRST_FAULT = 499, 500
@@ -68,6 +73,7 @@ class CallEdge(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self._metrics, self._shutdown = service.metrics, service.shutdown
         self._access, self._access_log, self._tracer = access, access_log, tracer
         self._limits = CallLimits(service.settings.max_connections)
+        self._reception = Reception(service.settings)
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
         """Return the handler of a call: that of its method, or one that refuses it."""
@@ -150,34 +156,42 @@ class CallEdge(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def _around(self, method: str, handler: Any) -> Any:
         """Return the handler of a method with counting, tracing and logging around it; streams end with the server."""
         kinds = ("unary", "stream")
-        field = f"{kinds[handler.request_streaming]}_{kinds[handler.response_streaming]}"
-        inner = getattr(handler, field)
+        inner = getattr(handler, f"{kinds[handler.request_streaming]}_{kinds[handler.response_streaming]}")
 
-        async def unary(request: Any, context: Any) -> Any:
-            try:
-                with self.under_way(method, context):
-                    return await inner(request, context)
-            except RequestError as error:
-                await _abort(context, error)
-
-        async def stream(request: Any, context: Any) -> None:
+        async def received(requests: Any, context: Any) -> Any:
             if handler.request_streaming:
-                request = until_idle(request)
-            around: AbstractContextManager[object] = nullcontext()
-            try:
-                if method == STREAM:  # each of its messages is handled like a call
-                    answers = inner(request, context)
-                else:
-                    around = self.under_way(method, context, stream=True)
-                    answers = until_the_end(inner(request, context), self._shutdown)
+                return until_idle(requests)
+            if method in _EMPTY:  # not even read
+                return b""
+            return await self._reception.message(context, handler.request_deserializer, large=method == INFER)
+
+        async def unary(requests: Any, context: Any) -> None:
+            with self.under_way(method, context):
+                await send(context, await inner(await received(requests, context), context))
+
+        async def stream(requests: Any, context: Any) -> None:
+            with self.under_way(method, context, stream=True):
+                answers = until_the_end(inner(await received(requests, context), context), self._shutdown)
                 async with aclosing(answers):
-                    with around:
-                        async for answer in answers:
-                            await send(context, answer)
+                    async for answer in answers:
+                        await send(context, answer)
+
+        async def calls(requests: Any, context: Any) -> None:  # each counts by itself
+            async with aclosing(inner(await received(requests, context), context)) as answers:
+                async for answer in answers:
+                    await send(context, answer)
+
+        whole = stream if handler.response_streaming else unary
+        answer = calls if method == STREAM else whole
+
+        async def call(requests: Any, context: Any) -> None:
+            try:
+                await answer(requests, context)
             except RequestError as error:
                 await _abort(context, error)
 
-        return handler._replace(**{field: stream if handler.response_streaming else unary})
+        # On the wire, a stream looks like a call with one message, which the library would read before all this.
+        return grpc.stream_stream_rpc_method_handler(call, None, handler.response_serializer)
 
     def _refuse(self, method: str, refusal: RequestError) -> Any:
         async def refuse(_requests: Any, context: Any) -> None:
@@ -198,7 +212,7 @@ def _scope(method: str) -> Scope | None:
     return Scope.ADMIN if method in _ADMIN else Scope.INFER
 
 
-async def until_the_end(messages: AsyncIterator[Any], shutdown: Shutdown) -> AsyncIterator[Any]:
+async def until_the_end(messages: AsyncIterator[Any], shutdown: Shutdown) -> AsyncGenerator[Any]:
     """Yield the messages of a stream until it ends, or until the server stops."""
     waiting: list[asyncio.Future[Any]] = [asyncio.ensure_future(shutdown.stopping())]
     try:

@@ -21,6 +21,9 @@ from cpt_serving.open_files import possible_connections
 from cpt_serving.service import Service
 from cpt_serving.telemetry.access_log import AccessLog
 
+_UNASKED_BYTES = 64 * 1024 - 1
+"""How much of a message a client can send before the server asks for it; HTTP/2 begins with this much anyway."""
+
 _PING_MS = 15_000
 """A client that vanished is noticed after twice this time, as over HTTP."""
 
@@ -46,6 +49,8 @@ async def running_grpc(
         options=[
             ("grpc.max_receive_message_length", settings.max_body_bytes),
             ("grpc.max_send_message_length", -1),
+            ("grpc.http2.lookahead_bytes", _UNASKED_BYTES),
+            ("grpc.http2.bdp_probe", 0),  # It would raise that number.
             ("grpc.so_reuseport", 0),
             ("grpc.max_allowed_incoming_connections", most_connections),
             ("grpc.server_handshake_timeout_ms", head_ms),
