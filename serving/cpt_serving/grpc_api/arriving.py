@@ -1,6 +1,6 @@
 """Parsing of received messages, with a limit on their memory before, because many small fields become large objects."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,10 +13,20 @@ from cpt_serving.web.bodies import INLINE_BYTES, MemoryShare, current_message, t
 from cpt_serving.web.errors import RequestError, bad_request
 from cpt_serving.web.json_bodies import CONTROL_BYTES
 
-_RAW_INPUT_CONTENTS = 0x3A  # field 7, of bytes
-_LENGTH_DELIMITED = 2
-_MOST_FIELDS = 4096
+_INPUT, _OUTPUT, _RAW_INPUT_CONTENTS = 0x2A, 0x32, 0x3A  # fields 5 to 7 of the message
+_CONTENTS = 0x2A  # field 5 of an input, its typed elements
+_VARINT, _LENGTH_DELIMITED = 0, 2
+_FIXED = {1: 8, 5: 4}
+_LEAST_TAG = 8  # of field 1
 _MOST_SHIFT = 63
+
+_MOST_FIELDS = 4096
+_MOST_FIELDS_OF_TENSORS = 8192
+_MOST_DESCRIPTION_BYTES = 1024 * 1024
+"""Names, shapes and parameters: parsing them blocks all threads, 350,000 parameters for a second."""
+
+_MOST_UNKNOWN_BYTES = 64 * 1024
+"""Bytes that are not understood here, and that the library may yet parse."""
 
 _BYTES_PER_RAW_BYTE = 2
 """Memory per byte: the received message, and its bytes in the parsed one."""
@@ -72,22 +82,57 @@ def memory_of(data: bytes) -> int:
     """Return the approximate maximum memory of a `ModelInferRequest` without parsing it.
 
     Raises:
-        RequestError: 413 if it has too many tensors.
+        RequestError: 413 if it has too many tensors, or if names, shapes and parameters take too much time to parse;
+            400 if it is no such message.
     """
-    raw = position = 0
-    for _ in range(_MOST_FIELDS):
-        tag, position = _varint(data, position)
-        if tag & 7 != _LENGTH_DELIMITED:  # not a field of the message, or its end
-            break
-        size, position = _varint(data, position)
-        position += size
-        if position > len(data):
-            break
+    raw = elements = inner = 0
+    for number, (tag, start, end) in enumerate(_fields(data, 0, len(data))):
+        if number >= _MOST_FIELDS:
+            raise RequestError(413, f"Expected a message of less than {_MOST_FIELDS} tensors and outputs, but got more")
         if tag == _RAW_INPUT_CONTENTS:
-            raw += size
-    else:
-        raise RequestError(413, f"Expected a message of less than {_MOST_FIELDS} tensors and outputs, but got more")
-    return _BYTES_PER_RAW_BYTE * raw + _BYTES_PER_DESCRIBED_BYTE * (len(data) - raw)
+            raw += end - start
+        elif tag in (_INPUT, _OUTPUT):
+            for tag_in_tensor, start_in_tensor, end_in_tensor in _fields(data, start, end):
+                inner += 1
+                if inner > _MOST_FIELDS_OF_TENSORS:
+                    raise RequestError(
+                        413, f"Expected tensors with {_MOST_FIELDS_OF_TENSORS} fields and parameters, but got more"
+                    )
+                if tag_in_tensor == _CONTENTS:
+                    elements += end_in_tensor - start_in_tensor
+    described = len(data) - raw
+    if described - elements > _MOST_DESCRIPTION_BYTES:
+        raise RequestError(
+            413,
+            f"Expected at most {_MOST_DESCRIPTION_BYTES} bytes besides the elements of tensors, but got "
+            f"{described - elements}",
+        )
+    return _BYTES_PER_RAW_BYTE * raw + _BYTES_PER_DESCRIBED_BYTE * described
+
+
+def _fields(data: bytes, position: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yield tag, start and end of the fields of a message, until one that is not understood.
+
+    Raises:
+        RequestError: 400 if much is left then.
+    """
+    while position < end:
+        tag, start = _varint(data, position)
+        if tag < _LEAST_TAG:
+            break
+        size = _FIXED.get(tag & 7, 0)
+        if tag & 7 == _VARINT:
+            _, start = _varint(data, start)
+        elif tag & 7 == _LENGTH_DELIMITED:
+            size, start = _varint(data, start)
+        elif not size:
+            break
+        if start + size > end:
+            break
+        yield tag, start, start + size
+        position = start + size
+    if end - position > _MOST_UNKNOWN_BYTES:
+        raise bad_request("Expected a message of the protocol, but got another")
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:

@@ -31,6 +31,6 @@ async def model_infer(service: Service, message: Any) -> Any:
     def deadline(timeout_us: int) -> float | None:
         return deadline_after(arrived, [timeout_us / 1e6] if timeout_us else [], service.settings)
 
-    # Raw bytes are used directly; typed elements of the message are read one by one.
-    heavy = not message.raw_input_contents and message.ByteSize() > _INLINE_BYTES
+    # Raw bytes are used directly; all else in the message is read one by one.
+    heavy = message.ByteSize() - sum(map(len, message.raw_input_contents)) > _INLINE_BYTES
     return await infer(engine, InferCall(lambda: parse_message(message), heavy, deadline, infer_message))

@@ -1,7 +1,9 @@
 """Messages over gRPC that are small and would become large: refused before they are parsed."""
 
+import asyncio
 import socket
 import threading
+from unittest.mock import Mock
 
 import grpc
 import httpx2
@@ -14,6 +16,7 @@ from cpt_serving.web.errors import RequestError
 pytest.importorskip("tritonclient.grpc", reason="pip install 'tritonclient[grpc]'")
 from tritonclient.grpc import service_pb2
 
+from cpt_serving.grpc_api import inference
 from cpt_serving.grpc_api.arriving import memory_of
 
 SERVICE = "/inference.GRPCInferenceService/"
@@ -38,6 +41,52 @@ def test_of_a_message_its_tensors_bytes_count_least(raw, elements, name):
 def test_very_many_tensors_are_refused():
     with pytest.raises(RequestError, match="less than 4096 tensors"):
         memory_of(b"\x32\x00" * 5000)
+
+
+def tensors(**fields):
+    """Return a request with one tensor, in bytes."""
+    tensor = service_pb2.ModelInferRequest.InferInputTensor(name="image", datatype="FP32", **fields)
+    return service_pb2.ModelInferRequest(inputs=[tensor], raw_input_contents=[b"abcd"]).SerializeToString()
+
+
+def parameters(number):
+    return {str(index): service_pb2.InferParameter(bool_param=True) for index in range(number)}
+
+
+GROUP = b"\x63\x64"  # of another message, and empty
+LOOSE = b"\x60\x01"  # a number of another message
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (tensors(parameters=parameters(10_000)), "8192 fields and parameters"),
+        (LOOSE + tensors(parameters=parameters(10_000)), "8192 fields and parameters"),
+        (GROUP + tensors(parameters=parameters(10_000)), "a message of the protocol"),
+        (tensors(shape=[1] * 2_000_000), "1048576 bytes besides the elements"),
+        (b"\x2a\xa0\x9c\x01" + b"\x18\x01" * 10_000, "8192 fields and parameters"),
+    ],
+    ids=["parameters", "behind a number", "behind a group", "a long shape", "one number at a time"],
+)
+def test_descriptions_that_take_long_to_parse_are_refused(data, expected):
+    with pytest.raises(RequestError, match=expected):
+        memory_of(data)
+
+
+def test_elements_of_tensors_may_be_many():
+    contents = service_pb2.InferTensorContents(fp32_contents=[0.5] * 1_000_000)
+    data = tensors(contents=contents, shape=[1_000_000])
+    assert memory_of(data) == 2 * 4 + 24 * (len(data) - 4)
+
+
+@pytest.mark.parametrize(("described", "heavy"), [(10, False), (20_000, True)])
+def test_a_long_description_is_parsed_in_a_thread_whatever_bytes_it_has(monkeypatch, described, heavy):
+    async def noted(_engine, call):
+        return call.heavy
+
+    monkeypatch.setattr(inference, "infer", noted)
+    message = service_pb2.ModelInferRequest.FromString(tensors(shape=[1] * described))
+    assert asyncio.run(inference.model_infer(Mock(), message)) is heavy
 
 
 @pytest.fixture(scope="module")
