@@ -85,3 +85,11 @@ async def send(context: Any, answer: Any) -> None:
             await context.write(answer)
     except TimeoutError:
         raise RequestError(408, f"Expected the answer to be read within {_UNREAD_S:.0f} s") from None
+
+
+def end_unless_read() -> None:
+    """End the current task, which sends the only answer of its call, if the client does not read it."""
+    task = asyncio.current_task()
+    if task is not None:
+        timer = asyncio.get_running_loop().call_later(_UNREAD_S, task.cancel)
+        task.add_done_callback(lambda _: timer.cancel())

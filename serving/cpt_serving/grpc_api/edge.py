@@ -15,7 +15,7 @@ from opentelemetry.trace import StatusCode, Tracer
 from cpt_deploy.errors import CptError
 from cpt_serving.access.api_keys import Scope
 from cpt_serving.access.control import AccessControl
-from cpt_serving.grpc_api.calls import CallLimits, Places, send, until_idle
+from cpt_serving.grpc_api.calls import CallLimits, Places, end_unless_read, send, until_idle
 from cpt_serving.grpc_api.receiving import Reception
 from cpt_serving.service import Service
 from cpt_serving.shutdown import Shutdown
@@ -165,9 +165,11 @@ class CallEdge(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 return b""
             return await self._reception.message(context, handler.request_deserializer, large=method == INFER)
 
-        async def unary(requests: Any, context: Any) -> None:
+        async def unary(requests: Any, context: Any) -> Any:
             with self.under_way(method, context):
-                await send(context, await inner(await received(requests, context), context))
+                answer = await inner(await received(requests, context), context)
+            end_unless_read()
+            return answer
 
         async def stream(requests: Any, context: Any) -> None:
             with self.under_way(method, context, stream=True):
@@ -184,14 +186,17 @@ class CallEdge(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         whole = stream if handler.response_streaming else unary
         answer = calls if method == STREAM else whole
 
-        async def call(requests: Any, context: Any) -> None:
+        async def call(requests: Any, context: Any) -> Any:
             try:
-                await answer(requests, context)
+                return await answer(requests, context)
             except RequestError as error:
                 await _abort(context, error)
 
         # On the wire, a stream looks like a call with one message, which the library would read before all this.
-        return grpc.stream_stream_rpc_method_handler(call, None, handler.response_serializer)
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(call, None, handler.response_serializer)
+        # The library sends a single answer and its status together, which costs less than a stream of one.
+        return grpc.stream_unary_rpc_method_handler(call, None, handler.response_serializer)
 
     def _refuse(self, method: str, refusal: RequestError) -> Any:
         async def refuse(_requests: Any, context: Any) -> None:

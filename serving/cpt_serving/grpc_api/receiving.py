@@ -6,7 +6,7 @@ the message, a client can send 64 KiB of it: therefore each call is a stream for
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 import grpc
@@ -66,7 +66,7 @@ class Reception:
     async def _large_place(self) -> AsyncIterator[float]:
         crowded = self._large.locked()
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._timeout_s) if crowded else nullcontext():
                 await self._large.acquire()
         except TimeoutError:
             raise RequestError(

@@ -107,3 +107,14 @@ def test_an_answer_that_nobody_reads_ends_its_call(monkeypatch):
     with pytest.raises(RequestError) as unread:
         asyncio.run(calls.send(Context(), b""))
     assert unread.value.status == 408
+
+
+def test_a_single_answer_that_nobody_reads_ends_its_call_too(monkeypatch):
+    monkeypatch.setattr(calls, "_UNREAD_S", 0.01)
+
+    async def call():
+        calls.end_unless_read()
+        await asyncio.Event().wait()
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(call())
