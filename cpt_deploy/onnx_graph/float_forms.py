@@ -109,7 +109,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Compute `softmax(Q · scale · Kᵀ + mask) · V`; dropout is off."""
+    """Compute `softmax(Q · scale · Kᵀ + mask) · V`, 0 where the mask leaves no key; dropout is off."""
     if enable_gqa:
         count = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(count, 1), value.repeat_interleave(count, 1)
@@ -118,9 +118,13 @@ def _attention(
     if is_causal:
         rows, columns = (torch.arange(size, device=query.device) for size in (query.shape[-2], key.shape[-2]))
         mask = columns <= rows[:, None]
-    if mask is not None:
-        scores = scores + (torch.where(mask, 0.0, _MASKED) if mask.dtype == torch.bool else mask)
-    return torch.matmul(torch.softmax(scores, -1), value)
+        return torch.matmul(torch.softmax(scores + torch.where(mask, 0.0, _MASKED), -1), value)  # each row has a key
+    if mask is None:
+        return torch.matmul(torch.softmax(scores, -1), value)
+    added = torch.where(mask, 0.0, _MASKED) if mask.dtype == torch.bool else mask
+    result = torch.matmul(torch.softmax(scores + added, -1), value)
+    # The softmax of a row without keys is NaN, which a quantizer would make an ordinary integer.
+    return torch.where(added.amax(-1, keepdim=True) == _MASKED, 0.0, result)
 
 
 _FORMS: dict[str, Callable[..., Any]] = {

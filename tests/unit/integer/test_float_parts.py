@@ -1,12 +1,14 @@
 """Networks with operations in float: the frozen graph against the trained model and against onnxruntime."""
 
 import json
+import math
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
 
@@ -140,6 +142,43 @@ def test_products_of_the_same_codes_are_the_same_numbers(name: str) -> None:
     codes = {k: torch.from_numpy(v) for k, v in _run(file, entries, x).items() if k != "logits"}
     assert graph.outputs == (last.output,)
     assert np.array_equal(executor.trace(x, codes)[last.output].numpy(), logits)
+
+
+class Masked(nn.Module):
+    """Attention with a mask of keys, as it is given to `scaled_dot_product_attention`."""
+
+    def __init__(self, as_float: bool, joined: bool) -> None:
+        super().__init__()
+        self.projection, self.head = nn.Linear(8, 24), nn.Linear(8, 8)
+        self.as_float, self.joined = as_float, joined
+
+    def forward(self, x: Tensor, keys: Tensor) -> Tensor:
+        query, key, value = self.projection(x)[:, None].chunk(3, -1)
+        mask = keys.to(torch.bool)[:, None, None]
+        if self.joined:
+            mask = mask & torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+        if self.as_float:
+            mask = torch.where(mask, 0.0, -math.inf)
+        result: Tensor = self.head(functional.scaled_dot_product_attention(query, key, value, mask)[:, 0])
+        return result
+
+
+@pytest.mark.parametrize(("as_float", "joined"), [(False, False), (True, True)])
+def test_attention_is_0_where_a_mask_leaves_no_key(as_float: bool, joined: bool) -> None:
+    torch.manual_seed(0)
+    network = Masked(as_float, joined).eval()
+    x, keys = torch.randn(6, 5, 8), torch.ones(6, 5, dtype=torch.int64)
+    model = prepare(network, (x, keys), QuantizationConfig())
+    calibrate(model, [(x, keys)])
+    graph = freeze(model.eval())
+    keys[0] = 0
+    keys[1, :3] = 0  # with causal masks, no key is left for the first positions
+    with torch.no_grad():
+        expected = network(x, keys)
+    assert torch.allclose(expected[0], network.head.bias.expand(5, -1), atol=1e-6)
+    got = open_session(write_onnx(graph)).run(None, {"x": x.numpy(), "keys": keys.numpy()})[0]
+    np.testing.assert_allclose(got, expected.numpy(), atol=0.02 * float(expected.abs().max()))
+    np.testing.assert_allclose(got, IntegerExecutor(graph).run({"x": x, "keys": keys})["logits"], atol=0.02)
 
 
 def test_operators_that_do_not_compute_are_refused() -> None:
