@@ -1,6 +1,6 @@
 """`prepare` with a trial deployment: the untrained network is frozen, exported and run before any training."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -11,8 +11,7 @@ from cpt_deploy import quantization
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel
 from cpt_deploy.quantization.calibration.calibrate import calibrating
-from cpt_deploy.quantization.graph.signature import DynamicShapes, ExampleInputs, States
-from cpt_deploy.signature import Signature
+from cpt_deploy.quantization.graph.signature import DynamicShapes, Example, ExampleInputs, States
 
 if TYPE_CHECKING:
     from cpt_deploy.integer import IntegerGraph
@@ -84,11 +83,12 @@ def prepare(
     )
 
 
-def try_out(model: QuantizedModel) -> None:
+def try_out(model: QuantizedModel, example: Example) -> None:
     """Freeze a prepared model with ranges from random inputs, export it, and compare onnxruntime with the executor.
 
     Args:
         model: A model that has seen no data; the model and the random-number state are unchanged afterwards.
+        example: The inputs that it was prepared with; integers are drawn from their range.
 
     Raises:
         ConversionError: If a step fails, or onnxruntime computes different results.
@@ -100,7 +100,7 @@ def try_out(model: QuantizedModel) -> None:
     device = next(model.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
-            with _provisional_ranges(model, device) as inputs:
+            with _provisional_ranges(model, example, device) as inputs:
                 stage = "frozen to integers"
                 graph = freeze(model)
                 stage = "written to ONNX"
@@ -119,11 +119,14 @@ def try_out(model: QuantizedModel) -> None:
 
 
 @contextmanager
-def _provisional_ranges(model: QuantizedModel, device: torch.device) -> Iterator[list[dict[str, Tensor]]]:
+def _provisional_ranges(
+    model: QuantizedModel, example: Example, device: torch.device
+) -> Iterator[list[dict[str, Tensor]]]:
     """Give every activation quantizer a range in the context; yield the random batches that the ranges come from."""
     generator = torch.Generator().manual_seed(0)
+    names = [tensor.name for tensor in model.signature.inputs]
     batches = [
-        {name: x.to(device) for name, x in _random_inputs(model.signature, sizes, generator).items()}
+        dict(zip(names, (x.to(device) for x in example.random(_SAMPLES, 1.0, generator, sizes)), strict=True))
         for sizes in model.signature.trials()
     ]
     quantizers = [quantizer for _, quantizer in model.quantizers()]
@@ -141,17 +144,6 @@ def _provisional_ranges(model: QuantizedModel, device: torch.device) -> Iterator
     finally:
         for quantizer in quantizers:
             quantizer.reset()
-
-
-def _random_inputs(signature: Signature, sizes: Mapping[str, int], generator: torch.Generator) -> dict[str, Tensor]:
-    inputs = {}
-    for tensor, shape in zip(signature.inputs, signature.input_shapes(sizes), strict=True):
-        dtype = getattr(torch, tensor.dtype)
-        if dtype.is_floating_point:
-            inputs[tensor.name] = torch.randn(_SAMPLES, *shape, generator=generator)
-        else:
-            inputs[tensor.name] = torch.randint(0, 2, (_SAMPLES, *shape), generator=generator).to(dtype)
-    return inputs
 
 
 def _compare(graph: "IntegerGraph", file: bytes, inputs: list[dict[str, Tensor]]) -> None:

@@ -15,14 +15,14 @@ from cpt_deploy.quantization.conversion.graphs import graphs_of
 from cpt_deploy.quantization.conversion.quantized_layers import replace_layers
 from cpt_deploy.quantization.graph.no_integer_form import NoIntegerFormError
 from cpt_deploy.quantization.graph.results import complete_signature
-from cpt_deploy.quantization.graph.signature import DynamicShapes, ExampleInputs, States
+from cpt_deploy.quantization.graph.signature import DynamicShapes, Example, ExampleInputs, States
 from cpt_deploy.quantization.model import Calling, QuantizedModel
 from cpt_deploy.quantization.modules.recurrent import QuantizedRecurrent
 from cpt_deploy.quantization.state.config import REAL_ZERO_POINTS, QuantizationConfig
 from cpt_deploy.quantization.state.conversion import Conversion
 from cpt_deploy.quantization.state.precision_state import PrecisionState
 
-Trial = Callable[[QuantizedModel], None]
+Trial = Callable[[QuantizedModel, Example], None]
 
 _TOKENS = "networks of token ids keep the operations between their layers in float"
 
@@ -44,8 +44,8 @@ def prepare(
         config: Bounds of the bits, which layers are scheduled, and the quantizers.
         dynamic_shapes: Free dimensions beside the batch.
         states: Pairs (input, output) of names.
-        trial: Raises a ConversionError for a prepared model that cannot be deployed; then a model that keeps operations
-            in float is tried. `cpt_deploy.prepare` freezes the model and writes it as ONNX.
+        trial: Called with a prepared model and its example; raises a ConversionError if the model cannot be deployed.
+            Then one with operations in float is tried. `cpt_deploy.prepare` freezes the model and writes it as ONNX.
 
     Raises:
         UsageError: If the example inputs are not such tensors, or `dynamic_shapes` or `states` do not fit them.
@@ -82,7 +82,7 @@ def _first_that_is_the_same(
     for graph_of in integers if config.scheme == "integers" else []:
         try:
             prepared = _prepared(graph_of(reference), config, reference)
-            _try(prepared, trial)
+            _try(prepared, reference.example, trial)
             return prepared, None
         except NoIntegerFormError as error:
             reasons.append(error)
@@ -91,7 +91,7 @@ def _first_that_is_the_same(
     try:
         prepared = _prepared(with_float_parts(reference), config, reference)
         if trial is not None:
-            trial(prepared)
+            trial(prepared, reference.example)
     except ConversionError as error:
         differs = next((reason for reason in reasons if isinstance(reason, DiffersError)), None)
         if differs is None:
@@ -101,11 +101,11 @@ def _first_that_is_the_same(
     return prepared, reasons[0].reason if reasons else reason
 
 
-def _try(prepared: QuantizedModel, trial: Trial | None) -> None:
+def _try(prepared: QuantizedModel, example: Example, trial: Trial | None) -> None:
     """Try to deploy a network of integers; if it fails, the error is the reason to keep operations in float."""
     try:
         if trial is not None:
-            trial(prepared)
+            trial(prepared, example)
     except ConversionError as error:
         raise NoIntegerFormError(
             error.message, hint=error.hint, reason=f"as integers it cannot be deployed: {error.message}"

@@ -13,7 +13,10 @@ from torch.nn import functional
 
 from cpt_deploy import quantization
 from cpt_deploy.errors import ConversionError, DataError, UsageError
+from cpt_deploy.onnx_graph import float_forms
+from cpt_deploy.preparation import prepare
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, calibrate
+from cpt_deploy.quantization.graph.signature import Example
 from tests.unit.preparation.networks import FEATURES, SHAPE, Call, Network, prepared
 
 
@@ -31,7 +34,7 @@ def test_what_freezing_or_writing_refuses_is_refused_by_prepare() -> None:
 def test_a_network_of_integers_that_cannot_be_deployed_is_tried_with_operations_in_float() -> None:
     tried: list[bool] = []
 
-    def trial(model: QuantizedModel) -> None:
+    def trial(model: QuantizedModel, example: Example) -> None:
         tried.append(any(node.meta.get("is_float") for node in model.network.graph.nodes))
         if not tried[-1]:
             raise ConversionError("no integers today")
@@ -46,6 +49,24 @@ def test_a_function_that_onnxruntime_computes_otherwise_is_refused(monkeypatch: 
     monkeypatch.setattr("cpt_deploy.integer.lowering.float_parts.needs_factors", lambda node: False)
     with pytest.raises(ConversionError, match="differ by"):
         prepared(Network(nn.AvgPool2d(3, 2, ceil_mode=True)))
+
+
+def test_the_trial_has_the_integers_of_the_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Bounded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(10, 6), nn.Linear(6, 2)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            bounded = tokens.clamp(max=4).to(torch.float32)
+            result: Tensor = self.head(self.embedding(tokens).mean(1) + bounded.mean(1, keepdim=True))
+            return result
+
+    tokens = torch.arange(20).reshape(2, 10) % 10
+    prepare(Bounded(), tokens, QuantizationConfig())
+    monkeypatch.setitem(float_forms._FORMS, "aten.clamp.default", lambda x, *bounds, **options: x)  # as up to 4
+    with pytest.raises(ConversionError, match="differ by"):
+        prepare(Bounded(), tokens.flip(0), QuantizationConfig())
 
 
 def test_the_trial_leaves_no_trace() -> None:
