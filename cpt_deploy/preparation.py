@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +26,21 @@ _CODES = 2
 #: Tolerance between the results of executor and onnxruntime, relative to the largest result. Rounding causes far
 #: smaller differences, but in a network with random weights they grow from layer to layer.
 _TOLERANCE = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Random inputs on the CPU, and the shapes of the network's results for them, by name."""
+
+    inputs: dict[str, Tensor]
+    shapes: dict[str, tuple[int, ...]]
+
+    def first(self) -> "_Batch":
+        """Return the first sample."""
+        return _Batch(
+            {name: x[:1] for name, x in self.inputs.items()},
+            {name: (1, *shape[1:]) for name, shape in self.shapes.items()},
+        )
 
 
 def prepare(
@@ -100,13 +116,13 @@ def try_out(model: QuantizedModel, example: Example) -> None:
     device = next(model.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
-            with _provisional_ranges(model, example, device) as inputs:
+            with _provisional_ranges(model, example, device) as batches:
                 stage = "frozen to integers"
                 graph = freeze(model)
                 stage = "written to ONNX"
                 file = write_onnx(graph)
                 stage = "run by onnxruntime"
-                _compare(graph, file, [{name: x.cpu() for name, x in batch.items()} for batch in inputs])
+                _compare(graph, file, batches)
         except ConversionError:
             raise
         except Exception as error:
@@ -119,21 +135,19 @@ def try_out(model: QuantizedModel, example: Example) -> None:
 
 
 @contextmanager
-def _provisional_ranges(
-    model: QuantizedModel, example: Example, device: torch.device
-) -> Iterator[list[dict[str, Tensor]]]:
+def _provisional_ranges(model: QuantizedModel, example: Example, device: torch.device) -> Iterator[list[_Batch]]:
     """Give every activation quantizer a range in the context; yield the random batches that the ranges come from."""
     generator = torch.Generator().manual_seed(0)
-    names = [tensor.name for tensor in model.signature.inputs]
-    batches = [
-        dict(zip(names, (x.to(device) for x in example.random(_SAMPLES, 1.0, generator, sizes)), strict=True))
-        for sizes in model.signature.trials()
-    ]
+    given, made = ([tensor.name for tensor in tensors] for tensors in (model.signature.inputs, model.signature.outputs))
+    batches: list[_Batch] = []
     quantizers = [quantizer for _, quantizer in model.quantizers()]
     try:
         with torch.no_grad(), calibrating(model, statistics=False):
-            for batch in batches:
-                model.network(*batch.values())
+            for sizes in model.signature.trials():
+                inputs = example.random(_SAMPLES, 1.0, generator, sizes)
+                result = model.network(*(x.to(device) for x in inputs))
+                shapes = (tuple(x.shape) for x in ([result] if isinstance(result, Tensor) else result))
+                batches.append(_Batch(dict(zip(given, inputs, strict=True)), dict(zip(made, shapes, strict=True))))
         for quantizer in quantizers:
             if not bool(
                 torch.isfinite(quantizer.low) & torch.isfinite(quantizer.high) & (quantizer.low < quantizer.high)
@@ -146,7 +160,7 @@ def _provisional_ranges(
             quantizer.reset()
 
 
-def _compare(graph: "IntegerGraph", file: bytes, inputs: list[dict[str, Tensor]]) -> None:
+def _compare(graph: "IntegerGraph", file: bytes, batches: list[_Batch]) -> None:
     """Run a file on batches and on one sample, and compare with the executor.
 
     Results are compared loosely, since a mismatch propagates to later layers. Where real values are quantized, the
@@ -158,12 +172,20 @@ def _compare(graph: "IntegerGraph", file: bytes, inputs: list[dict[str, Tensor]]
 
     executor, entries = IntegerExecutor(graph), graph.entries
     session = open_session(add_outputs(file, _kinds(entries, graph)) if entries else file, threads=1)
-    for batch in (*inputs, {name: x[:1] for name, x in inputs[0].items()}):
+    for batch in (*batches, batches[0].first()):
         named = [output.name for output in session.get_outputs()]
-        made = session.run(named, {name: x.numpy() for name, x in batch.items()})
+        made = session.run(named, {name: x.numpy() for name, x in batch.inputs.items()})
         results = dict(zip(named, map(torch.from_numpy, made), strict=True))
+        for name, shape in batch.shapes.items():
+            # The executor has no other shapes than the file: both follow the frozen network.
+            if tuple(results[name].shape) != shape:
+                raise ConversionError(
+                    f"Expected a frozen network whose result {name!r} has the shape {shape}, as the network's own, "
+                    f"but it has the shape {tuple(results[name].shape)}",
+                    hint="an operation depends on the input's size: pass the example inputs without dynamic_shapes",
+                )
         codes = {name: results[name] for name in entries}
-        for name, own in executor.entries(batch, codes).items() if entries else ():
+        for name, own in executor.entries(batch.inputs, codes).items() if entries else ():
             worst = float((own - codes[name].to(own.dtype)).abs().max())
             if worst > _CODES:
                 raise ConversionError(
@@ -172,7 +194,7 @@ def _compare(graph: "IntegerGraph", file: bytes, inputs: list[dict[str, Tensor]]
                     hint="one of these operations has another meaning in ONNX: write it in other operations",
                 )
         with torch.no_grad():
-            expected = executor.run(batch)
+            expected = executor.run(batch.inputs)
         for name, wanted in expected.items():
             got, rows = results[name], len(wanted)
             if got.shape != wanted.shape or not _are_close(got, wanted):

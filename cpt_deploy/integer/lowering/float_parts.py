@@ -15,7 +15,7 @@ from cpt_deploy.integer.operations import Constant, Embed, Float, Operation
 from cpt_deploy.integer.tensors import QuantizedTensor
 from cpt_deploy.quantization.conversion.capture.training_behaviour import is_normalisation
 from cpt_deploy.quantization.graph.operator_kinds import IS_FLOAT, module_of
-from cpt_deploy.quantization.graph.shapes import describe
+from cpt_deploy.quantization.graph.shapes import describe, has_free_positions
 from cpt_deploy.quantization.modules.attention import ScaledDotProductAttention
 from cpt_deploy.quantization.modules.layers import QuantizedEmbedding
 from cpt_deploy.quantization.modules.stochastic_depth import is_stochastic_depth
@@ -69,6 +69,12 @@ class FloatLowering:
         if not node.meta.get(IS_FLOAT):
             return []
         if module is None and node.target in CEILED and needs_factors(node):
+            if has_free_positions(node.all_input_nodes[0]):
+                raise ConversionError(
+                    f"Expected average pooling without ceil_mode where sizes are free, but got "
+                    f"{describe(node, self.network)} in float",
+                    hint="use ceil_mode=False, or pass the example inputs without dynamic_shapes",
+                )
             self.names[node] = self.real_name(node)
             return average_with_factors(node, self.name_of(node.all_input_nodes[0]), self.names[node])
         if module is None:

@@ -51,6 +51,20 @@ def test_a_function_that_onnxruntime_computes_otherwise_is_refused(monkeypatch: 
         prepared(Network(nn.AvgPool2d(3, 2, ceil_mode=True)))
 
 
+def test_averages_with_cut_windows_are_refused_where_sizes_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.GELU(), nn.AvgPool2d(4, ceil_mode=True), nn.Conv2d(6, 4, 1)
+    )
+    sizes = {2: 2 * Dim("height", min=2, max=16), 3: 2 * Dim("width", min=2, max=16)}
+    x = torch.zeros(2, 3, 4, 4)
+    with pytest.raises(ConversionError, match=r"ceil_mode.*avg_pool2d.*'2'"):
+        prepare(network, x, QuantizationConfig(), dynamic_shapes=sizes)
+    # The factors of the example, one for the only window, fit any size: the trial has to compare shapes.
+    monkeypatch.setattr("cpt_deploy.integer.lowering.float_parts.has_free_positions", lambda node: False)
+    with pytest.raises(ConversionError, match="has the shape"):
+        prepare(network, x, QuantizationConfig(), dynamic_shapes=sizes)
+
+
 def test_the_trial_has_the_integers_of_the_example(monkeypatch: pytest.MonkeyPatch) -> None:
     class Bounded(nn.Module):
         def __init__(self) -> None:
