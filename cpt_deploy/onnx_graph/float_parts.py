@@ -8,6 +8,7 @@ import functools
 import logging
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import onnx
@@ -157,6 +158,8 @@ def _stand_in_operator(name: str, outputs: int) -> Any:
 def write_skeleton(graph: IntegerGraph, opset: int) -> onnx.ModelProto:
     """Return a graph as ONNX with a `StandIn` (attribute `key`: the output's name) for each integer operation.
 
+    No value in it has the name of an input or output of the signature.
+
     Args:
         graph: A frozen graph with float operations.
         opset: ONNX opset, at least `FLOAT_OPSET`.
@@ -202,4 +205,22 @@ def write_skeleton(graph: IntegerGraph, opset: int) -> onnx.ModelProto:
     finally:
         logging.getLogger("torch.onnx").setLevel(level)
     assert exported is not None
-    return exported.model_proto
+    model = exported.model_proto
+    _avoid(graph.signature.names, model.graph)
+    return model
+
+
+def _avoid(taken: Sequence[str], skeleton: onnx.GraphProto) -> None:
+    """Rename values that `torch.onnx` named as an input or output of the network, after the operator: "mean"."""
+    used = {*taken, *(name for node in skeleton.node for name in node.output), *(t.name for t in skeleton.initializer)}
+    renamed: dict[str, str] = {}
+    for name in taken:
+        renamed[name] = f"{name}_value"
+        while renamed[name] in used:
+            renamed[name] += "_"
+        used.add(renamed[name])
+    for node in skeleton.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+    for tensor in skeleton.initializer:
+        tensor.name = renamed.get(tensor.name, tensor.name)

@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,11 @@ from torch.export import Dim
 from torch.nn import functional
 
 from cpt_deploy import quantization
+from cpt_deploy.bundle.runtime.sessions import open_session
 from cpt_deploy.errors import ConversionError, DataError, UsageError
+from cpt_deploy.integer import freeze
 from cpt_deploy.onnx_graph import float_forms
+from cpt_deploy.onnx_graph.writer import write_onnx
 from cpt_deploy.preparation import prepare
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, calibrate
 from cpt_deploy.quantization.graph.signature import Example
@@ -124,6 +128,33 @@ def test_outputs_have_the_names_of_their_places(make: Callable[[Tensor], Any], n
     model = prepared(Outputs(make)).eval()
     assert [tensor.name for tensor in model.signature.outputs] == names
     assert type(model(torch.randn(2, *SHAPE))) is type(make(torch.zeros(1)))
+
+
+class Sampled(nn.Module):
+    """Results with the names that operators before them have in PyTorch's exporter, and an input with one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.mean, self.spread = nn.Linear(5, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, gelu: Tensor) -> dict[str, Tensor]:
+        hidden = functional.gelu(self.first(x) * gelu).mean(1)
+        return {"mean": self.mean(hidden), "mul": self.spread(hidden), "val_0": hidden.exp()}
+
+
+def test_results_may_have_the_names_of_operators() -> None:
+    torch.manual_seed(0)
+    x, factor = torch.randn(6, 4, 5), torch.rand(6, 4, 1)
+    network = Sampled().eval()
+    model = prepare(network, (x, factor), QuantizationConfig())
+    calibrate(model, [(x, factor)])
+    session = open_session(write_onnx(freeze(model.eval())))
+    names = ["mean", "mul", "val_0"]
+    assert [output.name for output in session.get_outputs()] == names
+    got = dict(zip(names, session.run(names, {"x": x.numpy(), "gelu": factor.numpy()}), strict=True))
+    with torch.no_grad():
+        for name, expected in network(x, factor).items():
+            assert np.allclose(got[name], expected, atol=0.05 * float(expected.abs().max())), name
 
 
 def test_inputs_that_are_missing_are_named() -> None:
