@@ -37,10 +37,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def check_parameters(model: nn.Module) -> None:
-    """Check that all parameters of a network are float32 and not NaN.
+    """Check that all parameters of a network are float32, and they and the statistics of BatchNorms are finite.
+
+    Other buffers may be infinite, as masks of attention are.
 
     Raises:
-        ConversionError: If a parameter has no values, another dtype or NaN; names it.
+        ConversionError: If a parameter has no values or another dtype, or a tensor has such values; names it.
     """
     for name, parameter in model.named_parameters():
         if is_lazy(parameter) or parameter.is_meta:
@@ -53,10 +55,24 @@ def check_parameters(model: nn.Module) -> None:
                 f"Expected parameters in float32, but {name!r} is in {parameter.dtype}",
                 hint="prepare(model.float(), …)",
             )
-        if bool(parameter.isnan().any()):
-            raise ConversionError(
-                f"Expected parameters that are numbers, but {name!r} has NaN", hint="load a sound checkpoint"
-            )
+        _check_finite(name, parameter)
+    for name, buffer in model.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            _check_finite(name, buffer)
+            if name.endswith("running_var") and bool((buffer < 0).any()):
+                raise ConversionError(
+                    f"Expected variances of at least 0, but {name!r} has negative values",
+                    hint="load a sound checkpoint",
+                )
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    if not bool(tensor.isfinite().all()):
+        found = "NaN" if bool(tensor.isnan().any()) else "infinite values"
+        raise ConversionError(
+            f"Expected parameters and statistics that are finite, but {name!r} has {found}",
+            hint="load a sound checkpoint",
+        )
 
 
 @dataclass(frozen=True, slots=True)

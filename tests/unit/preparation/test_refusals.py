@@ -173,6 +173,9 @@ def test_inputs_that_are_missing_are_named() -> None:
         (lambda network: network.double(), "'first.0.weight' is in torch.float64"),
         (lambda network: network.to("meta"), "'first.0.weight' has none"),
         (lambda network: network.head.bias.data.fill_(float("nan")), "'head.bias' has NaN"),
+        (lambda network: network.second.weight.data[0].fill_(-float("inf")), "'second.weight' has infinite values"),
+        (lambda network: network.first[1].running_mean[1].fill_(float("nan")), "'first.1.running_mean' has NaN"),
+        (lambda network: network.first[1].running_var[2].fill_(-0.5), "'first.1.running_var' has negative values"),
     ],
 )
 def test_parameters_that_are_no_numbers_in_float32_are_refused_by_name(
