@@ -3,6 +3,8 @@
 `torch.onnx` computes each shape at run time from the sizes of the input, and scales queries and keys of attention
 separately. Here a reshape has a constant shape where at most one size is not that of the same axis of its input, an
 expansion has 1 where sizes remain, and attention has one factor, which onnxruntime fuses into its first product.
+Others are here since those of `torch.onnx` differ from PyTorch: attention without keys, log1p and expm1 of small
+numbers, and atan2 of zeros.
 """
 
 import math
@@ -127,9 +129,41 @@ def _attention(
     return torch.where(added.amax(-1, keepdim=True) == _MASKED, 0.0, result)
 
 
+def _log1p(x: Tensor) -> Tensor:
+    """Compute log(1 + x), whose rounded sum alone would lose small x; Kahan's factor restores it."""
+    x = x.to(torch.float32)
+    u = 1 + x
+    return torch.where((u == 1) | (u == math.inf), x, torch.log(u) * (x / (u - 1)))
+
+
+def _expm1(x: Tensor) -> Tensor:
+    """Compute exp(x) - 1, whose rounded power alone would lose small x; Kahan's factor restores it."""
+    x = x.to(torch.float32)
+    u = torch.exp(x)
+    ends = torch.where(u == 1, x, u - 1)  # the factor would be 0/0 or inf/inf
+    return torch.where((u == 1) | (u - 1 == -1) | (u == math.inf), ends, (u - 1) * (x / torch.log(u)))
+
+
+def _atan2(y: Tensor, x: Tensor) -> Tensor:
+    """Compute the angle of (x, y) from that of (|x|, |y|); the sign of a zero counts, as in PyTorch."""
+    y, x = y.to(torch.float32), x.to(torch.float32)
+    up, along = y.abs(), x.abs()
+    angle = torch.where((up == 0) & (along == 0), 0.0, torch.atan(up / along))
+    angle = torch.where((up == math.inf) & (along == math.inf), math.pi / 4, angle)
+    angle = torch.where(_is_negative(x), math.pi - angle, angle)
+    return torch.where(_is_negative(y), -angle, angle)
+
+
+def _is_negative(x: Tensor) -> Tensor:
+    return (x < 0) | (torch.reciprocal(x) < 0)  # of -0.0 it is -inf
+
+
 _FORMS: dict[str, Callable[..., Any]] = {
     "aten.view.default": _reshape,
     "aten.reshape.default": _reshape,
     "aten.expand.default": _expand,
     "aten.scaled_dot_product_attention.default": _attention,
+    "aten.log1p.default": _log1p,
+    "aten.expm1.default": _expm1,
+    "aten.atan2.default": _atan2,
 }

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -179,6 +180,31 @@ def test_attention_is_0_where_a_mask_leaves_no_key(as_float: bool, joined: bool)
     got = open_session(write_onnx(graph)).run(None, {"x": x.numpy(), "keys": keys.numpy()})[0]
     np.testing.assert_allclose(got, expected.numpy(), atol=0.02 * float(expected.abs().max()))
     np.testing.assert_allclose(got, IntegerExecutor(graph).run({"x": x, "keys": keys})["logits"], atol=0.02)
+
+
+class Functions(nn.Module):
+    def __init__(self, *functions: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.functions = nn.Linear(4, 4), functions
+
+    def forward(self, y: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        return self.layer(y), *(function(y, x) for function in self.functions)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_functions_near_and_at_the_ends_of_their_domains_are_those_of_pytorch() -> None:
+    functions = Functions(lambda y, x: torch.log1p(y), lambda y, x: torch.expm1(y), torch.atan2).eval()
+    model = prepare(functions, (torch.randn(4, 4), torch.randn(4, 4)), QuantizationConfig())
+    calibrate(model, [(torch.randn(8, 4), torch.randn(8, 4))])
+    session = open_session(write_onnx(freeze(model.eval())))
+    ends = torch.tensor([0.0, 1e-30, 1e-8, 3e-7, 1e-4, 0.5, 1.0, 3.0, 17.0, 88.0, 89.0, 1e30, math.inf])
+    ends = torch.cat([ends, -ends, torch.tensor([math.nan])])
+    y, x = (part.reshape(-1, 1).expand(-1, 4).contiguous() for part in torch.cartesian_prod(ends, ends).unbind(1))
+    with torch.no_grad():
+        expected = functions(y, x)[1:]
+    got = session.run([output.name for output in session.get_outputs()][1:], {"y": y.numpy(), "x": x.numpy()})
+    for number, (wanted, made) in enumerate(zip(expected, got, strict=True)):
+        np.testing.assert_allclose(made, wanted.numpy(), rtol=2e-6, atol=0, err_msg=str(number))
 
 
 def test_operators_that_do_not_compute_are_refused() -> None:
