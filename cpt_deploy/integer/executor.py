@@ -81,13 +81,16 @@ class IntegerExecutor(nn.Module):
         return given
 
     @torch.no_grad()
-    def trace(self, inputs: Inputs, given: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def trace(
+        self, inputs: Inputs, given: Mapping[str, Tensor] | None = None, own: dict[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """Return the quantized values of every tensor of the graph, uint8 or int8, by name, in the order of execution.
 
         Args:
             inputs: The inputs by name, or the only one.
             given: Quantized values of tensors that are quantized from real values, by name, to replace the executor's
                 own: with those of another runtime, all other integers have to be equal in both.
+            own: Receives the executor's own values of the given tensors, as `entries` returns them.
 
         Returns:
             The quantized values; and the real values of layers whose output is not quantized, and of the outputs.
@@ -97,7 +100,7 @@ class IntegerExecutor(nn.Module):
         signed = {name for name, tensor in self.graph.tensors.items() if tensor.signed}
         return {
             name: codes.to(torch.int8 if name in signed else torch.uint8) if name in self.graph.tensors else codes
-            for name, codes in self._run(self._named(inputs), keep=True, given=given or {}).items()
+            for name, codes in self._run(self._named(inputs), keep=True, given=given or {}, own=own).items()
             if name in self.graph.tensors or name in products or name in self.graph.outputs
         }
 

@@ -72,6 +72,8 @@ class FloatFacts:
         reason: Why the network is not integer from end to end.
         free_running: Integers of the free-running executor, which computes the float parts itself, against
             onnxruntime's; these may differ. `None` if they were not compared.
+        boundaries: Integers behind each float part, which the executor computes from onnxruntime's integers before it,
+            against onnxruntime's: those differ that are more than 2 apart. `None` if they were not compared.
     """
 
     operators: dict[str, int]
@@ -79,6 +81,7 @@ class FloatFacts:
     float_macs: int
     reason: str
     free_running: tuple[TensorResult, ...] | None
+    boundaries: tuple[TensorResult, ...] | None = None
 
     @property
     def integer_share(self) -> float:

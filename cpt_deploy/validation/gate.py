@@ -6,17 +6,23 @@ from math import isfinite
 from cpt_deploy.bundle import FORMATS
 from cpt_deploy.bundle.runtime.providers import CPU
 from cpt_deploy.validation.accuracy.noninferiority import NonInferiority
+from cpt_deploy.validation.integers.inside import A_FEW_CODES
 from cpt_deploy.validation.integers.saturation import overflow_reasons, portability_reasons
 from cpt_deploy.validation.onnx.constants import ConstantsResult
 from cpt_deploy.validation.report import ValidationReport
+
+MAX_FAR = 1e-3
+"""Max share of the integers behind a float part that may differ by more than `A_FEW_CODES`: sorts and comparisons in
+float decide ties by last digits."""
 
 
 def judge(report: ValidationReport) -> ValidationReport:
     """Return the report with the reasons why it fails its gate, and the undecided questions.
 
     These always fail: outputs that are not finite, files that contradict each other or the run, constants that differ
-    from the integer graph, sums that can overflow int32, unannounced operators in float, and a portable bundle that can
-    saturate. The metric and integers fail only if `report.gate` requires them.
+    from the integer graph, sums that can overflow int32, unannounced operators in float, float parts that compute
+    something else than PyTorch, and a portable bundle that can saturate. The metric and integers fail only if
+    `report.gate` requires them.
     """
     checks = (
         _finite_reasons,
@@ -24,6 +30,7 @@ def judge(report: ValidationReport) -> ValidationReport:
         _constant_reasons,
         _overflow_reasons,
         _operator_reasons,
+        _float_reasons,
         _portability_reasons,
         _recorded_reasons,
         _drop_reasons,
@@ -50,6 +57,19 @@ def operator_reasons(unannounced: dict[str, int]) -> list[str]:
         return []
     named = ", ".join(f"{count} {name}" for name, count in unannounced.items())
     return [f"onnxruntime computes {named} in float, which was not announced at export"]
+
+
+def _float_reasons(report: ValidationReport) -> list[str]:
+    """Return a reason if a float part has another meaning in ONNX, naming the integers directly behind it."""
+    boundaries = (report.float_parts and report.float_parts.boundaries) or ()
+    for tensor in boundaries:
+        if tensor.mismatches > MAX_FAR * tensor.values:
+            return [
+                f"onnxruntime computes the operations in float before {tensor.name!r} otherwise than PyTorch: "
+                f"{tensor.mismatches} of {tensor.values} quantized values differ by more than {A_FEW_CODES} "
+                f"(by up to {tensor.worst_difference})"
+            ]
+    return []
 
 
 def _recorded_reasons(report: ValidationReport) -> list[str]:

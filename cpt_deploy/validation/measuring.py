@@ -87,6 +87,7 @@ class Measurement:
         output_pairs: Some output values of the trained model and of onnxruntime; `None` without a trained model.
         notes: Notes on what could not be compared.
         free_running: Integers of the free-running executor of a network with operations in float; else `None`.
+        boundaries: Integers behind each float part of such a network, see `InsideComparison`.
         served_outputs: The executor's outputs against those of the serving session; `None` if it did not run.
         session_outputs: The outputs of the session whose integers were compared against those of the serving session.
         trained_codes: The trained model's outputs against the executor's, in steps; `None` if one did not run.
@@ -99,6 +100,7 @@ class Measurement:
     output_pairs: OutputPairs | None
     notes: tuple[str, ...]
     free_running: IntegerComparison | None = None
+    boundaries: IntegerComparison | None = None
     served_outputs: ServedOutputs | None = None
     session_outputs: ServedOutputs | None = None
     trained_codes: TrainedCodes | None = None
@@ -236,6 +238,7 @@ class _Work:
             output_pairs=None if self.sampler is None else self.sampler.result(),
             notes=() if inside is None else inside.notes(),
             free_running=None if inside is None else inside.free_running,
+            boundaries=None if inside is None else inside.boundaries,
             served_outputs=self._served_outputs(),
             session_outputs=None if inside is None else inside.session_outputs.result(),
             trained_codes=None if self.codes is None else self.codes.result(),

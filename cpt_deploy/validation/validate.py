@@ -20,7 +20,6 @@ from cpt_deploy.validation.accuracy.samples import OTHER_DATA, Samples
 from cpt_deploy.validation.accuracy.scoring import Scoring
 from cpt_deploy.validation.facts import DatasetFacts, FloatFacts, Gate, GraphFacts, RecordedFacts
 from cpt_deploy.validation.gate import judge
-from cpt_deploy.validation.integers.comparison import IntegerComparison
 from cpt_deploy.validation.integers.integer_model import ExecutedGraph, bundled_integer_model
 from cpt_deploy.validation.integers.intermediate_outputs import with_intermediate_outputs
 from cpt_deploy.validation.integers.saturation import bundle_accumulators, bundle_portability, bundle_saturation
@@ -118,7 +117,7 @@ def validate(  # noqa: PLR0913  subject, samples and requirements
             output_pairs=measured.output_pairs,
             reference="float model" if bundle.calibrated else "trained model",
             provider=provider_name(provider),
-            float_parts=_float_facts(bundle, measured.free_running),
+            float_parts=_float_facts(bundle, measured),
             contradictions=contradicting,
             recorded=_recorded(bundle, samples, scoring, trained, measured),
             non_inferiority=_non_inferiority(measured, scoring, max_drop),
@@ -178,7 +177,7 @@ def _recorded(
     return RecordedFacts(recorded.value, recorded.samples, again, differs=differs)
 
 
-def _float_facts(bundle: Bundle, free_running: IntegerComparison | None) -> FloatFacts | None:
+def _float_facts(bundle: Bundle, measured: Measurement) -> FloatFacts | None:
     parts = bundle.float_parts
     if parts is None:
         return None
@@ -188,7 +187,7 @@ def _float_facts(bundle: Bundle, free_running: IntegerComparison | None) -> Floa
             int(parts["integer_macs"]),
             int(parts["float_macs"]),
             str(parts["reason"]),
-            None if free_running is None else free_running.results(),
+            *(None if found is None else found.results() for found in (measured.free_running, measured.boundaries)),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(

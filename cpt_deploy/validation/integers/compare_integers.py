@@ -26,6 +26,8 @@ class GraphComparison:
             had where integers begin. Here nothing may differ.
         free_running: The codes of all tensors where the executor computes operations in float itself; their last places
             may differ.
+        boundaries: Codes where integers begin, each computed in float from onnxruntime's codes before it; those differ
+            that are more than `A_FEW_CODES` apart.
         outputs: By name, the greatest difference of an output of the file, as a share of the greatest value, from the
             same codes; infinite if its shape differs.
         hidden: Tensors that could not be looked at, since as outputs they would change what onnxruntime runs.
@@ -33,6 +35,7 @@ class GraphComparison:
 
     tensors: tuple[TensorResult, ...]
     free_running: tuple[TensorResult, ...]
+    boundaries: tuple[TensorResult, ...]
     outputs: Mapping[str, float]
     hidden: tuple[str, ...]
 
@@ -64,11 +67,13 @@ def compare_integers(
     inside.add(inputs, model.run(inputs), served)
     assert inside.comparison is not None
     assert inside.free_running is not None
+    assert inside.boundaries is not None
     entries = {name: integers for name, integers in inside.session.trace(inputs).items() if name in model.entries}
     replayed = model.follow(inputs, entries).outputs
     return GraphComparison(
         inside.comparison.results(),
         inside.free_running.results(),
+        inside.boundaries.results(),
         {name: _share(replayed[name], values) for name, values in served.items()},
         tuple(intermediate.name for intermediate in observable.hidden),
     )

@@ -143,11 +143,19 @@ class IntegerComparison:
         intermediates: The tensors to compare, in graph order.
         units: Real value of one unit of the integer sums, by name, of tensors with real values: two unequal results of
             a layer differ by at least one unit.
+        tolerance: Max difference of two integers that do not count as differing.
     """
 
-    def __init__(self, intermediates: Sequence[IntermediateOutput], units: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        intermediates: Sequence[IntermediateOutput],
+        units: Mapping[str, float] | None = None,
+        *,
+        tolerance: int = 0,
+    ) -> None:
         self.intermediates = tuple(intermediates)
         self.units = dict(units or {})
+        self.tolerance = tolerance
         self._counts = {intermediate.name: [0, 0, 0] for intermediate in intermediates}
 
     def add(self, expected: Mapping[str, Values], got: Mapping[str, Values]) -> None:
@@ -170,7 +178,7 @@ class IntegerComparison:
                 difference = np.ceil(
                     np.nan_to_num(difference / self.units[intermediate.name], nan=2.0**31, posinf=2.0**31)
                 )
-            counts[1] += int(np.count_nonzero(difference))
+            counts[1] += int(np.count_nonzero(difference > self.tolerance))
             counts[2] = max(counts[2], int(difference.max()))
 
     def results(self) -> tuple[TensorResult, ...]:

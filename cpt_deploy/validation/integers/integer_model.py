@@ -1,6 +1,7 @@
 """Execute an integer graph, as the reference for onnxruntime's integers."""
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
@@ -23,10 +24,13 @@ class Execution:
         outputs: Outputs by name.
         integers: Integers of quantized tensors by their names in the ONNX graph; in a replay also the real results of
             layers that are not quantized.
+        entries: In a replay, the executor's own integers at the boundaries, each computed from the given ones before it
+            by the float operations between them.
     """
 
     outputs: Arrays
     integers: Arrays
+    entries: Arrays = field(default_factory=dict)
 
 
 class ExecutedGraph:
@@ -50,7 +54,7 @@ class ExecutedGraph:
 
     def run(self, inputs: Arrays) -> Execution:
         """Execute a batch of inputs by name."""
-        traced = self._trace(inputs, {})
+        traced, _ = self._trace(inputs, {})
         return Execution(self._outputs(traced), _only(traced, self._graph.tensors))
 
     @property
@@ -70,19 +74,31 @@ class ExecutedGraph:
             inputs: Inputs by name.
             entries: Integers at the boundaries. Integers computed from an omitted one are omitted from the result.
         """
-        traced = self._trace(inputs, entries)
+        traced, own = self._trace(inputs, entries)
         left_out = reached_from(self._graph, set(self.entries) - set(entries))
         compared = {*self._graph.tensors, *self.products} - left_out - set(self.entries)
-        return Execution(self._outputs(traced), _only(traced, compared))
+        known = set(
+            itertools.takewhile(lambda name: name in entries, self.entries)
+        )  # later ones may follow from others
+        return Execution(self._outputs(traced), _only(traced, compared), _only(own, known))
 
-    def _trace(self, inputs: Arrays, entries: Arrays) -> dict[str, npt.NDArray[Any]]:
+    def _trace(
+        self, inputs: Arrays, entries: Arrays
+    ) -> tuple[dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[Any]]]:
+        """Return the tensors of an execution, and the executor's own values of the entries that are given."""
         import torch
 
         given, fixed = (
             {name: torch.from_numpy(array) for name, array in arrays.items()}
             for arrays in (checked_inputs(self._graph.signature, inputs), entries)
         )
-        return {name: tensor.numpy() for name, tensor in self._executor.trace(given, fixed).items()}
+        own: dict[str, torch.Tensor] = {}
+        traced = self._executor.trace(given, fixed, own)
+        stored = {name: torch.int8 if self._graph.tensors[name].signed else torch.uint8 for name in own}
+        return (
+            {name: tensor.numpy() for name, tensor in traced.items()},
+            {name: tensor.to(stored[name]).numpy() for name, tensor in own.items()},
+        )
 
     def _outputs(self, traced: Arrays) -> dict[str, npt.NDArray[Any]]:
         """Return the outputs; running the executor a second time for them would double the time."""

@@ -20,7 +20,7 @@ from cpt_deploy.validation import (
     layer_saturation,
     wilson_interval,
 )
-from cpt_deploy.validation.facts import DatasetFacts, Gate, GraphFacts, RecordedFacts
+from cpt_deploy.validation.facts import DatasetFacts, FloatFacts, Gate, GraphFacts, RecordedFacts
 from cpt_deploy.validation.gate import judge
 from cpt_deploy.validation.integers.comparison import ServedOutputs
 
@@ -141,6 +141,17 @@ def test_operators_in_float_that_were_not_announced_fail_on_the_cpu(provider, pa
     judged = judge(report(graph=graph, provider=provider))
     assert judged.passed is passed
     assert passed or judged.reasons == ("onnxruntime computes 1 Conv in float, which was not announced at export",)
+
+
+@pytest.mark.parametrize(("far", "passed"), [(1, True), (2, False)])
+def test_operators_in_float_with_another_meaning_fail(far, passed):
+    boundaries = (TensorResult("a", "QuantizeLinear", 500, 0, 1), TensorResult("b", "QuantizeLinear", 1000, far, 90))
+    judged = judge(report(float_parts=FloatFacts({"gelu": 1}, 100, 10, "gelu", (), boundaries)))
+    assert judged.passed is passed
+    assert passed or judged.reasons == (
+        "onnxruntime computes the operations in float before 'b' otherwise than PyTorch: 2 of 1000 quantized values "
+        "differ by more than 2 (by up to 90)",
+    )
 
 
 def test_logits_that_are_served_have_to_be_the_executors():
