@@ -91,6 +91,9 @@ def export_bundle(
         BundleError: If the processor does not fit the model, or the bundle cannot be written.
     """
     graph = freeze(model, weight_bits=weight_bits, activation_bits=activation_bits)
+    apart = model.conversion.apart
+    if apart is not None:
+        graph = replace(graph, signature=graph.signature.by_call())
     floats = float_costs(graph) if graph.has_float_operations else None
     opset = smallest_opset(graph) if opset is None else opset
     facts = {
@@ -99,6 +102,7 @@ def export_bundle(
         **({} if identity.calibrated else {"trained_bits": [model.config.min_bits, model.config.max_bits]}),
         "opset": opset if floats is None else max(opset, FLOAT_OPSET),
         "reduced_layers": [asdict(layer) for layer in reduced_layers(model, weight_bits)],
+        **({} if apart is None else {"by_call": apart}),
     }
     floating = None if floats is None else (floats, model.conversion.reason)
     return export_graph(graph, destination, identity, golden_inputs, facts=facts, floats=floating, formats=formats)

@@ -10,6 +10,7 @@ from cpt_deploy.quantization.conversion.activation_quantizers import insert_quan
 from cpt_deploy.quantization.conversion.chosen_layers import excluded_modules, float_layers
 from cpt_deploy.quantization.conversion.comparison.equivalence import DiffersError, Reference
 from cpt_deploy.quantization.conversion.comparison.handed_in import HandedIn
+from cpt_deploy.quantization.conversion.comparison.rows import why_apart
 from cpt_deploy.quantization.conversion.example_inputs import read_example
 from cpt_deploy.quantization.conversion.graphs import graphs_of
 from cpt_deploy.quantization.conversion.quantized_layers import replace_layers
@@ -57,6 +58,7 @@ def prepare(
     with given.untouched():
         reference = Reference.of(given, example)
         prepared, reason = _first_that_is_the_same(reference, config, trial)
+        apart = why_apart(reference)
     dropped = given.dropped()
     if dropped:
         warnings.warn(
@@ -67,7 +69,14 @@ def prepare(
     if config.scheme == "sbm":
         prepared.conversion = Conversion("training only", REAL_ZERO_POINTS, dropped)
     else:
-        prepared.conversion = Conversion("float parts" if reason else "integers", reason, dropped)
+        prepared.conversion = Conversion("float parts" if reason else "integers", reason, dropped, apart)
+    if apart and config.scheme != "sbm":
+        warnings.warn(
+            f"each request will be computed by itself: {apart}; if the first dimension is not the batch, make it the "
+            "batch: batch_first=True",
+            CptWarning,
+            stacklevel=2,
+        )
     prepared.train(given.network.training)
     return prepared.to(given.device)
 

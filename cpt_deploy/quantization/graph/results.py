@@ -181,14 +181,25 @@ def _shapes(
     device = next((parameter.device for parameter in network.parameters()), None)
     with torch.no_grad(), in_evaluation(network):
         result = network(*zeros_of(signature, rows, sizes, device=device))
-    shapes = [tuple(tensor.shape) for tensor in ([result] if isinstance(result, Tensor) else result)]
-    if any(shape[:1] != (rows,) for shape in shapes):
+    tensors = [result] if isinstance(result, Tensor) else result
+    check_batch_first(tensors, rows)
+    return [tuple(tensor.shape) for tensor in tensors]
+
+
+def check_batch_first(tensors: Sequence[Tensor], rows: int) -> None:
+    """Check that each result of a batch has a row for each sample.
+
+    Raises:
+        ConversionError: Otherwise.
+    """
+    other = next((tuple(tensor.shape) for tensor in tensors if tensor.shape[:1] != (rows,)), None)
+    if other is not None:
         raise ConversionError(
-            f"Expected results with the batch dimension first, but of {rows} samples one has the shape "
-            f"{next(shape for shape in shapes if shape[:1] != (rows,))}",
-            hint="return a row for each sample; averages over a batch belong to the loss",
+            f"Expected results with the batch dimension first, but of {rows} sample{'s' * (rows > 1)} one has the "
+            f"shape {other}",
+            hint="return a row for each sample, of a single one, too: squeeze(1) leaves the batch as it is, and "
+            "averages over a batch belong to the loss",
         )
-    return shapes
 
 
 def _size(trials: Sequence[Mapping[str, int]], name: str, seen: Sequence[int]) -> Size:

@@ -16,11 +16,13 @@ class Conversion:
         reason: Why it is not all integers: the first operation without an integer form and its module; `None` if all
             operations are integers.
         dropped_hooks: Hooks of the network that only observe; the prepared network does not have them.
+        apart: Why rows of several requests cannot be computed together; `None` if they can.
     """
 
     path: Path
     reason: str | None = None
     dropped_hooks: tuple[str, ...] = ()
+    apart: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON types."""

@@ -184,6 +184,7 @@ NORMS: dict[str, tuple[Callable[[], nn.Module], bool]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:each request will be computed by itself")
 @pytest.mark.parametrize("name", NORMS)
 def test_normalisations_convert_alone_and_behind_a_layer(name: str) -> None:
     make, floats = NORMS[name]
@@ -192,6 +193,7 @@ def test_normalisations_convert_alone_and_behind_a_layer(name: str) -> None:
     assert_converts(network, floats=floats)
 
 
+@pytest.mark.filterwarnings("ignore:each request will be computed by itself")
 @pytest.mark.parametrize("options", [{}, {"affine": False}, {"track_running_stats": False}, {"momentum": None}])
 def test_batchnorm_on_features_alone_converts(options: dict[str, Any]) -> None:
     assert_converts(

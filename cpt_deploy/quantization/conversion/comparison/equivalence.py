@@ -5,6 +5,7 @@ are compared as well. Parameters at their initial value (zeros, ones) would hide
 sides.
 """
 
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,7 +27,7 @@ from cpt_deploy.quantization.conversion.comparison.running import (
     with_list,
 )
 from cpt_deploy.quantization.graph.no_integer_form import NoIntegerFormError
-from cpt_deploy.quantization.graph.results import Structure
+from cpt_deploy.quantization.graph.results import Structure, check_batch_first
 from cpt_deploy.quantization.graph.signature import Example
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.signature import Signature
@@ -36,7 +37,7 @@ from cpt_deploy.signature import Signature
 _BATCHES = ((2, 1.0), (3, 4.0), (1, 1.0), (4, 1.0))
 #: The number of batches that run in training, too: the others are calls as in serving.
 _TRAINED = 2
-#: Maximum difference, relative to the largest result, that float32 rounding explains.
+#: Maximum difference, relative to the largest result that differs, that float32 rounding explains.
 _TOLERANCE = 1e-5
 #: The same in float64, for results that differed by more in float32.
 _FLOAT64_TOLERANCE = 2e-6
@@ -75,7 +76,8 @@ class Reference:
         """Run the original network, and leave it unchanged.
 
         Raises:
-            ConversionError: If it does not accept the inputs, or does not return the same tensors in both modes.
+            ConversionError: If it does not accept the inputs, does not return the same tensors in both modes, or the
+                first dimension of a result is not the batch.
         """
         model = given.model
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
@@ -87,6 +89,12 @@ class Reference:
         runs = [Run(True, seed) for seed in range(_TRAINED)] + [Run(False, seed) for seed in range(len(batches))]
         with untouched(model), given.watched(), varied(model):
             found = [_checked_result(model, example, batches[run.seed], run) for run in runs]
+            if all(len(batch[0]) > 1 for batch in batches):
+                alone, run = tuple(x[:1] for x in batches[0]), Run(False, len(batches))
+                with suppress(ConversionError):  # a BatchNorm without running averages may not take a single row
+                    found.append(_checked_result(model, example, alone, run))
+                    batches.append(alone)
+                    runs.append(run)
         structures = [Structure(result) for result in found]
         other = next((run for run, one in zip(runs, structures, strict=True) if one != structures[-1]), None)
         if other is not None:
@@ -96,6 +104,8 @@ class Reference:
                 hint="switch auxiliary outputs off, or wrap it in a module whose forward always returns the same",
             )
         results = [structures[0].tensors(result) for result in found]
+        for run, tensors in zip(runs, results, strict=True):
+            check_batch_first(tensors, len(batches[run.seed][0]))
         return cls(given, example, structures[0], batches, runs, results)
 
     def result(self, model: nn.Module, batch: Inputs, run: Run) -> list[Tensor]:
@@ -111,7 +121,7 @@ class Reference:
         """
         with float_bits(prepared), varied(prepared):
             for run, expected in zip(self.runs, self.results, strict=True):
-                if not all(map(_are_close, self._prepared_result(prepared, run), expected)):
+                if not all(map(are_close, self._prepared_result(prepared, run), expected)):
                     break
             else:
                 return
@@ -148,11 +158,12 @@ class Reference:
             results = [tensors_of(prepared.network, batches[run.seed], run) for run in self.runs]
         for run, wanted, gotten in zip(self.runs, expected, results, strict=True):
             for place, (want, got) in enumerate(zip(wanted, gotten, strict=True)):
-                distance = _distance(got, want) if got.shape == want.shape else float("inf")
-                if not distance <= tolerance * _size(want) and not distance <= _ROUNDINGS * self._moved(
+                alike = got.shape == want.shape
+                distance, size = (_distance(got, want), _size(want, got)) if alike else (float("inf"), 0.0)
+                if not distance <= tolerance * size and not distance <= _ROUNDINGS * self._moved(
                     model, batches, run, place, want
                 ):
-                    self._refuse(model, prepared, batches, run, distance, _size(want))
+                    self._refuse(model, prepared, batches, run, distance, size)
 
     def _moved(self, model: nn.Module, batches: list[Inputs], run: Run, place: int, want: Tensor) -> float:
         """Return how far a result moves when its inputs change by one rounding."""
@@ -184,7 +195,7 @@ class Reference:
             place = first_difference(model, call, prepared.network, batches[run.seed], replay)
         raise DiffersError(
             f"Expected the prepared network to compute what {type(model).__name__} computes, but in {run.mode} its "
-            f"values differ from {place} on (results by {distance:.3g}, where the largest is {size:.3g})",
+            f"values differ from {place} on (results by {distance:.3g}, where the largest that differs is {size:.3g})",
             hint=_advice(self.given, run),
             reason=f"{place} has no integer form that computes the same in {run.mode}",
         )
@@ -227,8 +238,9 @@ def _rounded(x: Tensor) -> Tensor:
     return torch.nextafter(x, away.view(x.shape).to(x))
 
 
-def _are_close(got: Tensor, expected: Tensor) -> bool:
-    return got.shape == expected.shape and _distance(got, expected) <= _TOLERANCE * _size(expected)
+def are_close(got: Tensor, expected: Tensor, tolerance: float = _TOLERANCE) -> bool:
+    """Return whether values differ by no more than a tolerance relative to the largest that differs."""
+    return got.shape == expected.shape and _distance(got, expected) <= tolerance * _size(expected, got)
 
 
 def _sizes(batch: Inputs, signature: Signature) -> str:
@@ -243,6 +255,7 @@ def _distance(got: Tensor, expected: Tensor) -> float:
     return float(torch.where(same, 0.0, (got - expected).abs()).nan_to_num(torch.inf).max()) if got.numel() else 0.0
 
 
-def _size(expected: Tensor) -> float:
-    finite = expected[expected.isfinite()]
-    return float(finite.abs().max()) if finite.numel() else 0.0
+def _size(expected: Tensor, got: Tensor) -> float:
+    """Return the largest value that differs: constants, such as -1e9 of a mask, say nothing about the others."""
+    differing = expected[(expected != got) & expected.isfinite()]
+    return float(differing.abs().max()) if differing.numel() else 0.0
