@@ -78,6 +78,8 @@ class FileReport:
         """Why the file fails."""
         served, first = self.served, next((entry for entry in self.served.operators if entry.mismatches), None)
         found = []
+        if not served.compared:
+            found.append("no integers were compared")
         if first is not None:
             found.append(
                 f"{served.mismatches:,} of {served.compared:,} integers differ from exact arithmetic, first in "

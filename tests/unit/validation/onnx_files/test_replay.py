@@ -7,6 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
+from onnxruntime.quantization import quantize_dynamic
 
 from cpt_deploy.bundle.runtime.sessions import may_saturate, open_session
 from cpt_deploy.errors import DataError, UsageError
@@ -135,6 +136,18 @@ def test_a_report_measures_agreement_accuracy_and_latency(files, source):
 def test_a_file_without_integers_is_refused(source):
     with pytest.raises(UsageError, match="is computed on integers"):
         validate_file(read_file(source), {"image": images(2)})
+
+
+def test_a_file_of_which_no_integer_can_be_compared_fails(tmp_path):
+    """The exact arithmetic of onnxruntime's dynamically quantized LSTM is not known."""
+    random = np.random.default_rng(0)
+    weights = [constant(name, random.standard_normal((1, 16, size))) for name, size in (("W", 6), ("R", 4))]
+    lstm = helper.make_node("LSTM", ["x", "W", "R"], ["y"], hidden_size=4)
+    onnx.save(model_of([lstm], [value("x", ["t", "N", 6])], [value("y")], weights), tmp_path / "lstm.onnx")
+    quantize_dynamic(tmp_path / "lstm.onnx", tmp_path / "quantized.onnx")
+    report = validate_file(read_file(tmp_path / "quantized.onnx"))
+    assert report.served.compared == 0
+    assert report.reasons == ("no integers were compared",)
 
 
 def test_data_of_another_model_are_refused(files):
