@@ -130,6 +130,9 @@ def _reason(error: Exception) -> str:
     if "Suggested fixes:" in lines:  # of free sizes
         fixes = lines[lines.index("Suggested fixes:") + 1 :]
         return f"not every size in dynamic_shapes is possible; torch suggests {', '.join(_until_prose(fixes))}"
+    guard = next((line for line in lines if line.startswith("- Not all values of")), None)
+    if guard is not None:  # the line before it names the free sizes only
+        return f"not every size in dynamic_shapes is possible: n{guard.removeprefix('- N').rstrip('.')}"
     return lines[0].partition(". ")[0] if lines else type(error).__name__
 
 

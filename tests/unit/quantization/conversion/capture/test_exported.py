@@ -3,9 +3,12 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
+from torch.nn import functional
 from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
 
+from cpt_deploy.errors import ConversionError
 from cpt_deploy.quantization import QuantizationConfig, calibrate, prepare
 
 SHAPE = (3, 16, 16)
@@ -72,3 +75,20 @@ def test_a_step_on_codes_computes_what_the_modules_compute(make, shape, dtype) -
         model.compute = compute
         results.append(model(x))
     assert torch.allclose(results[0], results[1], rtol=1e-4, atol=1e-4)
+
+
+class Resized(nn.Module):
+    """Its maps get the size of the input; a pool can leave a single pixel, which torch treats as a special case."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.interpolate(self.conv(functional.max_pool2d(x, 2)).cos(), size=x.shape[2:])
+
+
+def test_free_sizes_that_are_not_possible_are_said_with_their_reason() -> None:
+    free = {2: Dim("height"), 3: Dim("width")}
+    with pytest.raises(ConversionError, match=r"size in dynamic_shapes is possible: not all values of .* // 2"):
+        prepare(Resized(), torch.zeros(2, *SHAPE), QuantizationConfig(), dynamic_shapes=free)
