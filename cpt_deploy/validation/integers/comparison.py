@@ -12,6 +12,9 @@ from cpt_deploy.validation.integers.intermediate_outputs import IntermediateOutp
 Values = npt.NDArray[np.generic]
 
 _MOST_STEPS = 255
+_FAR = 256
+"""Ratio to the largest value that differs above which equal values are constants, such as -1e9 of a mask: more than
+that of the values of 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,8 @@ class OutputAgreement:
     """Collects the agreement of two runtimes' outputs up to a tolerance.
 
     Args:
-        tolerance: Max difference of a value as a share of its sample's largest one; of the batch's largest one if a
-            sample has a single value.
+        tolerance: Max difference of a value as a share of its sample's largest one that is no constant; of the batch's
+            if a sample has a single value.
 
     Attributes:
         unequal: Number of values that are not equal.
@@ -95,7 +98,10 @@ class OutputAgreement:
                 distance = np.abs(first[name].astype(np.float64) - served)
             difference = np.where(first[name] == served, 0.0, distance)
             axes = tuple(range(1, served.ndim)) if served.ndim and served.size > len(served) else None
-            greatest = np.abs(served).max(axis=axes, keepdims=True, initial=0).astype(np.float64)
+            size = np.maximum(np.abs(first[name]), np.abs(served)).astype(np.float64)
+            unequal = (difference != 0) & np.isfinite(size)
+            reach = _FAR * np.where(unequal, size, 0).max(axis=axes, keepdims=True, initial=0)
+            greatest = np.where(size <= reach, size, 0).max(axis=axes, keepdims=True, initial=0)
             self._values += served.size
             self.unequal += int((~(difference == 0)).sum())
             # "not within" instead of "beyond", so that NaN counts as differing

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from cpt_deploy.bundle import OnnxRuntimeModel
 from cpt_deploy.export.golden import OtherRoundings, golden_sample, named_inputs
@@ -41,3 +42,27 @@ def test_other_roundings_are_within_and_other_weights_are_not(graph: IntegerGrap
         changed[name] = arrays[name] * np.float32(1.1)
         wrong = OnnxRuntimeModel(write_onnx(from_dict(description, changed)), graph.signature)
         assert not wrong.reproduce_golden(golden).reproduced, operation.source
+
+
+class Masked(nn.Module):
+    """Scores, of which a mask leaves some."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        scores: Tensor = self.second(self.norm(self.first(x))).cos()
+        return scores.masked_fill(mask == 0, -1e9)[:, :3]
+
+
+def test_a_mask_does_not_widen_the_tolerance() -> None:
+    torch.manual_seed(0)
+    mask = torch.tensor([[0, 1, 1, 1], [1, 0, 1, 1]])
+    model = prepare(Masked().eval(), (torch.zeros(2, 8), mask), QuantizationConfig())
+    calibrate(model, [(torch.randn(2, 8), mask) for _ in range(4)])
+    graph = freeze(model.eval())
+    inputs = named_inputs(graph.signature, {"x": torch.randn(2, 8), "mask": mask})
+    golden = golden_sample(graph, inputs, write_onnx(graph))
+    assert golden.outputs["logits"].min() == -1e9
+    assert 0 < golden.tolerances["logits"] < 0.02

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cpt_deploy.validation import Accuracy
 from cpt_deploy.validation.accuracy.runtimes import RuntimeComparison
-from cpt_deploy.validation.integers.comparison import IntegerComparison
+from cpt_deploy.validation.integers.comparison import IntegerComparison, OutputAgreement
 from cpt_deploy.validation.integers.intermediate_outputs import IntermediateOutput
 
 
@@ -75,3 +75,15 @@ def test_all_integers_of_tensors_of_other_shapes_differ():
     comparison.add({"x": np.zeros((2, 3), np.uint8)}, {"x": np.zeros((4, 2), np.uint8)})
     (found,) = comparison.results()
     assert (found.values, found.mismatches) == (8, 8)
+
+
+@pytest.mark.parametrize("constant", [-1e9, -np.inf, 3.0])
+def test_constants_of_a_mask_do_not_widen_the_tolerance(constant):
+    first = np.array([[1.0, 2.0, constant], [1.0, 0.0, constant]], np.float32)
+    agreement, close = OutputAgreement(1e-2), first + np.float32([[0, 0.01, 0], [0, 0.005, 0]])
+    agreement.add({"y": first}, {"y": close})
+    assert agreement.result().differing == 0
+    agreement.add({"y": first}, {"y": first + np.float32([[0, 0.1, 0], [0, 0, 0]])})
+    assert agreement.result().differing == 1
+    agreement.add({"y": first}, {"y": np.full_like(first, np.inf)})
+    assert agreement.result().differing == 1 + 6

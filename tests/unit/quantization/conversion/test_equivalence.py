@@ -183,15 +183,24 @@ class Frozen(Small):
         return self
 
 
+class Masked(Counting):
+    """It has a logit that is no number of interest."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return torch.cat([logits, torch.full_like(logits[:, :1], -1e9)], 1)
+
+
 @pytest.mark.parametrize(
     ("make", "named"),
     [
         (lambda: with_step(half_in_training), "in training its values differ from operation 'mul'"),
         (lambda: with_step(lambda self, y: functional.dropout(y, 0.2)), "in evaluation .* 'dropout'"),
         (Counting, "operation 'mul'"),
+        (Masked, "operation 'mul'"),
         (Frozen, "in training .* 'batch_norm' in module 'bn'"),
     ],
-    ids=["branch", "dropout", "counter", "frozen"],
+    ids=["branch", "dropout", "counter", "masked", "frozen"],
 )
 def test_what_cannot_be_kept_is_named(make: Callable[[], nn.Module], named: str) -> None:
     torch.manual_seed(0)
