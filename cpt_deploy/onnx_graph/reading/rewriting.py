@@ -62,6 +62,7 @@ class _Rewriting:
         for node in self.graph.node:
             new = self._hard_function(node) or self._leaky(node) or self._mean(node) or self._slices(node)
             new = new or self._all_in_order(node) or self._softmax(node) or self._pad(node) or self._resize(node)
+            new = new or self._dilated_mean(node)
             if new is not None:
                 self.made[id(node)] = new
         nodes = []
@@ -176,6 +177,23 @@ class _Rewriting:
         return [
             helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], node.name),
             helper.make_node("Squeeze", [pooled, places], [node.output[0]]),
+        ]
+
+    def _dilated_mean(self, node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
+        """Return a dilated AveragePool of negated values, and their negation.
+
+        Between quantizers, onnxruntime would fuse it to QLinearAveragePool, which has no dilations.
+        """
+        if not is_standard(node, "AveragePool") or set(attributes_of(node).get("dilations", [])) <= {1}:
+            return None
+        before, after = f"{node.output[0]}_negated", f"{node.output[0]}_of_negated"
+        pool = onnx.NodeProto()
+        pool.CopyFrom(node)
+        pool.input[:], pool.output[:] = [before], [after]
+        return [
+            helper.make_node("Neg", [node.input[0]], [before]),
+            pool,
+            helper.make_node("Neg", [after], [node.output[0]]),
         ]
 
     def _all_in_order(self, node: onnx.NodeProto) -> list[onnx.NodeProto] | None:

@@ -274,6 +274,15 @@ def test_a_resize_of_some_axes_resizes_these(given: str, mode: str, axes: list[i
     proven(network.file(network.conv(x, 4, 4)), samples((2, 3, 8, 8)))
 
 
+@pytest.mark.parametrize("others", [{}, {"pads": [1, 1, 1, 1]}, {"pads": [1, 1, 1, 1], "count_include_pad": 1}])
+def test_a_mean_of_distant_values_stays_in_float(others: dict[str, Any]) -> None:
+    """onnxruntime would fuse it with the quantizers around it, to an operator that has no dilations."""
+    network = Network(["N", 3, 8, 8], opset=19)
+    x = network.op("AveragePool", network.conv("x", 3, 4), kernel_shape=[2, 2], dilations=[2, 2], **others)
+    _, operators = proven(network.file(network.conv(x, 4, 4)), samples((2, 3, 8, 8)))
+    assert operators["AveragePool"] == 1
+
+
 def test_integers_of_a_type_that_onnx_does_not_know_go_between_parts() -> None:
     network = Network(["N", 3, 8, 8])
     ends = (np.int32(0), np.int32(4), np.int32(1))
