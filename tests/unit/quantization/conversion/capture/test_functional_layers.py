@@ -90,6 +90,7 @@ def test_a_buffer_is_a_weight_that_is_not_trained() -> None:
     assert trained == {"network.conv.weight": True, "network.conv.bias": True, "network.kernel_conv2d.weight": False}
 
 
+@pytest.mark.filterwarnings("ignore:each request will be computed by itself")
 @pytest.mark.parametrize("inputs", ["computed weight", "grouped by the batch"])
 def test_what_is_no_product_with_parameters_stays_in_float(inputs: str) -> None:
     if inputs == "computed weight":  # of the input: nothing to quantize once
