@@ -144,6 +144,6 @@ class Requantize(nn.Module):
         source = self.source
         bits = source.precision.activation_bits
         # A recorded step serves all bits, so there values that already have these bits are quantized once more.
-        if bits[self.group] == bits["fixed"] and not is_recorded(x.device):
+        if not is_recorded(x.device) and bits[self.group] == bits["fixed"]:
             return x
         return source.quantize(x, self.group)

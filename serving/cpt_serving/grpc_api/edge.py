@@ -193,10 +193,11 @@ class CallEdge(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 await _abort(context, error)
 
         # On the wire, a stream looks like a call with one message, which the library would read before all this.
+        deserialize = handler.request_deserializer if handler.request_streaming else None
         if handler.response_streaming:
-            return grpc.stream_stream_rpc_method_handler(call, None, handler.response_serializer)
+            return grpc.stream_stream_rpc_method_handler(call, deserialize, handler.response_serializer)
         # The library sends a single answer and its status together, which costs less than a stream of one.
-        return grpc.stream_unary_rpc_method_handler(call, None, handler.response_serializer)
+        return grpc.stream_unary_rpc_method_handler(call, deserialize, handler.response_serializer)
 
     def _refuse(self, method: str, refusal: RequestError) -> Any:
         async def refuse(_requests: Any, context: Any) -> None:
