@@ -1,6 +1,6 @@
 """Refuses requests that pages of other origins make browsers send; CORS alone would only hide the answers from them."""
 
-from collections.abc import Collection
+from collections.abc import Awaitable, Collection, Iterable
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -8,6 +8,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from cpt_serving.web.errors import error_response
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
+_TELLING = frozenset({b"host", b"origin", b"sec-fetch-site"})
 
 
 class OriginGuard:
@@ -26,22 +27,23 @@ class OriginGuard:
         self._app = app
         self._allowed = {origin.encode().lower() for origin in allowed}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Handle one request."""
-        if scope["type"] != "http" or scope["method"] in _READING or self._may_ask(dict(scope["headers"])):
-            await self._app(scope, receive, send)
-            return
+        if scope["type"] != "http" or scope["method"] in _READING or self._may_ask(scope["headers"]):
+            return self._app(scope, receive, send)
         message = "Expected a request of this server's own page, but it came from a page of another origin"
-        await error_response(403, f"{message} (--cors-origins allows others)")(scope, receive, send)
+        return error_response(403, f"{message} (--cors-origins allows others)")(scope, receive, send)
 
-    def _may_ask(self, headers: dict[bytes, bytes]) -> bool:
-        origin = headers.get(b"origin")
+    def _may_ask(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        told = {name: value for name, value in headers if name in _TELLING}
+        origin, site = told.get(b"origin"), told.get(b"sec-fetch-site")
+        if origin is None and site is None:
+            return True
         if not self._allowed.isdisjoint((b"*", (origin or b"").lower())):
             return True
-        site = headers.get(b"sec-fetch-site")
         if site is not None:
             return site in (b"same-origin", b"none")
-        return origin is None or _host(origin) == headers.get(b"host", b"").lower()
+        return origin is None or _host(origin) == told.get(b"host", b"").lower()
 
 
 def _host(origin: bytes) -> bytes:
