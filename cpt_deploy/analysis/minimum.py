@@ -13,6 +13,7 @@ from cpt_deploy.bundle import ImageProcessor
 from cpt_deploy.data import FittedImages, recipe_images
 from cpt_deploy.data.images import Split
 from cpt_deploy.errors import UsageError
+from cpt_deploy.recipe.tasks import IMAGE_CLASSIFICATION, task_name
 from cpt_deploy.training import ProcessGroup, TrainedRun, choose_device, load_run
 
 Batches = tuple[tuple[Tensor, Tensor], ...]
@@ -69,6 +70,9 @@ def load_minimum(
         CptError: If run, data set or device cannot be used.
     """
     run = load_run(run_dir)
+    task = task_name(run.recipe.data.task, run.recipe.data.name)
+    if task != IMAGE_CLASSIFICATION:
+        raise UsageError(f"Expected the run of an image classifier, but the task of {run_dir} is {task}")
     chosen_device = choose_device(device, ProcessGroup())
     inputs, labels = _images_of(run, split, images, seed)
     model = run.model.to(chosen_device).to(memory_format=torch.channels_last)

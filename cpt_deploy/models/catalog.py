@@ -75,22 +75,32 @@ def build_model(
         MissingExtraError: If it is a timm model and timm is not installed.
     """
     shape: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels, "input_size": input_size}
-    if name.startswith(PREFIX):
-        model = build_torchvision(name.removeprefix(PREFIX), **shape, **args)
-    elif name.startswith(TIMM_PREFIX):
-        model = build_timm(name.removeprefix(TIMM_PREFIX), **shape, **args)
-    elif name.startswith(ONNX_FILE):
-        from cpt_deploy.models.onnx_module import build_onnx  # onnx takes long to import
-
-        model = build_onnx(Path(name.removeprefix(ONNX_FILE)), **shape, **args)
-    elif ":" in name:
-        model = _build_imported(name, shape, args)
-    elif name in models:
-        model = _call(name, models.get(name), shape, args)
-    else:
-        raise UsageError(f"Expected a known model, but got {name!r}", hint=nearest_names(name, model_names()))
+    try:
+        model = _build(name, shape, args)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UsageError(
+            f"Expected arguments that model {name} can be built with, but {shape | args} fail: {reason}",
+            hint="data.input.size sets the size of images, model.args.NAME=VALUE other arguments",
+        ) from error
     _check_output(name, model, num_classes, (in_channels, *input_size))
     return model
+
+
+def _build(name: str, shape: dict[str, Any], args: dict[str, Any]) -> nn.Module:
+    if name.startswith(PREFIX):
+        return build_torchvision(name.removeprefix(PREFIX), **shape, **args)
+    if name.startswith(TIMM_PREFIX):
+        return build_timm(name.removeprefix(TIMM_PREFIX), **shape, **args)
+    if name.startswith(ONNX_FILE):
+        from cpt_deploy.models.onnx_module import build_onnx  # onnx takes long to import
+
+        return build_onnx(Path(name.removeprefix(ONNX_FILE)), **shape, **args)
+    if ":" in name:
+        return _build_imported(name, shape, args)
+    if name in models:
+        return _call(name, models.get(name), shape, args)
+    raise UsageError(f"Expected a known model, but got {name!r}", hint=nearest_names(name, model_names()))
 
 
 def _build_imported(path: str, shape: dict[str, Any], args: dict[str, Any]) -> nn.Module:

@@ -70,10 +70,12 @@ def _facts(report: "ValidationReport") -> dict[str, str]:
     if report.graph is not None:
         floats = ", ".join(f"{count} {name}" for name, count in report.graph.float_operators.items())
         facts["operators left in float"] = floats or "none"
+    title = report.metric.title
+    name = f"{title} lost" if report.metric.higher_is_better else f"rise of {title}"
     if report.non_inferiority is not None:
-        title = report.metric.title
-        name = f"{title} lost" if report.metric.higher_is_better else f"rise of {title}"
         facts[name] = _lost(report, report.non_inferiority)
+    elif report.runtimes and not report.agreement:
+        facts[name] = "not judged, since there is no trained model to compare with (--run)"
     largest = max(report.accumulators, key=lambda entry: entry.worst_sum, default=None)
     if largest is not None:
         facts["largest possible sum"] = f"{readable.share(largest.share)} of int32, in {largest.name}"

@@ -20,11 +20,15 @@ def verify(
     """
     from cpt_deploy.bundle import Bundle
     from cpt_deploy.bundle.integrity.signatures import public_keys, require_signature
+    from cpt_deploy.errors import BundleError, ValidationFailedError
     from cpt_deploy.workflows import bundle_at
 
     keys = public_keys(key)
     bundle = bundle_at(bundle)
-    opened = Bundle.open(bundle)
+    try:
+        opened = Bundle.open(bundle)
+    except BundleError as error:  # a file is not as its checksum says, or is gone
+        raise ValidationFailedError(error.message, hint=error.hint) from error
     fitting = require_signature(opened, keys)
     out.line(f"{readable.path(bundle)} is as it was signed with the key of {readable.path(fitting)}")
     out.result({"bundle": bundle, "key": fitting, "content_sha256": opened.content_sha256})

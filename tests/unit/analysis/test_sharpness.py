@@ -1,12 +1,15 @@
 """Ascent to the edge of a ball, against quadratics whose maximum there is known."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
-from cpt_deploy.analysis import SharpnessSettings, measure_sharpness
+from cpt_deploy.analysis import SharpnessSettings, measure_sharpness, minimum
 from cpt_deploy.analysis.sharpness import ascent_rise
 from cpt_deploy.errors import UsageError
+from cpt_deploy.recipe import load_recipe
 
 
 def quadratic(diagonal, start, linear=None):
@@ -58,6 +61,13 @@ def test_settings_out_of_range_are_refused(radius, steps):
     weight, losses = quadratic([1.0], [1.0])
     with pytest.raises(UsageError, match="radius above 0"):
         ascent_rise([weight], losses, radius=radius, steps=steps)
+
+
+def test_a_run_of_another_task_is_refused_by_its_task(monkeypatch, tmp_path):
+    recipe = load_recipe("ptb-lstm", [])
+    monkeypatch.setattr(minimum, "load_run", lambda _: SimpleNamespace(recipe=recipe))
+    with pytest.raises(UsageError, match="run of an image classifier, but the task of .* is text-generation"):
+        minimum.load_minimum(tmp_path)
 
 
 def test_logistic_regression_has_the_eigenvalue_of_its_closed_form():

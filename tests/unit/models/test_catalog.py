@@ -139,6 +139,11 @@ def test_images_too_small_for_a_model_are_a_usage_error():
         build_anywhere("torchvision/alexnet", num_classes=2, in_channels=3, input_size=(8, 8))
 
 
+def test_sizes_that_a_model_cannot_be_built_for_are_a_usage_error():
+    with pytest.raises(UsageError, match=r"vit_b_32 can be built with, .*\(16, 16\).* fail: Input shape indivisible"):
+        build_model("torchvision/vit_b_32", num_classes=2, in_channels=3, input_size=(16, 16))
+
+
 def test_oblong_images_are_refused_by_vision_transformers():
     with pytest.raises(UsageError, match="square"):
         build_anywhere("torchvision/vit_b_16", num_classes=2, in_channels=3, input_size=(32, 64))

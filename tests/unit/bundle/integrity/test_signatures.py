@@ -192,6 +192,10 @@ def test_the_commands_sign_and_verify(signed, keys, capsys):
     assert "as it was signed" in capsys.readouterr().out
     assert main(["verify", str(signed.path), "--key", str(keys["theirs"][1])]) == 4
     assert main(["sign", str(signed.path), "--key", str(public)]) == 5
+    (signed.path / "README.md").write_text("changed")
+    assert main(["verify", str(signed.path), "--key", str(public)]) == 4
+    (signed.path / "README.md").unlink()
+    assert main(["verify", str(signed.path), "--key", str(public)]) == 4
 
 
 def test_without_the_extra_it_is_named(signed, keys, monkeypatch, capsys):
