@@ -66,7 +66,7 @@ def test_settings_out_of_range_are_refused(radius, steps):
 def test_a_run_of_another_task_is_refused_by_its_task(monkeypatch, tmp_path):
     recipe = load_recipe("ptb-lstm", [])
     monkeypatch.setattr(minimum, "load_run", lambda _: SimpleNamespace(recipe=recipe))
-    with pytest.raises(UsageError, match="run of an image classifier, but the task of .* is text-generation"):
+    with pytest.raises(UsageError, match=r"run of an image classifier, but the task of .* is text-generation"):
         minimum.load_minimum(tmp_path)
 
 
