@@ -78,9 +78,8 @@ def build_model(
     try:
         model = _build(name, shape, args)
     except (RuntimeError, ValueError, AssertionError) as error:
-        reason = str(error).strip().partition("\n")[0]
         raise UsageError(
-            f"Expected arguments that model {name} can be built with, but {shape | args} fail: {reason}",
+            f"Expected arguments that model {name} can be built with, but {shape | args} fail: {_first_line(error)}",
             hint="data.input.size sets the size of images, model.args.NAME=VALUE other arguments",
         ) from error
     _check_output(name, model, num_classes, (in_channels, *input_size))
@@ -140,11 +139,15 @@ def _check_output(name: str, model: nn.Module, num_classes: int, input_shape: tu
         with torch.no_grad(), in_evaluation(model):
             logits = model(image)
     except (RuntimeError, ValueError, AssertionError) as error:
-        reason = str(error).strip().partition("\n")[0]
         raise UsageError(
-            f"Expected images that model {name} can take, but {size} (channels x height x width) fails: {reason}",
+            f"Expected images that model {name} can take, but {size} (channels x height x width) fails: "
+            f"{_first_line(error)}",
             hint="larger images may work: set data.input.size",
         ) from error
     got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if got != (1, num_classes):
         raise UsageError(f"Expected model {name} to return logits of shape (1, {num_classes}), but got {got}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -8,19 +8,22 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
 import trustme
 import uvicorn
 from PIL import Image
 from starlette.testclient import TestClient
 
-from cpt_deploy.bundle import Bundle
+from cpt_deploy.bundle import Bundle, write_bundle
 from cpt_serving import create_app, load_settings
 from cpt_serving.app import app_of, create_service
+from cpt_serving.inference.engine import Engine
 from cpt_serving.repository.model_repository import ModelRepository
 from cpt_serving.service import Service
 from cpt_serving.settings import ServeSettings
@@ -232,3 +235,21 @@ def browser() -> Iterator[Any]:
         launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield launched
         launched.close()
+
+
+async def infer(engine: Engine[Any]) -> Any:
+    """Return the inference of a black image of the shared bundle."""
+    with engine.admit() as admission:
+        return await admission.compute({"image": np.zeros((1, 3, 8, 8), np.float32)})
+
+
+def states(repository: ModelRepository) -> dict[tuple[str, str], str]:
+    """Return the state of each model, by name and version."""
+    return {(status.name, status.version): status.state.value for status in repository.models.index()}
+
+
+def replace_labels(path: Path, bundle_contents: Callable[[], Any], labels: tuple[str, ...]) -> None:
+    """Put another bundle in the place of one, as `cpt export` does."""
+    shutil.rmtree(path)
+    contents = bundle_contents()
+    write_bundle(path, contents=replace(contents, processor=replace(contents.processor, labels=labels)))

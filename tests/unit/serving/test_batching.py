@@ -2,8 +2,7 @@
 
 import asyncio
 import threading
-import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,9 +14,8 @@ from cpt_deploy.bundle import OnnxRuntimeModel
 from cpt_serving import load_settings
 from cpt_serving.inference.engine import Engine
 from cpt_serving.inference.errors import DeadlineExceededError, QueueFullError
-from cpt_serving.inference.memory import MemoryBudget
 from cpt_serving.inference.observers import ModelObserver
-from cpt_serving.inference.threads import AbandonedError, Threads, Work
+from cpt_serving.inference.threads import Threads
 
 HOURS = 9.0
 
@@ -305,15 +303,6 @@ def test_an_observer_that_fails_leaves_no_request_without_an_answer():
     asyncio.run(scenario())
 
 
-def test_threads_outlive_a_job_that_fails(caplog):
-    threads, done = Threads(1, "compute"), threading.Event()
-    threads.offer(lambda: 1 // 0)
-    threads.offer(done.set)
-    assert done.wait(60)
-    threads.close()
-    assert "a job of the thread compute-0 failed" in caplog.text
-
-
 class Gate:
     """Reading a request's content, which waits until the test lets it pass."""
 
@@ -426,32 +415,6 @@ def test_bytes_of_rows_of_free_sizes_count_in_the_queue():
             assert sorted(recorder.failed) == ["cancelled", "queue_full", "queue_full"]
 
     asyncio.run(scenario())
-
-
-def test_memory_is_given_in_order_and_not_to_those_who_left():
-    budget, taken, give_back = MemoryBudget(10), [], threading.Event()
-
-    def fixed(name, size, work):
-        with suppress(AbandonedError), budget.holding(size, work):
-            taken.append(name)
-            assert give_back.wait(60)
-
-    works = {name: Work() for name in "abcd"}
-    threads = []
-    for name, size in (("a", 8), ("b", 8), ("c", 8), ("d", 2)):
-        threads.append(threading.Thread(target=fixed, args=(name, size, works[name])))
-        threads[-1].start()
-        while len(budget._line) + len(taken) < len(threads):
-            time.sleep(0.001)
-    # There would be room for d, but others came before.
-    assert taken == ["a"]
-    works["b"].abandoned = True
-    threads[1].join(60)
-    assert taken == ["a"]
-    give_back.set()
-    for thread in threads:
-        thread.join(60)
-    assert taken == ["a", "c", "d"]
 
 
 arrivals = st.lists(
