@@ -6,7 +6,7 @@ from typing import Generic, NamedTuple, TypeVar
 from cpt_deploy.bundle import Bundle
 from cpt_serving.adapters import Adapter
 from cpt_serving.inference.engine import Engine
-from cpt_serving.inference.model import Tensors
+from cpt_serving.inference.model import Tensors, bytes_of
 from cpt_serving.inference.threads import Work
 from cpt_serving.oip.answers import OutputTensor
 from cpt_serving.oip.schemas import InferRequest
@@ -70,6 +70,6 @@ async def rendered(engine: Engine[Adapter], outputs: Tensors, render: Callable[[
     Raises:
         DeadlineExceededError: If the deadline passes before, as when all threads are busy.
     """
-    if sum([values.nbytes for values in outputs.values()]) > _INLINE_BYTES:
+    if bytes_of(outputs) > _INLINE_BYTES:
         return await engine.decoders.run(lambda _: render(), deadline)
     return render()

@@ -67,24 +67,24 @@ class Queue:
         held = admission.rows
         if rows > held:
             others = self.rows - held
-            self._require_room(others, others + rows <= self._most_rows, f"{self._most_rows} rows, but {others}")
+            # A request larger than the queue is admitted when nothing else waits.
+            if others and others + rows > self._most_rows:
+                raise self._full(others, f"{self._most_rows} rows, but {others}")
         self._prepared_rows += rows - held
         self._prepared += (rows > 0) - (held > 0)
         admission.rows = rows
 
-    def require_bytes(self, size: int) -> None:
+    def require_bytes(self, inputs: Tensors) -> None:
         """Raise a QueueFullError unless inputs have room beside those that wait for a batch; known once decoded."""
-        waiting = self.batcher.waiting_bytes
-        fits = waiting + size <= self._most_bytes
-        self._require_room(self.batcher.waiting_rows, fits, f"{self._most_bytes} bytes, but {waiting}")
+        others, waiting = self.batcher.waiting_rows, self.batcher.waiting_bytes
+        if others and waiting + bytes_of(inputs) > self._most_bytes:
+            raise self._full(others, f"{self._most_bytes} bytes, but {waiting}")
 
-    def _require_room(self, others: int, fits: bool, found: str) -> None:
-        # A request larger than the queue is admitted when nothing else waits.
-        if others and not fits:
-            raise QueueFullError(
-                f"Expected room for the request in the queue of {found} are waiting",
-                retry_after_s=max(1, math.ceil(others * self.batcher.expected_seconds_per_row)),
-            )
+    def _full(self, others: int, found: str) -> QueueFullError:
+        return QueueFullError(
+            f"Expected room for the request in the queue of {found} are waiting",
+            retry_after_s=max(1, math.ceil(others * self.batcher.expected_seconds_per_row)),
+        )
 
 
 class Admission:
@@ -161,7 +161,7 @@ class Admission:
         """
         queue = self._queue
         self.claim(queue.batcher.model.rows(inputs))
-        queue.require_bytes(bytes_of(inputs))
+        queue.require_bytes(inputs)
         queue.hold(self, 0)
         self.computing = True
         inference = await queue.batcher.submit(inputs, self.deadline)
